@@ -1,0 +1,103 @@
+package pcm
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/hex"
+	"regexp"
+	"strings"
+)
+
+// The identifiers. All are printable, compare as strings and have a type of their own.
+type (
+	PeerID    string // a libp2p peer ID (Ed25519), e.g. "12D3KooWGzBj…"
+	AccountID string // an account's public key, e.g. "acc-4q7lqk3v…" (52 characters after the dash)
+	MeshID    string // hash of the mesh's root key, e.g. "mesh-ab2k7q…"
+	CellID    string // immutable, random, e.g. "cell-7xk2q…"
+	JobID     string // random, e.g. "job-x7k2mq4w…"
+	TradeID   string // hash of (job, fence), e.g. "trd-p3q8…"
+	PoolID    string // seller's name for a pool within its peer, e.g. "local-process"
+	Digest    string // lower-case hex SHA-256 of content, e.g. "9f86d081…" (64 characters)
+)
+
+var b32 = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+
+const idBytes = 10 // 80 bits: 16 characters
+
+// NewJobID draws a random job ID.
+func NewJobID() JobID { return JobID("job-" + random()) }
+
+// NewCellID draws a random cell ID.
+func NewCellID() CellID { return CellID("cell-" + random()) }
+
+func random() string {
+	var b [idBytes]byte
+	rand.Read(b[:]) // never fails since Go 1.24
+	return b32.EncodeToString(b[:])
+}
+
+// NewTradeID derives the ID of the trade that one Place of a job opens. The
+// fencing token is unique within the job, so the ID is as well.
+func NewTradeID(job JobID, fence uint64) TradeID {
+	sum := sha256.Sum256(MustMarshal([]any{"pcm/trade/1", job, fence}))
+	return TradeID("trd-" + b32.EncodeToString(sum[:idBytes]))
+}
+
+// NewMeshID derives the mesh ID from the root public key (32 bytes).
+func NewMeshID(root []byte) MeshID {
+	sum := sha256.Sum256(append([]byte("pcm/mesh/1\n"), root...))
+	return MeshID("mesh-" + b32.EncodeToString(sum[:idBytes]))
+}
+
+// DigestOf is the SHA-256 of data.
+func DigestOf(data []byte) Digest {
+	sum := sha256.Sum256(data)
+	return Digest(hex.EncodeToString(sum[:]))
+}
+
+// Valid tells whether d has the form of a digest.
+func (d Digest) Valid() bool {
+	if len(d) != 64 {
+		return false
+	}
+	for i := range len(d) {
+		if c := d[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}
+
+var (
+	idForm   = regexp.MustCompile(`^(job|trd|cell|mesh)-[a-z2-7]{16}$`)
+	nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
+)
+
+func validID(prefix, s string) bool { return strings.HasPrefix(s, prefix) && idForm.MatchString(s) }
+
+// Valid tells whether the ID has the right form.
+func (id JobID) Valid() bool   { return validID("job-", string(id)) }
+func (id TradeID) Valid() bool { return validID("trd-", string(id)) }
+func (id CellID) Valid() bool  { return validID("cell-", string(id)) }
+func (id MeshID) Valid() bool  { return validID("mesh-", string(id)) }
+
+// ValidName tells whether s may name a pool, step, label, class or peer: 1 to 63
+// lower-case letters, digits, dots, dashes and underscores, with a letter or digit at both ends.
+func ValidName(s string) bool { return nameForm.MatchString(s) }
+
+// Short abbreviates an ID for tables: the prefix and eight characters; for a
+// peer ID its last eight, since the first ones are the same for all.
+func Short[T ~string](id T) string {
+	s := string(id)
+	if strings.HasPrefix(s, "12D3KooW") && len(s) > 16 {
+		return s[len(s)-8:]
+	}
+	if i := strings.IndexByte(s, '-'); i > 0 && len(s) > i+9 {
+		return s[:i+9]
+	}
+	if len(s) > 12 {
+		return s[:12]
+	}
+	return s
+}

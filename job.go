@@ -1,0 +1,338 @@
+package pcm
+
+import (
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Bounds of a job.
+const (
+	MaxSpec   = 1 << 20 // bytes of a signed spec
+	MaxSteps  = 64      // in a job
+	MaxTasks  = 100_000 // in a job, all steps together
+	MaxArgs   = 4096    // words in a command
+	MaxOutput = 1 << 40 // bytes of declared output of one task
+)
+
+// Takeover says who may drive a job when the submitter's peer is gone.
+type Takeover string
+
+// The values of [Spec.Takeover].
+const (
+	TakeoverAccount Takeover = "account" // peers of the submitter's account: the default
+	TakeoverAny     Takeover = "any"     // any member of the submitter's cell
+	TakeoverNone    Takeover = "none"    // nobody: the job waits for its submitter
+)
+
+// Spec is what a user submits: one or more steps, each with Count tasks.
+// Amounts are written in the units that people use; Validate reads them.
+type Spec struct {
+	Name     string   `json:"name" cbor:"1,keyasint" doc:"Name of the job, for people." example:"wordcount"`
+	Budget   string   `json:"budget,omitempty" cbor:"2,keyasint,omitempty" doc:"Most that the whole job may cost, e.g. '5' or '0.25 credit'. Without it the sellers' credit limits are the bound."`
+	Deadline Duration `json:"deadline,omitempty" cbor:"3,keyasint,omitempty" doc:"How long the whole job may take from its submission, e.g. '2h'. What is unfinished then is cancelled."`
+	Takeover Takeover `json:"takeover,omitempty" cbor:"4,keyasint,omitempty" enum:"account,any,none" doc:"Who may drive the job when the submitter's peer is gone: peers of its account (default), any member of its cell, or none."`
+	Strategy string   `json:"strategy,omitempty" cbor:"5,keyasint,omitempty" doc:"How to choose among the sites that fit: cheapest (default) or spread." example:"cheapest"`
+	Steps    []Step   `json:"steps" cbor:"6,keyasint" minItems:"1" maxItems:"64" doc:"What to run."`
+}
+
+// Step is one command or module, run Count times. Tasks learn their place from
+// PCM_TASK_INDEX (0 to Count-1) and PCM_TASK_COUNT.
+type Step struct {
+	Name      string            `json:"name,omitempty" cbor:"1,keyasint,omitempty" doc:"Name of the step; default step-N."`
+	Count     int               `json:"count,omitempty" cbor:"2,keyasint,omitempty" minimum:"0" maximum:"100000" doc:"How many tasks; default 1."`
+	Command   []string          `json:"command,omitempty" cbor:"3,keyasint,omitempty" doc:"Program and arguments, for adapters that run commands. Not passed through a shell."`
+	Module    string            `json:"module,omitempty" cbor:"4,keyasint,omitempty" doc:"WebAssembly module (WASI): a path on the submitter's machine. Its arguments stand in args."`
+	Args      []string          `json:"args,omitempty" cbor:"5,keyasint,omitempty" doc:"Arguments of the module."`
+	Env       map[string]string `json:"env,omitempty" cbor:"6,keyasint,omitempty" doc:"Environment of the task. Nothing else of the seller's environment is passed."`
+	Inputs    []Input           `json:"inputs,omitempty" cbor:"7,keyasint,omitempty" doc:"Files or folders that the task reads."`
+	Outputs   []string          `json:"outputs,omitempty" cbor:"8,keyasint,omitempty" doc:"Files or folders, relative to the task's working folder, that come back."`
+	Resources Ask               `json:"resources,omitzero" cbor:"9,keyasint,omitempty" doc:"What one task needs."`
+	Class     string            `json:"class,omitempty" cbor:"10,keyasint,omitempty" doc:"Resource class that the pool must offer or have room for." example:"cpu.small"`
+	Adapter   string            `json:"adapter,omitempty" cbor:"11,keyasint,omitempty" doc:"Only on pools of this adapter, e.g. process or wasm."`
+	Labels    Labels            `json:"labels,omitempty" cbor:"12,keyasint,omitempty" doc:"Only on pools with all these labels."`
+	TimeLimit Duration          `json:"time_limit,omitempty" cbor:"13,keyasint,omitempty" doc:"Longest run of one attempt; default 1h."`
+	Retries   int               `json:"retries,omitempty" cbor:"14,keyasint,omitempty" minimum:"0" maximum:"100" doc:"How often a task that ended with a failure is run again; default 0. Attempts lost by a seller are run again whatever this says."`
+	Needs     []string          `json:"needs,omitempty" cbor:"15,keyasint,omitempty" doc:"Steps that must be complete before this one starts."`
+}
+
+// Input is a file or folder of the submitter, seen by the task at Target.
+type Input struct {
+	Source string `json:"source" cbor:"1,keyasint" doc:"Path on the submitter's machine, relative to the folder of the spec."`
+	Target string `json:"target,omitempty" cbor:"2,keyasint,omitempty" doc:"Path in the task's working folder; default: the source's last element."`
+	Digest Digest `json:"digest,omitempty" cbor:"3,keyasint,omitempty" doc:"Content of the source. Filled in at submission."`
+}
+
+// Ask is what a task needs, as a person writes it.
+type Ask struct {
+	CPU    string `json:"cpu,omitempty" cbor:"1,keyasint,omitempty" doc:"Cores: 2, 0.5 or 500m." example:"500m"`
+	Memory string `json:"memory,omitempty" cbor:"2,keyasint,omitempty" doc:"Memory: 64MiB, 8 GiB." example:"64MiB"`
+	GPU    int64  `json:"gpu,omitempty" cbor:"3,keyasint,omitempty" minimum:"0" doc:"Accelerators."`
+}
+
+// Duration is a time.Duration that people write as "90s", "10m" or "2h".
+type Duration string
+
+// Get reads the duration; empty is def. The error has code Invalid.
+func (d Duration) Get(def time.Duration) (time.Duration, error) {
+	if d == "" {
+		return def, nil
+	}
+	v, err := time.ParseDuration(string(d))
+	if err != nil || v <= 0 {
+		return 0, Errorf(Invalid, "%q is not a length of time; write it like 90s, 10m or 2h", string(d))
+	}
+	return v, nil
+}
+
+// Defaults of a step.
+const (
+	DefaultTimeLimit = time.Hour
+	MaxTimeLimit     = 365 * 24 * time.Hour
+)
+
+var defaultAsk = Resources{CPU: 100, Memory: 64 << 20}
+
+// Shape is what one task of the step reserves: its class's shape, overridden by
+// what resources says; without both, a tenth of a core and 64 MiB.
+func (s Step) Shape() (Resources, error) {
+	r := defaultAsk
+	if c, ok := FindClass(s.Class); ok {
+		r = c.Resources
+	}
+	var err error
+	if s.Resources.CPU != "" {
+		if r.CPU, err = ParseMilliCPU(s.Resources.CPU); err != nil {
+			return r, err
+		}
+	}
+	if s.Resources.Memory != "" {
+		if r.Memory, err = ParseBytes(s.Resources.Memory); err != nil {
+			return r, err
+		}
+	}
+	if s.Resources.GPU != 0 {
+		r.GPU = s.Resources.GPU
+	}
+	if r.CPU == 0 && r.Memory == 0 && r.GPU == 0 {
+		return r, Errorf(Invalid, "a task must ask for some cpu, memory or gpu")
+	}
+	return r, r.Validate()
+}
+
+// Limit is the step's time limit.
+func (s Step) Limit() time.Duration {
+	d, err := s.TimeLimit.Get(DefaultTimeLimit)
+	if err != nil {
+		return DefaultTimeLimit
+	}
+	return d
+}
+
+// BudgetAmount is the budget and its unit; 0 means none was given.
+func (s Spec) BudgetAmount() (Micro, string, error) {
+	if s.Budget == "" {
+		return 0, DefaultUnit, nil
+	}
+	amount, unit, _ := strings.Cut(strings.TrimSpace(s.Budget), " ")
+	unit = strings.TrimSpace(unit)
+	if unit == "" || unit == DefaultUnit+"s" {
+		unit = DefaultUnit
+	}
+	m, err := ParseMicro(amount)
+	if err != nil {
+		return 0, "", err
+	}
+	if m <= 0 || !ValidName(unit) {
+		return 0, "", Errorf(Invalid, "budget %q is not an amount above zero with a unit, like '5 credit'", s.Budget)
+	}
+	return m, unit, nil
+}
+
+// Tasks counts the tasks of all steps.
+func (s Spec) Tasks() int {
+	n := 0
+	for _, st := range s.Steps {
+		n += st.Count
+	}
+	return n
+}
+
+// FieldError is a fault in one field of a spec.
+type FieldError struct {
+	Field string // path like "steps[0].resources.cpu"
+	Err   error
+}
+
+func (e *FieldError) Error() string { return e.Field + ": " + e.Err.Error() }
+func (e *FieldError) Unwrap() error { return e.Err }
+
+// Normalize fills in defaults and checks everything that can be checked without
+// the mesh. It returns every fault found, each a *FieldError.
+func (s *Spec) Normalize() []error {
+	var faults []error
+	bad := func(field, format string, args ...any) {
+		faults = append(faults, &FieldError{field, Errorf(Invalid, format, args...)})
+	}
+	check := func(field string, err error) {
+		if err != nil {
+			faults = append(faults, &FieldError{field, err})
+		}
+	}
+	if s.Name == "" {
+		s.Name = "job"
+	}
+	if len(s.Name) > 63 || strings.ContainsAny(s.Name, "\n\r\t\x1b") {
+		bad("name", "%.80q is not a name of at most 63 printable characters", s.Name)
+	}
+	if s.Takeover == "" {
+		s.Takeover = TakeoverAccount
+	}
+	if !slices.Contains([]Takeover{TakeoverAccount, TakeoverAny, TakeoverNone}, s.Takeover) {
+		bad("takeover", "%q is not account, any or none", s.Takeover)
+	}
+	if s.Strategy == "" {
+		s.Strategy = "cheapest"
+	}
+	if !ValidName(s.Strategy) {
+		bad("strategy", "%q is not the name of a strategy", s.Strategy)
+	}
+	_, _, err := s.BudgetAmount()
+	check("budget", err)
+	if s.Deadline != "" {
+		_, err = s.Deadline.Get(0)
+		check("deadline", err)
+	}
+	if len(s.Steps) == 0 {
+		bad("steps", "a job has at least one step")
+	}
+	if len(s.Steps) > MaxSteps {
+		bad("steps", "%d steps are too many: at most %d", len(s.Steps), MaxSteps)
+		return faults
+	}
+	names := map[string]bool{}
+	for i := range s.Steps {
+		st := &s.Steps[i]
+		at := "steps[" + strconv.Itoa(i) + "]"
+		if st.Name == "" {
+			st.Name = "step-" + strconv.Itoa(i+1)
+		}
+		for _, f := range st.normalize(at) {
+			faults = append(faults, f)
+		}
+		if names[st.Name] {
+			bad(at+".name", "two steps are named %q", st.Name)
+		}
+		for j, need := range st.Needs {
+			if !names[need] {
+				bad(at+".needs["+strconv.Itoa(j)+"]", "%q is not a step before this one", need)
+			}
+		}
+		names[st.Name] = true
+	}
+	if n := s.Tasks(); n > MaxTasks {
+		bad("steps", "%d tasks are too many: at most %d in one job", n, MaxTasks)
+	}
+	return faults
+}
+
+func (st *Step) normalize(at string) (faults []error) {
+	bad := func(field, format string, args ...any) {
+		faults = append(faults, &FieldError{at + field, Errorf(Invalid, format, args...)})
+	}
+	check := func(field string, err error) {
+		if err != nil {
+			faults = append(faults, &FieldError{at + field, err})
+		}
+	}
+	if !ValidName(st.Name) {
+		bad(".name", "%q is not a name of lower-case letters, digits, dots and dashes", st.Name)
+	}
+	if st.Count < 0 || st.Count > MaxTasks {
+		bad(".count", "%d is out of range: 1 to %d", st.Count, MaxTasks)
+	}
+	if st.Count == 0 {
+		st.Count = 1
+	}
+	switch {
+	case len(st.Command) == 0 && st.Module == "":
+		bad("", "a step has a command or a module")
+	case len(st.Command) > 0 && st.Module != "":
+		bad(".module", "a step has a command or a module, not both")
+	case st.Module == "" && len(st.Args) > 0:
+		bad(".args", "args are the arguments of a module; a command's stand in command")
+	case len(st.Command) > 0 && st.Command[0] == "":
+		bad(".command[0]", "the program's name is empty")
+	}
+	if len(st.Command)+len(st.Args) > MaxArgs {
+		bad(".command", "%d words are too many: at most %d", len(st.Command)+len(st.Args), MaxArgs)
+	}
+	for _, words := range [][]string{st.Command, st.Args} {
+		for _, w := range words {
+			if strings.ContainsRune(w, 0) {
+				bad(".command", "a word holds a NUL character")
+			}
+		}
+	}
+	for k, v := range st.Env {
+		if k == "" || strings.ContainsAny(k, "=\x00") || strings.ContainsRune(v, 0) {
+			bad(".env", "%q is not the name of a variable", k)
+		}
+	}
+	for j := range st.Inputs {
+		in := &st.Inputs[j]
+		f := ".inputs[" + strconv.Itoa(j) + "]"
+		if in.Source == "" {
+			bad(f+".source", "the path is empty")
+		}
+		if in.Target == "" {
+			in.Target = path.Base(path.Clean(strings.ReplaceAll(in.Source, `\`, "/")))
+		}
+		if !localPath(in.Target) {
+			bad(f+".target", "%q leads out of the task's working folder: give a relative path without ..", in.Target)
+		}
+		if in.Digest != "" && !in.Digest.Valid() {
+			bad(f+".digest", "%q is not a SHA-256 in hex", in.Digest)
+		}
+	}
+	for j, out := range st.Outputs {
+		if !localPath(out) {
+			bad(".outputs["+strconv.Itoa(j)+"]", "%q leads out of the task's working folder: give a relative path without ..", out)
+		}
+	}
+	if st.Class != "" {
+		if _, ok := FindClass(st.Class); !ok {
+			check(".class", Errorf(Invalid, "no class is named %q; known: %s", st.Class, classNames()))
+		}
+	}
+	_, err := st.Shape()
+	check(".resources", err)
+	if st.Adapter != "" && !ValidName(st.Adapter) {
+		bad(".adapter", "%q is not the name of an adapter", st.Adapter)
+	}
+	check(".labels", st.Labels.Validate())
+	d, err := st.TimeLimit.Get(DefaultTimeLimit)
+	if check(".time_limit", err); err == nil && d > MaxTimeLimit {
+		bad(".time_limit", "%s is longer than a year", st.TimeLimit)
+	}
+	if st.Retries < 0 || st.Retries > 100 {
+		bad(".retries", "%d is out of range: 0 to 100", st.Retries)
+	}
+	return faults
+}
+
+func classNames() string {
+	var names []string
+	for _, c := range Classes {
+		names = append(names, c.Name)
+	}
+	return strings.Join(names, ", ")
+}
+
+// localPath tells whether p stays inside a folder: relative, no "..", not empty.
+func localPath(p string) bool {
+	return p != "" && !strings.HasPrefix(p, "/") && !strings.ContainsAny(p, "\\\x00") &&
+		path.Clean(p) != ".." && !strings.HasPrefix(path.Clean(p), "../")
+}

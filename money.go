@@ -1,0 +1,133 @@
+package pcm
+
+import (
+	"math"
+	"math/bits"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Micro is an amount of money: an integer of micro-units of a named unit.
+// 1 credit is 1,000,000. There are no floats in anything that is agreed on.
+type Micro int64
+
+// DefaultUnit is the unit of prices that name none.
+const DefaultUnit = "credit"
+
+// String prints the amount in whole units without trailing zeros: 1500000 is "1.5".
+func (m Micro) String() string {
+	sign, u := "", uint64(m)
+	if m < 0 {
+		sign, u = "-", uint64(-m)
+	}
+	s := sign + strconv.FormatUint(u/1e6, 10)
+	if frac := u % 1e6; frac != 0 {
+		digits := strconv.FormatUint(frac+1e6, 10)[1:]
+		s += "." + strings.TrimRight(digits, "0")
+	}
+	return s
+}
+
+// ParseMicro reads an amount in whole units with up to six decimals: "1.5" is 1500000.
+func ParseMicro(s string) (Micro, error) {
+	bad := func(why string) (Micro, error) {
+		return 0, Errorf(Invalid, "amount %q %s; write it like 12 or 0.25 (at most six decimals)", s, why)
+	}
+	t := strings.TrimSpace(s)
+	neg := strings.HasPrefix(t, "-")
+	t = strings.TrimPrefix(t, "-")
+	whole, frac, dot := strings.Cut(t, ".")
+	if whole == "" || (dot && frac == "") {
+		return bad("is not a number")
+	}
+	if len(frac) > 6 {
+		return bad("has more than six decimals")
+	}
+	w, err := strconv.ParseUint(whole, 10, 63)
+	if err != nil || w > 9e12 {
+		return bad("is not a number in range")
+	}
+	var f uint64
+	if frac != "" {
+		if f, err = strconv.ParseUint(frac+strings.Repeat("0", 6-len(frac)), 10, 63); err != nil {
+			return bad("is not a number")
+		}
+	}
+	m := Micro(w*1e6 + f)
+	if neg {
+		m = -m
+	}
+	return m, nil
+}
+
+// Price is what a pool costs. An attempt pays PerTask, and for as long as it ran
+// the two rates on the CPU and memory that were reserved for it.
+type Price struct {
+	Unit       string `json:"unit" cbor:"1,keyasint"`
+	PerTask    Micro  `json:"per_task" cbor:"2,keyasint"`     // for each attempt that was started
+	PerCPUHour Micro  `json:"per_cpu_hour" cbor:"3,keyasint"` // for one core for one hour
+	PerGiBHour Micro  `json:"per_gib_hour" cbor:"4,keyasint"` // for one GiB of memory for one hour
+}
+
+// MaxPrice bounds each part of a price: a million units.
+const MaxPrice Micro = 1e12
+
+// Validate checks the bounds.
+func (p Price) Validate() error {
+	if !ValidName(p.Unit) {
+		return Errorf(Invalid, "price unit %q is not a name of lower-case letters, digits and dashes", p.Unit)
+	}
+	for _, m := range []Micro{p.PerTask, p.PerCPUHour, p.PerGiBHour} {
+		if m < 0 || m > MaxPrice {
+			return Errorf(Invalid, "price %s %s is out of range: each part is between 0 and %s", m, p.Unit, MaxPrice)
+		}
+	}
+	return nil
+}
+
+// Cost is what one attempt with resources r costs that ran for d, rounded up
+// to a whole micro-unit. It saturates instead of overflowing.
+func (p Price) Cost(r Resources, d time.Duration) Micro {
+	ms := uint64(max(d, 0) / time.Millisecond)
+	cpu := rate(uint64(p.PerCPUHour), ms, uint64(r.CPU), 1000*3600*1000)
+	mem := rate(uint64(p.PerGiBHour), ms, uint64(r.Memory)>>20, 1024*3600*1000)
+	return AddMicro(p.PerTask, AddMicro(cpu, mem))
+}
+
+// rate is ceil(price × ms × quantity / per), saturating. Price is at most 1e12,
+// so price × ms fits 128 bits and the quantity is divided out stepwise.
+func rate(price, ms, quantity, per uint64) Micro {
+	hi, lo := bits.Mul64(price, quantity)
+	if hi != 0 {
+		return math.MaxInt64
+	}
+	hi, lo = bits.Mul64(lo, ms)
+	lo, carry := bits.Add64(lo, per-1, 0)
+	hi += carry
+	if hi >= per {
+		return math.MaxInt64
+	}
+	q, _ := bits.Div64(hi, lo, per)
+	if q > math.MaxInt64 {
+		return math.MaxInt64
+	}
+	return Micro(q)
+}
+
+// AddMicro adds two amounts of zero or more, saturating.
+func AddMicro(a, b Micro) Micro {
+	if a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
+}
+
+// MulMicro multiplies an amount of zero or more by a count, saturating.
+func MulMicro(a Micro, n int) Micro {
+	hi, lo := bits.Mul64(uint64(a), uint64(max(n, 0)))
+	if hi != 0 || lo > math.MaxInt64 {
+		return math.MaxInt64
+	}
+	return Micro(lo)
+}

@@ -1,0 +1,94 @@
+package pcm
+
+import "time"
+
+// Pool is a quantity of like resources that a peer sells through one adapter.
+// It belongs to exactly one cell.
+type Pool struct {
+	ID       PoolID    `json:"id" cbor:"1,keyasint"`
+	Adapter  string    `json:"adapter" cbor:"2,keyasint"` // e.g. "process"
+	Class    string    `json:"class,omitempty" cbor:"3,keyasint,omitempty"`
+	Capacity Resources `json:"capacity" cbor:"4,keyasint"`
+	Slots    int       `json:"slots" cbor:"5,keyasint"` // attempts that may run at once
+	Labels   Labels    `json:"labels,omitempty" cbor:"6,keyasint,omitempty"`
+	Price    Price     `json:"price" cbor:"7,keyasint"`
+	Sandbox  string    `json:"sandbox,omitempty" cbor:"8,keyasint,omitempty"`      // what keeps tasks in, e.g. "bubblewrap"; "none" if nothing
+	OwnOnly  bool      `json:"own_only,omitempty" cbor:"9,keyasint,omitempty"`     // sold to the seller's own account only
+	MaxTime  int64     `json:"max_time_ms,omitempty" cbor:"10,keyasint,omitempty"` // longest attempt, ms; 0: no bound of the pool's own
+}
+
+const maxSlots = 1 << 20
+
+// Validate checks the bounds.
+func (p Pool) Validate() error {
+	if !ValidName(string(p.ID)) {
+		return Errorf(Invalid, "pool %q is not a name of lower-case letters, digits, dots and dashes", p.ID)
+	}
+	if !ValidName(p.Adapter) {
+		return Errorf(Invalid, "pool %s: adapter %q is not a name", p.ID, p.Adapter)
+	}
+	if p.Class != "" && !ValidName(p.Class) {
+		return Errorf(Invalid, "pool %s: class %q is not a name", p.ID, p.Class)
+	}
+	if p.Slots < 0 || p.Slots > maxSlots {
+		return Errorf(Invalid, "pool %s: %d slots are out of range: 0 to %d", p.ID, p.Slots, maxSlots)
+	}
+	if len(p.Sandbox) > 63 || p.MaxTime < 0 {
+		return Errorf(Invalid, "pool %s: sandbox or max_time_ms is out of range", p.ID)
+	}
+	if err := p.Capacity.Validate(); err != nil {
+		return Errorf(Invalid, "pool %s: %w", p.ID, err)
+	}
+	if err := p.Labels.Validate(); err != nil {
+		return Errorf(Invalid, "pool %s: %w", p.ID, err)
+	}
+	return p.Price.Validate()
+}
+
+// MaxOffer bounds a signed offer: 8 KiB.
+const MaxOffer = 8 << 10
+
+// Offer is a provider's statement of what it sells. Offers are numbered: of two
+// by one peer the higher number counts. They are soft state: what binds is the
+// Capacity that the seller commits to its cell under the same number.
+type Offer struct {
+	Mesh     MeshID    `json:"mesh" cbor:"1,keyasint"`
+	Cell     CellID    `json:"cell" cbor:"2,keyasint"` // where its pools' trades live
+	Peer     PeerID    `json:"peer" cbor:"3,keyasint"`
+	Account  AccountID `json:"account" cbor:"4,keyasint"`
+	Name     string    `json:"name" cbor:"5,keyasint"`
+	Number   uint64    `json:"number" cbor:"6,keyasint"`
+	IssuedAt int64     `json:"issued_at" cbor:"7,keyasint"` // Unix ms
+	NotAfter int64     `json:"not_after" cbor:"8,keyasint"` // Unix ms
+	Labels   Labels    `json:"labels,omitempty" cbor:"9,keyasint,omitempty"`
+	Pools    []Pool    `json:"pools" cbor:"10,keyasint"`
+}
+
+// OpenOffer checks signature, size, signer, form and validity at now.
+func OpenOffer(s Signed, now time.Time) (Offer, error) {
+	var o Offer
+	if len(s.Payload) > MaxOffer {
+		return o, Errorf(TooLarge, "offer of %d bytes is over the bound of %d", len(s.Payload), MaxOffer)
+	}
+	if err := s.Open(DomainOffer, &o); err != nil {
+		return o, err
+	}
+	if string(o.Peer.Public()) != string(s.Signer) {
+		return o, Errorf(Unauthorized, "offer of %s is signed by somebody else", Short(o.Peer))
+	}
+	if !o.Mesh.Valid() || !o.Cell.Valid() || len(o.Name) > 63 || len(o.Pools) > 64 {
+		return o, Errorf(Invalid, "offer of %s is malformed or over its bounds", Short(o.Peer))
+	}
+	if now.Add(Skew).UnixMilli() < o.IssuedAt || now.Add(-Skew).UnixMilli() > o.NotAfter {
+		return o, Errorf(Invalid, "offer %d of %s is not valid now: it expired or one clock is wrong", o.Number, Short(o.Peer))
+	}
+	if err := o.Labels.Validate(); err != nil {
+		return o, err
+	}
+	for _, p := range o.Pools {
+		if err := p.Validate(); err != nil {
+			return o, err
+		}
+	}
+	return o, nil
+}

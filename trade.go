@@ -1,0 +1,212 @@
+package pcm
+
+import "time"
+
+// AttemptState is where one attempt stands, as its seller's cell sees it.
+type AttemptState string
+
+// The states. The table [AttemptNext] says which may follow which.
+const (
+	AttemptAwarded  AttemptState = "awarded"  // the seller is bound; its hold is reserved
+	AttemptStarted  AttemptState = "started"  // the seller says that it runs
+	AttemptFinished AttemptState = "finished" // the seller has a result
+	AttemptRejected AttemptState = "rejected" // the seller would or could not run it
+	AttemptLost     AttemptState = "lost"     // the seller was silent for lease and margin
+	AttemptSettled  AttemptState = "settled"  // hold became balance
+	AttemptDisputed AttemptState = "disputed" // buyer and seller differ; the hold is frozen
+)
+
+// AttemptNext is the transition table: the states that may follow each. A state
+// without followers is final.
+var AttemptNext = map[AttemptState][]AttemptState{
+	AttemptAwarded:  {AttemptStarted, AttemptFinished, AttemptRejected, AttemptLost},
+	AttemptStarted:  {AttemptFinished, AttemptRejected, AttemptLost},
+	AttemptFinished: {AttemptSettled, AttemptDisputed},
+	AttemptDisputed: {AttemptSettled},
+}
+
+// Live tells whether an attempt in this state may be running.
+func (s AttemptState) Live() bool { return s == AttemptAwarded || s == AttemptStarted }
+
+// TaskState is where a task stands, as its buyer's cell sees it.
+type TaskState string
+
+// The states of a task.
+const (
+	TaskWaiting   TaskState = "waiting" // for a place, or for a step before it
+	TaskPlaced    TaskState = "placed"  // an attempt is with a seller
+	TaskDone      TaskState = "done"    // a result was accepted, exit code 0
+	TaskFailed    TaskState = "failed"  // a result was accepted, and it is a failure; or no try is left
+	TaskCancelled TaskState = "cancelled"
+)
+
+// Final tells whether the state stays.
+func (s TaskState) Final() bool { return s == TaskDone || s == TaskFailed || s == TaskCancelled }
+
+// JobState is where a job stands.
+type JobState string
+
+// The states of a job.
+const (
+	JobOpen      JobState = "open"      // waiting or running
+	JobDone      JobState = "done"      // every task is done
+	JobFailed    JobState = "failed"    // some task failed for good
+	JobCancelled JobState = "cancelled" // by its owner or its deadline
+)
+
+// Outcome says how an attempt ended.
+type Outcome string
+
+// The outcomes.
+const (
+	OutcomeOK        Outcome = "ok"         // exit code 0
+	OutcomeFailed    Outcome = "failed"     // the task's own fault: another exit code, a signal, a trap
+	OutcomeTimeLimit Outcome = "time_limit" // ended at its time limit
+	OutcomeMemory    Outcome = "memory"     // ended at its memory limit
+	OutcomeOutput    Outcome = "output"     // wrote more than it may
+	OutcomeStopped   Outcome = "stopped"    // the buyer asked
+	OutcomeSeller    Outcome = "seller"     // the seller's fault: not paid, and tried elsewhere
+)
+
+// Usage is what an attempt used.
+type Usage struct {
+	WallMS    int64 `json:"wall_ms" cbor:"1,keyasint"`    // from start to end
+	CPUMS     int64 `json:"cpu_ms" cbor:"2,keyasint"`     // user and system
+	MaxMemory Bytes `json:"max_memory" cbor:"3,keyasint"` // peak resident
+}
+
+// Wall is the time from start to end.
+func (u Usage) Wall() time.Duration { return time.Duration(u.WallMS) * time.Millisecond }
+
+// TaskRef names a task within its job.
+type TaskRef struct {
+	Step  int `json:"step" cbor:"1,keyasint"`
+	Index int `json:"index" cbor:"2,keyasint"`
+}
+
+// Result is how one attempt ended. Output is the digest of the tree that holds
+// stdout, stderr and the declared outputs; empty if all of them are.
+type Result struct {
+	Index    int     `json:"index" cbor:"1,keyasint"` // of the task in the trade's step
+	Outcome  Outcome `json:"outcome" cbor:"2,keyasint"`
+	ExitCode int     `json:"exit_code" cbor:"3,keyasint"` // 128+n for signal n
+	Usage    Usage   `json:"usage" cbor:"4,keyasint"`
+	Output   Digest  `json:"output,omitempty" cbor:"5,keyasint,omitempty"`
+	Reason   string  `json:"reason,omitempty" cbor:"6,keyasint,omitempty"` // for a person, at most 256 bytes
+}
+
+// Span is the half-open range [Lo, Hi) of task indexes.
+type Span struct {
+	Lo int `json:"lo" cbor:"1,keyasint"`
+	Hi int `json:"hi" cbor:"2,keyasint"`
+}
+
+// Spans is a set of task indexes: sorted, disjoint, non-empty spans.
+type Spans []Span
+
+// SpansOf makes the set of the given indexes, which must be sorted and distinct.
+func SpansOf(sorted []int) Spans {
+	var s Spans
+	for _, i := range sorted {
+		if n := len(s); n > 0 && s[n-1].Hi == i {
+			s[n-1].Hi++
+		} else {
+			s = append(s, Span{i, i + 1})
+		}
+	}
+	return s
+}
+
+// Len counts the indexes.
+func (s Spans) Len() int {
+	n := 0
+	for _, r := range s {
+		n += r.Hi - r.Lo
+	}
+	return n
+}
+
+// All yields the indexes in order.
+func (s Spans) All(yield func(int) bool) {
+	for _, r := range s {
+		for i := r.Lo; i < r.Hi; i++ {
+			if !yield(i) {
+				return
+			}
+		}
+	}
+}
+
+// Has tells whether i is in the set.
+func (s Spans) Has(i int) bool {
+	for _, r := range s {
+		if i >= r.Lo && i < r.Hi {
+			return true
+		}
+	}
+	return false
+}
+
+// Valid tells whether the spans are sorted, disjoint, non-empty and within [0, count).
+func (s Spans) Valid(count int) bool {
+	at := 0
+	for _, r := range s {
+		if r.Lo < at || r.Hi <= r.Lo || r.Hi > count {
+			return false
+		}
+		at = r.Hi
+	}
+	return len(s) > 0
+}
+
+// MaxBatch bounds the attempts in one trade.
+const MaxBatch = 1024
+
+// Terms are what buyer and seller agree on in one trade. Both Place and Award
+// carry them, so that each cell can judge its part alone.
+type Terms struct {
+	Job     JobID     `json:"job" cbor:"1,keyasint"`
+	Step    int       `json:"step" cbor:"2,keyasint"`
+	Tasks   Spans     `json:"tasks" cbor:"3,keyasint"`
+	Attempt int       `json:"attempt" cbor:"4,keyasint"` // 1 for the first try; the same for all tasks of the trade
+	Fence   uint64    `json:"fence" cbor:"5,keyasint"`   // fencing token: grows with each Place of the job
+	Buyer   AccountID `json:"buyer" cbor:"6,keyasint"`
+	Spec    Digest    `json:"spec" cbor:"7,keyasint"` // of the signed spec's payload
+	Driver  PeerID    `json:"driver" cbor:"8,keyasint"`
+	Cell    CellID    `json:"cell" cbor:"9,keyasint"` // the seller's: where the trade lives
+	Seller  PeerID    `json:"seller" cbor:"10,keyasint"`
+	Pool    PoolID    `json:"pool" cbor:"11,keyasint"`
+	Offer   uint64    `json:"offer" cbor:"12,keyasint"` // number of the seller's offer
+	Price   Price     `json:"price" cbor:"13,keyasint"`
+	Each    Resources `json:"each" cbor:"14,keyasint"`     // of one attempt
+	Width   int       `json:"width" cbor:"15,keyasint"`    // attempts that run at once: Width × Each is reserved
+	LimitMS int64     `json:"limit_ms" cbor:"16,keyasint"` // time limit of one attempt
+	Adapter string    `json:"adapter" cbor:"17,keyasint"`
+}
+
+// Trade is the ID of the trade on these terms.
+func (t Terms) Trade() TradeID { return NewTradeID(t.Job, t.Fence) }
+
+// HoldEach is the most that one attempt can cost: what is held until it is settled.
+func (t Terms) HoldEach() Micro {
+	return t.Price.Cost(t.Each, time.Duration(t.LimitMS)*time.Millisecond)
+}
+
+// Charge is what an attempt costs that used u: by wall time, never above its hold.
+func (t Terms) Charge(u Usage) Micro { return min(t.Price.Cost(t.Each, u.Wall()), t.HoldEach()) }
+
+// LeaseFor is how long an attempt that has run for ran outlives its seller's
+// last renewal: 10 s and 5 % of its run time, at most an hour.
+func LeaseFor(ran time.Duration) time.Duration {
+	return min(10*time.Second+max(ran, 0)/20, time.Hour)
+}
+
+// LeaseMargin is how much longer than the lease the cell waits before it calls
+// an attempt lost; the seller's supervisor ends it at the lease.
+const LeaseMargin = 2 * time.Second
+
+// RenewEvery is how often a peer with open work renews.
+const RenewEvery = 3 * time.Second
+
+// DriverLease is how long a driver's term outlives its peer's last renewal.
+const DriverLease = 10 * time.Second
