@@ -20,6 +20,19 @@ func NewCommandID() (id CommandID) {
 
 func (id CommandID) String() string { return hex.EncodeToString(id[:]) }
 
+// MarshalText is String, so that JSON shows 32 hex digits.
+func (id CommandID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
+
+// UnmarshalText reads 32 hex digits.
+func (id *CommandID) UnmarshalText(text []byte) error {
+	raw, err := hex.DecodeString(string(text))
+	if err != nil || len(raw) != len(id) {
+		return Errorf(Invalid, "%.40q is not a command ID: 32 hex digits", text)
+	}
+	copy(id[:], raw)
+	return nil
+}
+
 // Command is what a peer proposes to a cell: a few operations, applied in order;
 // one that is refused ends the command, and those before it stand. The payload
 // of a [Signed] with [DomainCommand].

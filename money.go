@@ -29,6 +29,19 @@ func (m Micro) String() string {
 	return s
 }
 
+// MarshalText is String, so that JSON shows amounts in whole units: "1.5".
+func (m Micro) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// UnmarshalText is ParseMicro.
+func (m *Micro) UnmarshalText(text []byte) error {
+	v, err := ParseMicro(string(text))
+	if err != nil {
+		return err
+	}
+	*m = v
+	return nil
+}
+
 // ParseMicro reads an amount in whole units with up to six decimals: "1.5" is 1500000.
 func ParseMicro(s string) (Micro, error) {
 	bad := func(why string) (Micro, error) {
