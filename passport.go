@@ -53,6 +53,28 @@ func SignJoin(account Key, mesh MeshID, peer PeerID) []byte {
 // Has tells whether the passport gives the role.
 func (p Passport) Has(r Role) bool { return slices.Contains(p.Roles, r) }
 
+// IssuePassport signs a passport for PassportLifetime from now. Of p it takes
+// mesh, peer, account (with AccountBy, see SignJoin), name, labels and roles.
+// issuer is the signing peer's own passport; the zero Signed when key is the
+// mesh's root key. A passport never outlives its issuer's, whose chain it
+// carries. The result has been checked as every other peer will check it; the
+// error says what is wrong, e.g. that the issuer has no RoleIssuer.
+func IssuePassport(key Key, root []byte, issuer Signed, p Passport, now time.Time) (Signed, error) {
+	p.IssuedAt, p.NotAfter, p.Issuer = now.UnixMilli(), now.Add(PassportLifetime).UnixMilli(), nil
+	if len(issuer.Payload) > 0 {
+		by, err := OpenPassport(issuer, root, now)
+		if err != nil {
+			return Signed{}, err
+		}
+		p.NotAfter, p.Issuer = min(p.NotAfter, by.NotAfter), &issuer
+	}
+	s := key.Seal(DomainPassport, p)
+	if _, err := OpenPassport(s, root, now); err != nil {
+		return Signed{}, err
+	}
+	return s, nil
+}
+
 // OpenPassport checks a passport's whole chain up to the root key (32 bytes) and
 // its validity at now, with Skew. It does not know of revocations.
 func OpenPassport(s Signed, root []byte, now time.Time) (Passport, error) {
