@@ -23,6 +23,11 @@ var (
 		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
 		TagsMd:            cbor.TagsForbidden,
 	}.DecMode())
+	ownMode = must(cbor.DecOptions{
+		MaxNestedLevels:  32,
+		MaxArrayElements: 1<<31 - 1,
+		MaxMapPairs:      1<<31 - 1,
+	}.DecMode())
 )
 
 func must[T any](v T, err error) T {
@@ -53,3 +58,12 @@ func Unmarshal(data []byte, v any) error {
 }
 
 func typeName(v any) string { return fmt.Sprintf("%T", v) }
+
+// UnmarshalLarge is Unmarshal without the bound on size, for data that this
+// machine wrote itself: snapshots and documents.
+func UnmarshalLarge(data []byte, v any) error {
+	if err := ownMode.Unmarshal(data, v); err != nil {
+		return Errorf(Invalid, "can't decode %s: %w", typeName(v), err)
+	}
+	return nil
+}

@@ -92,3 +92,15 @@ func ErrorCode(err error) Code {
 	}
 	return Internal
 }
+
+// AsError is err as an *Error: itself, the first in its chain, or a new one with code Internal.
+func AsError(err error) *Error {
+	if err == nil {
+		return nil
+	}
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return &Error{Code: Internal, Message: err.Error(), cause: err}
+}

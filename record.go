@@ -34,9 +34,10 @@ type Record struct {
 
 // Fact is what follows from a command or from time: exactly one field is set.
 type Fact struct {
-	Lost   *Lost   `json:"lost,omitempty" cbor:"1,keyasint,omitempty"`
-	Ended  *Ended  `json:"ended,omitempty" cbor:"2,keyasint,omitempty"`
-	Closed *Closed `json:"closed,omitempty" cbor:"3,keyasint,omitempty"`
+	Lost    *Lost    `json:"lost,omitempty" cbor:"1,keyasint,omitempty"`
+	Ended   *Ended   `json:"ended,omitempty" cbor:"2,keyasint,omitempty"`
+	Closed  *Closed  `json:"closed,omitempty" cbor:"3,keyasint,omitempty"`
+	Overdue *Overdue `json:"overdue,omitempty" cbor:"4,keyasint,omitempty"`
 }
 
 // Lost says that a seller was silent for lease and margin; the attempts will
@@ -52,6 +53,12 @@ type Ended struct {
 	Job    JobID    `json:"job" cbor:"1,keyasint"`
 	State  JobState `json:"state" cbor:"2,keyasint"`
 	Reason string   `json:"reason,omitempty" cbor:"3,keyasint,omitempty"`
+}
+
+// Overdue says that a job's deadline has passed: what waited is cancelled, what
+// runs will be stopped by its driver.
+type Overdue struct {
+	Job JobID `json:"job" cbor:"1,keyasint"`
 }
 
 // Closed says that nothing of a trade is open any more: all is settled, lost or rejected.

@@ -1,0 +1,474 @@
+package ledger
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/jointcloud/pcm"
+)
+
+// maxJobs bounds the open jobs of a cell.
+const maxJobs = 100_000
+
+// maxHistory bounds the lines kept of a task's earlier attempts.
+const maxHistory = 8
+
+// Job is a job as its buyer's cell sees it.
+type Job struct {
+	ID          pcm.JobID     `cbor:"1,keyasint"`
+	Name        string        `cbor:"2,keyasint"`
+	Buyer       pcm.AccountID `cbor:"3,keyasint"`
+	Submitter   pcm.PeerID    `cbor:"4,keyasint"`
+	Spec        pcm.Digest    `cbor:"5,keyasint"`
+	Takeover    pcm.Takeover  `cbor:"6,keyasint"`
+	Unit        string        `cbor:"7,keyasint"`
+	Budget      pcm.Micro     `cbor:"8,keyasint"` // 0: none
+	Held        pcm.Micro     `cbor:"9,keyasint"`
+	Paid        pcm.Micro     `cbor:"10,keyasint"`
+	SubmittedAt int64         `cbor:"11,keyasint"` // log time, ms
+	EndedAt     int64         `cbor:"12,keyasint"` // 0: open
+	OverdueAt   int64         `cbor:"13,keyasint"` // 0: no deadline
+	State       pcm.JobState  `cbor:"14,keyasint"`
+	Reason      string        `cbor:"15,keyasint,omitempty"`
+	Stopping    bool          `cbor:"16,keyasint"` // cancelled: no task may be placed
+	Driver      pcm.PeerID    `cbor:"17,keyasint"`
+	Term        uint64        `cbor:"18,keyasint"`
+	DrivenAt    int64         `cbor:"19,keyasint"` // when the term began, log time
+	Fence       uint64        `cbor:"20,keyasint"` // of the last Place
+	Steps       []Step        `cbor:"21,keyasint"`
+	Trades      int           `cbor:"22,keyasint"`           // open ones
+	Places      []Placement   `cbor:"23,keyasint,omitempty"` // with undecided tasks, oldest first
+}
+
+// Placement is what the buyer's cell keeps of a Place while a task of it is undecided.
+type Placement struct {
+	Trade    pcm.TradeID `cbor:"1,keyasint"`
+	Step     int         `cbor:"2,keyasint"`
+	HoldEach pcm.Micro   `cbor:"3,keyasint"`
+	Open     int         `cbor:"4,keyasint"` // undecided tasks
+}
+
+// Step is a step of a job.
+type Step struct {
+	Retries int    `cbor:"1,keyasint"`
+	Tasks   []Task `cbor:"2,keyasint"`
+}
+
+// Task is a task of a job.
+type Task struct {
+	State    pcm.TaskState `cbor:"1,keyasint"`
+	Attempt  int           `cbor:"2,keyasint"` // of the current or last try; 0 before the first
+	Failures int           `cbor:"3,keyasint"` // tries that ended by the task's own fault
+	Trade    pcm.TradeID   `cbor:"4,keyasint,omitempty"`
+	Seller   pcm.PeerID    `cbor:"5,keyasint,omitempty"`
+	Result   *pcm.Result   `cbor:"6,keyasint,omitempty"` // accepted
+	Reason   string        `cbor:"7,keyasint,omitempty"` // why it waits again, failed or was cancelled
+	History  []string      `cbor:"8,keyasint,omitempty"` // earlier attempts
+}
+
+// Counts counts the tasks by state.
+func (j *Job) Counts() map[pcm.TaskState]int {
+	n := map[pcm.TaskState]int{}
+	for _, st := range j.Steps {
+		for i := range st.Tasks {
+			n[st.Tasks[i].State]++
+		}
+	}
+	return n
+}
+
+// Settled tells whether the job has ended and nothing of it is open.
+func (j *Job) Settled() bool { return j.EndedAt != 0 && j.Trades == 0 }
+
+func (a *applying) submit(o *pcm.Op) (bool, error) {
+	op := o.Submit
+	if j, ok := a.jobs[op.Job]; ok {
+		if j.Submitter == a.by.Peer && j.Spec == op.Spec {
+			return false, nil
+		}
+		return false, pcm.Errorf(pcm.Conflict, "%s exists: another job was submitted under this ID", op.Job)
+	}
+	if !op.Job.Valid() || !op.Spec.Valid() || len(op.Name) > 63 || !pcm.ValidName(op.Unit) || op.Budget < 0 || op.LastMS < 0 {
+		return false, pcm.Errorf(pcm.Invalid, "submission of %q is malformed", op.Job)
+	}
+	if op.Takeover != pcm.TakeoverAccount && op.Takeover != pcm.TakeoverAny && op.Takeover != pcm.TakeoverNone {
+		return false, pcm.Errorf(pcm.Invalid, "takeover %q is not account, any or none", op.Takeover)
+	}
+	if len(op.Steps) == 0 || len(op.Steps) > pcm.MaxSteps {
+		return false, pcm.Errorf(pcm.Invalid, "a job has 1 to %d steps, this one %d", pcm.MaxSteps, len(op.Steps))
+	}
+	total := 0
+	for _, st := range op.Steps {
+		if st.Count < 1 || st.Count > pcm.MaxTasks || st.Retries < 0 || st.Retries > 100 {
+			return false, pcm.Errorf(pcm.Invalid, "a step of %d tasks with %d retries is out of range", st.Count, st.Retries)
+		}
+		total += st.Count
+	}
+	if total > pcm.MaxTasks {
+		return false, pcm.Errorf(pcm.Invalid, "%d tasks are too many: at most %d in one job", total, pcm.MaxTasks)
+	}
+	if len(a.jobs) >= maxJobs {
+		return false, pcm.Errorf(pcm.Busy, "%s has %d open jobs, which is its bound", pcm.Short(a.genesis.Cell), len(a.jobs))
+	}
+	j := &Job{
+		ID: op.Job, Name: op.Name, Buyer: a.by.Account, Submitter: a.by.Peer, Spec: op.Spec,
+		Takeover: op.Takeover, Unit: op.Unit, Budget: op.Budget, SubmittedAt: a.stamp,
+		State: pcm.JobOpen, Driver: a.by.Peer, Term: 1, DrivenAt: a.stamp,
+	}
+	for _, st := range op.Steps {
+		tasks := make([]Task, st.Count)
+		for i := range tasks {
+			tasks[i].State = pcm.TaskWaiting
+		}
+		j.Steps = append(j.Steps, Step{Retries: st.Retries, Tasks: tasks})
+	}
+	if op.LastMS > 0 {
+		j.OverdueAt = a.stamp + op.LastMS
+		a.soon(j.OverdueAt)
+	}
+	a.by.Drives++
+	a.jobs[j.ID] = j
+	a.event(o, j.ID, nil, a.by.Peer)
+	return true, nil
+}
+
+// openJob looks up a job that can still change.
+func (a *applying) openJob(id pcm.JobID) (*Job, error) {
+	j, ok := a.jobs[id]
+	if !ok {
+		return nil, pcm.Errorf(pcm.NotFound, "no open job %s in %s", id, pcm.Short(a.genesis.Cell))
+	}
+	if j.EndedAt != 0 {
+		return nil, pcm.Errorf(pcm.Conflict, "%s has ended: %s", id, j.State)
+	}
+	return j, nil
+}
+
+// driven looks up an open job that the signer drives in the given term.
+func (a *applying) driven(id pcm.JobID, term uint64) (*Job, error) {
+	j, err := a.openJob(id)
+	if err != nil {
+		return nil, err
+	}
+	if j.Driver != a.by.Peer || j.Term != term {
+		return nil, pcm.Errorf(pcm.Conflict, "%s is driven by peer %s in term %d, not by %s in term %d", id, pcm.Short(j.Driver), j.Term, pcm.Short(a.by.Peer), term)
+	}
+	return j, nil
+}
+
+// DriverSilentAt is the log time from which the job's driver counts as gone.
+func (s *State) DriverSilentAt(j *Job) int64 {
+	at := j.DrivenAt
+	if m := s.members[j.Driver]; m != nil {
+		at = max(at, m.RenewedAt)
+	}
+	return at + (pcm.DriverLease + pcm.LeaseMargin).Milliseconds()
+}
+
+// MayDrive tells whether a peer of an account may drive the job at all.
+func (j *Job) MayDrive(peer pcm.PeerID, account pcm.AccountID) error {
+	switch {
+	case peer == j.Submitter:
+	case j.Takeover == pcm.TakeoverNone:
+		return pcm.Errorf(pcm.Forbidden, "%s allows no takeover", j.ID)
+	case account != j.Buyer && j.Takeover != pcm.TakeoverAny:
+		return pcm.Errorf(pcm.Forbidden, "%s may be taken over by peers of its own account only", j.ID)
+	}
+	return nil
+}
+
+func (a *applying) drive(o *pcm.Op) error {
+	op := o.Drive
+	j, err := a.openJob(op.Job)
+	if err != nil {
+		return err
+	}
+	if err := j.MayDrive(a.by.Peer, a.by.Account); err != nil {
+		return err
+	}
+	if op.Term != j.Term+1 {
+		return pcm.Errorf(pcm.Conflict, "%s is in term %d: the next is %d, not %d", j.ID, j.Term, j.Term+1, op.Term)
+	}
+	if a.by.Peer != j.Driver && a.by.Peer != j.Submitter && a.stamp < a.DriverSilentAt(j) {
+		return pcm.Errorf(pcm.Conflict, "%s is driven by peer %s, whose lease holds", j.ID, pcm.Short(j.Driver))
+	}
+	old := j.Driver
+	if m := a.members[old]; m != nil {
+		m.Drives--
+	}
+	a.by.Drives++
+	j.Driver, j.Term, j.DrivenAt = a.by.Peer, op.Term, a.stamp
+	a.event(o, j.ID, nil, old, j.Driver, j.Submitter)
+	return nil
+}
+
+func (a *applying) place(o *pcm.Op) (bool, error) {
+	op := o.Place
+	t := &op.Terms
+	j, err := a.driven(t.Job, op.Term)
+	if err != nil {
+		return false, err
+	}
+	if j.Stopping {
+		return false, pcm.Errorf(pcm.Conflict, "%s was cancelled: %s", j.ID, j.Reason)
+	}
+	if err := checkTerms(t); err != nil {
+		return false, err
+	}
+	if t.Buyer != j.Buyer || t.Spec != j.Spec || t.Driver != a.by.Peer || t.Price.Unit != j.Unit {
+		return false, pcm.Errorf(pcm.Invalid, "the terms name another buyer, spec, driver or unit than %s has", j.ID)
+	}
+	if t.Fence <= j.Fence {
+		return false, pcm.Errorf(pcm.Conflict, "fencing token %d of %s is used: the last one is %d", t.Fence, j.ID, j.Fence)
+	}
+	if t.Step < 0 || t.Step >= len(j.Steps) || !t.Tasks.Valid(len(j.Steps[t.Step].Tasks)) {
+		return false, pcm.Errorf(pcm.Invalid, "the terms name tasks that %s doesn't have", j.ID)
+	}
+	// A driver of another account may not sell to its own.
+	if a.by.Account != j.Buyer && a.account(t.Seller) == a.by.Account {
+		return false, pcm.Errorf(pcm.Forbidden, "peer %s drives %s for another account and may not sell to it itself", pcm.Short(a.by.Peer), j.ID)
+	}
+	tasks := j.Steps[t.Step].Tasks
+	for i := range t.Tasks.All {
+		if tasks[i].State != pcm.TaskWaiting || tasks[i].Attempt+1 != t.Attempt {
+			return false, pcm.Errorf(pcm.Conflict, "task %d/%d is %s after %d attempts: attempt %d can't be placed", t.Step, i, tasks[i].State, tasks[i].Attempt, t.Attempt)
+		}
+	}
+	hold := pcm.MulMicro(t.HoldEach(), t.Tasks.Len())
+	if total := pcm.AddMicro(hold, pcm.AddMicro(j.Held, j.Paid)); j.Budget > 0 && total > j.Budget {
+		return false, pcm.Errorf(pcm.Refused, "the budget of %s is %s %s: %s is paid, %s held, and these tasks may cost %s", j.ID, j.Budget, j.Unit, j.Paid, j.Held, hold)
+	}
+	for i := range t.Tasks.All {
+		tk := &tasks[i]
+		tk.State, tk.Attempt, tk.Trade, tk.Seller, tk.Reason = pcm.TaskPlaced, t.Attempt, t.Trade(), t.Seller, ""
+	}
+	j.Fence = t.Fence
+	j.Held += hold
+	j.Places = append(j.Places, Placement{t.Trade(), t.Step, t.HoldEach(), t.Tasks.Len()})
+	return true, nil
+}
+
+// checkTerms checks what can be known of terms without any state.
+func checkTerms(t *pcm.Terms) error {
+	if n := t.Tasks.Len(); n < 1 || n > pcm.MaxBatch || t.Width < 1 || t.Width > n {
+		return pcm.Errorf(pcm.Invalid, "a trade has 1 to %d tasks of which at least one runs at a time; these terms have %d and %d", pcm.MaxBatch, n, t.Width)
+	}
+	if t.Attempt < 1 || t.Attempt > pcm.MaxAttempts || t.LimitMS < 1 || t.LimitMS > pcm.MaxTimeLimit.Milliseconds() {
+		return pcm.Errorf(pcm.Invalid, "attempt %d or time limit %d ms is out of range", t.Attempt, t.LimitMS)
+	}
+	if !t.Cell.Valid() || !pcm.ValidName(string(t.Pool)) || !pcm.ValidName(t.Adapter) || !t.Spec.Valid() {
+		return pcm.Errorf(pcm.Invalid, "the terms are malformed")
+	}
+	if err := t.Each.Validate(); err != nil {
+		return err
+	}
+	return t.Price.Validate()
+}
+
+// placedBy looks up a task that is placed by the given trade.
+func (j *Job) placedBy(trade pcm.TradeID, step, index int) (*Task, error) {
+	if step < 0 || step >= len(j.Steps) || index < 0 || index >= len(j.Steps[step].Tasks) {
+		return nil, pcm.Errorf(pcm.Invalid, "%s has no task %d/%d", j.ID, step, index)
+	}
+	tk := &j.Steps[step].Tasks[index]
+	if tk.State != pcm.TaskPlaced || tk.Trade != trade {
+		return nil, pcm.Errorf(pcm.Conflict, "task %d/%d is %s with attempt %d of %s: %s has no say any more", step, index, tk.State, tk.Attempt, pcm.Short(tk.Trade), pcm.Short(trade))
+	}
+	return tk, nil
+}
+
+// accept takes results: the first accepted result of a task is the only one.
+func (a *applying) accept(o *pcm.Op) (pcm.Spans, error) {
+	op := o.Accept
+	j, err := a.driven(op.Job, op.Term)
+	if err != nil {
+		return nil, err
+	}
+	t, err := a.openTrade(op.Trade)
+	if err != nil {
+		return nil, err
+	}
+	if t.Terms.Job != j.ID {
+		return nil, pcm.Errorf(pcm.Invalid, "%s is not of %s", t.ID, j.ID)
+	}
+	skipped, err := t.each(indexesOf(op.Results), func(i int, at *Attempt) error {
+		tk, err := j.placedBy(t.ID, t.Terms.Step, i)
+		if err != nil {
+			return err
+		}
+		r := resultFor(op.Results, i)
+		if at.Result == nil || at.State != pcm.AttemptFinished && at.State != pcm.AttemptSettled || *at.Result != *r {
+			return pcm.Errorf(pcm.Conflict, "attempt %s/%d is %s: the result is not the one that its seller finished with", t.ID, i, at.State)
+		}
+		a.decide(j, t.ID, t.Terms.Charge(r.Usage))
+		result := *r
+		tk.Result, tk.State, tk.Reason = &result, pcm.TaskDone, r.Reason
+		if r.Outcome != pcm.OutcomeOK {
+			tk.State = pcm.TaskFailed
+		}
+		if r.Outcome == pcm.OutcomeStopped {
+			tk.State = pcm.TaskCancelled
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.event(o, j.ID, t, t.Terms.Seller, j.Driver, j.Submitter)
+	a.endIfDone(j)
+	return skipped, nil
+}
+
+// abandon gives attempts up.
+func (a *applying) abandon(o *pcm.Op) (pcm.Spans, error) {
+	op := o.Abandon
+	j, err := a.driven(op.Job, op.Term)
+	if err != nil {
+		return nil, err
+	}
+	if len(op.Reason) > 256 || op.Fault != pcm.FaultSeller && op.Fault != pcm.FaultTask {
+		return nil, pcm.Errorf(pcm.Invalid, "abandonment of %s needs a fault (task or seller) and a reason of at most 256 bytes", op.Trade)
+	}
+	at := slices.IndexFunc(j.Places, func(p Placement) bool { return p.Trade == op.Trade })
+	if at < 0 {
+		return nil, pcm.Errorf(pcm.Conflict, "no task of %s is placed with %s", j.ID, op.Trade)
+	}
+	step := j.Places[at].Step
+	if !op.Tasks.Valid(len(j.Steps[step].Tasks)) {
+		return nil, pcm.Errorf(pcm.Invalid, "the abandonment names tasks that %s doesn't have", j.ID)
+	}
+	t := a.trades[op.Trade] // nil: it was never awarded, or all of it is closed
+	skipped, err := each(op.Tasks.All, func(i int) error { return a.abandonOne(j, t, step, i, op) })
+	if err != nil {
+		return nil, err
+	}
+	a.event(o, j.ID, t, j.Driver, j.Submitter)
+	a.endIfDone(j)
+	return skipped, nil
+}
+
+func (a *applying) abandonOne(j *Job, t *Trade, step, i int, op *pcm.Abandon) error {
+	tk, err := j.placedBy(op.Trade, step, i)
+	if err != nil {
+		return err
+	}
+	var attempt *Attempt
+	if t != nil {
+		attempt = t.attempt(i)
+	}
+	var charge pcm.Micro
+	switch {
+	case attempt != nil && attempt.State.Live():
+		return pcm.Errorf(pcm.Conflict, "attempt %s/%d is %s: stop it first", t.ID, i, attempt.State)
+	case attempt != nil && attempt.Result != nil && op.Fault == pcm.FaultSeller:
+		return pcm.Errorf(pcm.Conflict, "attempt %s/%d has finished: its seller is not at fault", t.ID, i)
+	case attempt != nil && attempt.Result != nil:
+		charge = t.Terms.Charge(attempt.Result.Usage)
+	case op.Fault == pcm.FaultTask:
+		return pcm.Errorf(pcm.Conflict, "task %d/%d has no result that could be its own failure", step, i)
+	}
+	if op.Fault == pcm.FaultTask {
+		if tk.Failures >= j.Steps[step].Retries || j.Stopping {
+			return pcm.Errorf(pcm.Conflict, "task %d/%d has no retry left: accept its result", step, i)
+		}
+		tk.Failures++
+	}
+	if len(tk.History) < maxHistory {
+		tk.History = append(tk.History, fmt.Sprintf("attempt %d at %s: %s", tk.Attempt, pcm.Short(tk.Seller), op.Reason))
+	}
+	a.decide(j, op.Trade, charge)
+	tk.State, tk.Reason = pcm.TaskWaiting, op.Reason
+	switch {
+	case j.Stopping:
+		tk.State = pcm.TaskCancelled
+	case tk.Attempt >= pcm.MaxAttempts:
+		tk.State, tk.Reason = pcm.TaskFailed, fmt.Sprintf("given up after %d attempts; the last: %s", tk.Attempt, op.Reason)
+	}
+	return nil
+}
+
+// decide turns the budget held for one placed task into what it cost.
+func (a *applying) decide(j *Job, trade pcm.TradeID, charge pcm.Micro) {
+	at := slices.IndexFunc(j.Places, func(p Placement) bool { return p.Trade == trade })
+	p := &j.Places[at] // the task is placed, so its placement is there
+	j.Held -= p.HoldEach
+	j.Paid += charge
+	if p.Open--; p.Open == 0 {
+		j.Places = slices.Delete(j.Places, at, at+1)
+	}
+}
+
+// cancel ends what waits, and bars new places.
+func (a *applying) cancel(o *pcm.Op) error {
+	op := o.Cancel
+	j, err := a.openJob(op.Job)
+	if err != nil {
+		return err
+	}
+	if a.by.Account != j.Buyer && a.by.Peer != j.Driver {
+		return pcm.Errorf(pcm.Forbidden, "%s belongs to account %s", j.ID, pcm.Short(j.Buyer))
+	}
+	if len(op.Reason) > 256 {
+		return pcm.Errorf(pcm.Invalid, "a reason has at most 256 bytes")
+	}
+	a.event(o, j.ID, nil, j.Driver, j.Submitter)
+	a.halt(j, op.Reason)
+	return nil
+}
+
+// halt cancels what waits and lets the driver see to what runs.
+func (a *applying) halt(j *Job, reason string) {
+	j.Stopping = true
+	if j.Reason == "" {
+		j.Reason = reason
+	}
+	for s := range j.Steps {
+		for i := range j.Steps[s].Tasks {
+			if tk := &j.Steps[s].Tasks[i]; tk.State == pcm.TaskWaiting {
+				tk.State, tk.Reason = pcm.TaskCancelled, reason
+			}
+		}
+	}
+	a.endIfDone(j)
+}
+
+// endIfDone ends a job whose tasks have all reached their last state.
+func (a *applying) endIfDone(j *Job) {
+	if j.EndedAt != 0 {
+		return
+	}
+	state := pcm.JobDone
+	for s := range j.Steps {
+		for i := range j.Steps[s].Tasks {
+			switch tk := &j.Steps[s].Tasks[i]; {
+			case !tk.State.Final():
+				return
+			case tk.State == pcm.TaskFailed:
+				state = pcm.JobFailed
+			case tk.State == pcm.TaskCancelled && state == pcm.JobDone:
+				state = pcm.JobCancelled
+			}
+		}
+	}
+	j.State, j.EndedAt = state, a.stamp
+	if m := a.members[j.Driver]; m != nil {
+		m.Drives--
+	}
+	a.fact(pcm.Fact{Ended: &pcm.Ended{Job: j.ID, State: state, Reason: j.Reason}}, j.ID, nil, j.Driver, j.Submitter)
+	a.archive(j)
+}
+
+// archive moves a job out of the hot state when nothing of it is open.
+func (a *applying) archive(j *Job) {
+	if !j.Settled() {
+		return
+	}
+	a.document(JobKey(j.ID), j)
+	delete(a.jobs, j.ID)
+}
+
+// JobKey is the document key of an archived job.
+func JobKey(id pcm.JobID) string { return "job/" + string(id) }
+
+// TradeKey is the document key of a closed trade.
+func TradeKey(id pcm.TradeID) string { return "trade/" + string(id) }

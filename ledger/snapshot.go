@@ -1,0 +1,110 @@
+package ledger
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"maps"
+	"slices"
+
+	"github.com/jointcloud/pcm"
+)
+
+// snapshotVersion is what this release writes.
+const snapshotVersion = 1
+
+// snapshot is the encoded form of a State: hot state and Merkle frontier, no history.
+type snapshot struct {
+	Version  int                               `cbor:"1,keyasint"`
+	Genesis  Genesis                           `cbor:"2,keyasint"`
+	Stamp    int64                             `cbor:"3,keyasint"`
+	Records  uint64                            `cbor:"4,keyasint"`
+	Frontier [][]byte                          `cbor:"5,keyasint"`
+	Due      int64                             `cbor:"6,keyasint"`
+	Members  []*Member                         `cbor:"7,keyasint"`
+	Pools    []pair[PoolKey, *Pool]            `cbor:"8,keyasint"`
+	Jobs     []*Job                            `cbor:"9,keyasint"`
+	Trades   []*Trade                          `cbor:"10,keyasint"`
+	Balances []pair[BalanceKey, *Balance]      `cbor:"11,keyasint"`
+	Burned   []pair[pcm.Digest, Burned]        `cbor:"12,keyasint"`
+	Seen     []pair[pcm.CommandID, remembered] `cbor:"13,keyasint"`
+}
+
+type pair[K, V any] struct {
+	Key   K `cbor:"1,keyasint"`
+	Value V `cbor:"2,keyasint"`
+}
+
+func pairs[K comparable, V any](m map[K]V, compare func(a, b K) int) []pair[K, V] {
+	list := make([]pair[K, V], 0, len(m))
+	for _, k := range slices.SortedFunc(maps.Keys(m), compare) {
+		list = append(list, pair[K, V]{k, m[k]})
+	}
+	return list
+}
+
+func compareIDs(a, b pcm.CommandID) int { return bytes.Compare(a[:], b[:]) }
+
+// Snapshot encodes the state. Equal states have equal snapshots.
+func (s *State) Snapshot() ([]byte, error) {
+	return pcm.Marshal(snapshot{
+		Version: snapshotVersion, Genesis: s.genesis, Stamp: s.stamp, Records: s.records,
+		Frontier: s.tree.Hashes(), Due: s.due,
+		Members: s.Members(), Pools: pairs(s.pools, PoolKey.compare),
+		Jobs: s.Jobs(), Trades: s.Trades(),
+		Balances: pairs(s.balances, BalanceKey.compare),
+		Burned:   pairs(s.burned, cmp.Compare[pcm.Digest]),
+		Seen:     pairs(s.seen, compareIDs),
+	})
+}
+
+// Digest is a hash over the whole state.
+func (s *State) Digest() ([32]byte, error) {
+	data, err := s.Snapshot()
+	return sha256.Sum256(data), err
+}
+
+// Restore replaces the state by an encoded one of the same cell. On an error
+// the state is as before.
+func (s *State) Restore(data []byte) error {
+	var in snapshot
+	if err := pcm.UnmarshalLarge(data, &in); err != nil {
+		return pcm.Errorf(pcm.Internal, "the snapshot is damaged: %w", err)
+	}
+	if in.Version != snapshotVersion {
+		return pcm.Errorf(pcm.Invalid, "the snapshot is of version %d, this release reads %d: use the release that wrote it, or a newer one", in.Version, snapshotVersion)
+	}
+	if s.genesis.Cell != "" && in.Genesis.Cell != s.genesis.Cell {
+		return pcm.Errorf(pcm.Invalid, "the snapshot is of %s, this is %s", in.Genesis.Cell, s.genesis.Cell)
+	}
+	tree, err := treeFactory.NewRange(0, in.Records, in.Frontier)
+	if err != nil {
+		return pcm.Errorf(pcm.Internal, "the snapshot's Merkle frontier is damaged: %w", err)
+	}
+	n := New(in.Genesis)
+	n.stamp, n.records, n.tree, n.due = in.Stamp, in.Records, tree, in.Due
+	for _, m := range in.Members {
+		n.members[m.Peer] = m
+	}
+	for _, p := range in.Pools {
+		n.pools[p.Key] = p.Value
+	}
+	for _, j := range in.Jobs {
+		n.jobs[j.ID] = j
+	}
+	for _, t := range in.Trades {
+		n.trades[t.ID] = t
+	}
+	for _, b := range in.Balances {
+		n.balances[b.Key] = b.Value
+	}
+	for _, b := range in.Burned {
+		n.burned[b.Key] = b.Value
+	}
+	for _, r := range in.Seen {
+		n.seen[r.Key] = r.Value
+		n.buckets[bucketOf(r.Value.NotAfter)] = append(n.buckets[bucketOf(r.Value.NotAfter)], r.Key)
+	}
+	*s = *n
+	return nil
+}

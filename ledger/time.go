@@ -1,0 +1,88 @@
+package ledger
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/jointcloud/pcm"
+)
+
+// leaseMS is lease and margin of an attempt that had run for ranMS at its seller's last renewal.
+func leaseMS(ranMS int64) int64 {
+	return (pcm.LeaseFor(time.Duration(ranMS)*time.Millisecond) + pcm.LeaseMargin).Milliseconds()
+}
+
+// LostAt is the log time at which a live attempt counts as lost unless its
+// seller renews before.
+func (s *State) LostAt(t *Trade, at *Attempt) int64 {
+	from := t.AwardedAt
+	if m := s.members[t.Terms.Seller]; m != nil {
+		from = max(from, m.RenewedAt)
+	}
+	var ran int64
+	if at.StartedAt > 0 {
+		from = max(from, at.StartedAt)
+		ran = from - at.StartedAt
+	}
+	return from + leaseMS(ran)
+}
+
+// expire lets leases and deadlines run out.
+func (a *applying) expire() {
+	if a.stamp < a.due {
+		return
+	}
+	a.due = never
+	for _, t := range a.Trades() {
+		if t.Live > 0 {
+			a.expireTrade(t)
+		}
+	}
+	for _, j := range a.Jobs() {
+		if j.OverdueAt == 0 || j.Stopping || j.EndedAt != 0 {
+			continue
+		}
+		if a.stamp < j.OverdueAt {
+			a.soon(j.OverdueAt)
+			continue
+		}
+		a.fact(pcm.Fact{Overdue: &pcm.Overdue{Job: j.ID}}, j.ID, nil, j.Driver, j.Submitter)
+		a.halt(j, fmt.Sprintf("its deadline of %s is over", time.Duration(j.OverdueAt-j.SubmittedAt)*time.Millisecond))
+	}
+}
+
+func (a *applying) expireTrade(t *Trade) {
+	const reason = "its seller did not renew the lease: it is down or cut off"
+	var lost []int
+	for i, at := range t.All {
+		if !at.State.Live() {
+			continue
+		}
+		if end := a.LostAt(t, at); a.stamp < end {
+			a.soon(end)
+			continue
+		}
+		if err := a.move(t, i, at, pcm.AttemptLost); err != nil {
+			panic(err) // live attempts can be lost
+		}
+		at.Reason = reason
+		a.release(t, 1, 0)
+		lost = append(lost, i)
+	}
+	if len(lost) == 0 {
+		return
+	}
+	a.fact(pcm.Fact{Lost: &pcm.Lost{Trade: t.ID, Tasks: pcm.SpansOf(lost), Reason: reason}}, t.Terms.Job, t, t.Terms.Seller, a.driver(t))
+	a.close(t)
+}
+
+// regrant gives every lease and every driver's term its full length again: a new
+// leader can't know what it did not see. It tells whether anything depends on it.
+func (a *applying) regrant() bool {
+	worth := false
+	for _, m := range a.Members() {
+		m.RenewedAt = a.stamp
+		worth = worth || m.Live > 0 || m.Drives > 0
+	}
+	return worth
+}

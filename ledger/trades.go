@@ -1,0 +1,543 @@
+package ledger
+
+import (
+	"iter"
+	"slices"
+
+	"github.com/jointcloud/pcm"
+)
+
+// Bounds of trades and of what sellers say about them.
+const (
+	maxTrades = 200_000
+	maxReason = 256
+	// clockSlack is how much longer than the log saw it running an attempt may
+	// say that it ran: log time stands still while a cell has no leader.
+	clockSlack = int64(60_000)
+)
+
+// Trade is a trade as its seller's cell sees it.
+type Trade struct {
+	ID            pcm.TradeID   `cbor:"1,keyasint"`
+	Terms         pcm.Terms     `cbor:"2,keyasint"`
+	SellerAccount pcm.AccountID `cbor:"3,keyasint"`
+	AwardedAt     int64         `cbor:"4,keyasint"` // log time, ms
+	ClosedAt      int64         `cbor:"5,keyasint"` // 0: open
+	Attempts      []Attempt     `cbor:"6,keyasint"` // in the order of Terms.Tasks
+	Live          int           `cbor:"7,keyasint"` // attempts that may be running
+	Open          int           `cbor:"8,keyasint"` // attempts that are not in a final state
+	Held          pcm.Micro     `cbor:"9,keyasint"`
+	Paid          pcm.Micro     `cbor:"10,keyasint"`
+}
+
+// Attempt is one attempt of a trade.
+type Attempt struct {
+	State     pcm.AttemptState `cbor:"1,keyasint"`
+	StartedAt int64            `cbor:"2,keyasint"` // log time, ms; 0: not started
+	Result    *pcm.Result      `cbor:"3,keyasint,omitempty"`
+	Metered   pcm.Usage        `cbor:"4,keyasint"` // use so far
+	Reason    string           `cbor:"5,keyasint,omitempty"`
+	Stop      string           `cbor:"6,keyasint,omitempty"` // the buyer asked, with this reason
+}
+
+// position finds the attempt of task index; -1 if the trade doesn't have it.
+func (t *Trade) position(index int) int {
+	n := 0
+	for _, r := range t.Terms.Tasks {
+		if index >= r.Lo && index < r.Hi {
+			return n + index - r.Lo
+		}
+		n += r.Hi - r.Lo
+	}
+	return -1
+}
+
+// attempt finds the attempt of task index; nil if the trade doesn't have it.
+func (t *Trade) attempt(index int) *Attempt {
+	if p := t.position(index); p >= 0 {
+		return &t.Attempts[p]
+	}
+	return nil
+}
+
+// Attempt finds the attempt of task index; nil if the trade doesn't have it.
+func (t *Trade) Attempt(index int) *Attempt { return t.attempt(index) }
+
+// All yields the task indexes with their attempts.
+func (t *Trade) All(yield func(int, *Attempt) bool) {
+	n := 0
+	for i := range t.Terms.Tasks.All {
+		if !yield(i, &t.Attempts[n]) {
+			return
+		}
+		n++
+	}
+}
+
+// reserved is what the trade holds of its pool.
+func (t *Trade) reserved() (pcm.Resources, int) {
+	n := min(t.Terms.Width, t.Live)
+	return t.Terms.Each.Times(n), n
+}
+
+// each applies f to every index; those refused are skipped. It is an error when none is left.
+func each(indexes iter.Seq[int], f func(i int) error) (pcm.Spans, error) {
+	var skip []int
+	var first error
+	done := 0
+	for i := range indexes {
+		if err := f(i); err != nil {
+			if first == nil {
+				first = err
+			}
+			skip = append(skip, i)
+			continue
+		}
+		done++
+	}
+	if done == 0 {
+		if first == nil {
+			first = pcm.Errorf(pcm.Invalid, "the operation names no task")
+		}
+		return nil, first
+	}
+	slices.Sort(skip)
+	return pcm.SpansOf(slices.Compact(skip)), nil
+}
+
+// each applies f to the attempts of the given tasks.
+func (t *Trade) each(indexes iter.Seq[int], f func(i int, at *Attempt) error) (pcm.Spans, error) {
+	return each(indexes, func(i int) error {
+		at := t.attempt(i)
+		if at == nil {
+			return pcm.Errorf(pcm.Invalid, "%s has no task %d", t.ID, i)
+		}
+		return f(i, at)
+	})
+}
+
+func indexesOf(results []pcm.Result) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		for _, r := range results {
+			if !yield(r.Index) {
+				return
+			}
+		}
+	}
+}
+
+func resultFor(results []pcm.Result, index int) *pcm.Result {
+	for i := range results {
+		if results[i].Index == index {
+			return &results[i]
+		}
+	}
+	return nil
+}
+
+// openTrade looks a trade up.
+func (a *applying) openTrade(id pcm.TradeID) (*Trade, error) {
+	t, ok := a.trades[id]
+	if !ok {
+		return nil, pcm.Errorf(pcm.NotFound, "no open trade %s in %s", id, pcm.Short(a.genesis.Cell))
+	}
+	return t, nil
+}
+
+// sold looks up a trade in which the signing peer is the seller.
+func (a *applying) sold(id pcm.TradeID) (*Trade, error) {
+	t, err := a.openTrade(id)
+	if err != nil {
+		return nil, err
+	}
+	if t.Terms.Seller != a.by.Peer {
+		return nil, pcm.Errorf(pcm.Forbidden, "%s is sold by peer %s", id, pcm.Short(t.Terms.Seller))
+	}
+	return t, nil
+}
+
+// driver is who should hear of a trade's news: whoever drives its job now.
+func (a *applying) driver(t *Trade) pcm.PeerID {
+	if j := a.jobs[t.Terms.Job]; j != nil {
+		return j.Driver
+	}
+	return t.Terms.Driver
+}
+
+// award binds the seller: the sole judge of offer, price, capacity and credit.
+func (a *applying) award(o *pcm.Op) (bool, error) {
+	t := &o.Award.Terms
+	if err := checkTerms(t); err != nil {
+		return false, err
+	}
+	if t.Cell != a.genesis.Cell {
+		return false, pcm.Errorf(pcm.Invalid, "the trade belongs to %s, this is %s", t.Cell, a.genesis.Cell)
+	}
+	if t.Driver != a.by.Peer {
+		return false, pcm.Errorf(pcm.Forbidden, "the terms are driven by peer %s, not by %s", pcm.Short(t.Driver), pcm.Short(a.by.Peer))
+	}
+	id := t.Trade()
+	if old, ok := a.trades[id]; ok {
+		if pcm.DigestOf(pcm.MustMarshal(old.Terms)) == pcm.DigestOf(pcm.MustMarshal(*t)) {
+			return false, nil
+		}
+		return false, pcm.Errorf(pcm.Conflict, "%s was awarded on other terms", id)
+	}
+	// Place comes before Award: every task must be placed with exactly this trade.
+	j, err := a.openJob(t.Job)
+	if err != nil {
+		return false, err
+	}
+	if t.Step < 0 || t.Step >= len(j.Steps) || !t.Tasks.Valid(len(j.Steps[t.Step].Tasks)) {
+		return false, pcm.Errorf(pcm.Invalid, "the terms name tasks that %s doesn't have", j.ID)
+	}
+	place := slices.IndexFunc(j.Places, func(p Placement) bool { return p.Trade == id })
+	if place < 0 || j.Places[place].HoldEach != t.HoldEach() || j.Buyer != t.Buyer || j.Spec != t.Spec || t.Price.Unit != j.Unit {
+		return false, pcm.Errorf(pcm.Conflict, "%s has no placement of %s on these terms", j.ID, id)
+	}
+	for i := range t.Tasks.All {
+		tk, err := j.placedBy(id, t.Step, i)
+		if err != nil {
+			return false, err
+		}
+		if tk.Attempt != t.Attempt || tk.Seller != t.Seller {
+			return false, pcm.Errorf(pcm.Conflict, "task %d/%d is placed as attempt %d at peer %s", t.Step, i, tk.Attempt, pcm.Short(tk.Seller))
+		}
+	}
+	p, seller, err := a.sellable(t)
+	if err != nil {
+		return false, err
+	}
+	n := t.Tasks.Len()
+	hold := pcm.MulMicro(t.HoldEach(), n)
+	if err := a.mayOwe(t.Buyer, seller, t.Price.Unit, hold); err != nil {
+		return false, err
+	}
+	tr := &Trade{
+		ID: id, Terms: *t, SellerAccount: seller.Account, AwardedAt: a.stamp,
+		Attempts: make([]Attempt, n), Live: n, Open: n, Held: hold,
+	}
+	tr.Terms.Tasks = slices.Clone(t.Tasks)
+	for i := range tr.Attempts {
+		tr.Attempts[i].State = pcm.AttemptAwarded
+	}
+	a.trades[id] = tr
+	r, slots := tr.reserved()
+	p.Reserved, p.Slots = p.Reserved.Plus(r), p.Slots+slots
+	seller.Live += n
+	j.Trades++
+	a.hold(tr, hold)
+	a.soon(a.stamp + leaseMS(0))
+	a.event(o, j.ID, tr, t.Seller, a.by.Peer)
+	return true, nil
+}
+
+// sellable checks the seller's side of the terms.
+func (a *applying) sellable(t *pcm.Terms) (*Pool, *Member, error) {
+	seller := a.members[t.Seller]
+	p := a.pools[PoolKey{t.Seller, t.Pool}]
+	switch {
+	case seller == nil:
+		return nil, nil, pcm.Errorf(pcm.NotFound, "peer %s does not sell in %s", pcm.Short(t.Seller), pcm.Short(a.genesis.Cell))
+	case p == nil || p.Closed:
+		return nil, nil, pcm.Errorf(pcm.Conflict, "peer %s declares no pool %s any more", pcm.Short(t.Seller), t.Pool)
+	case p.Offer != t.Offer:
+		return nil, nil, pcm.Errorf(pcm.Conflict, "offer %d of peer %s is no longer current: %d is", t.Offer, pcm.Short(t.Seller), p.Offer)
+	case p.Pool.Price != t.Price || p.Pool.Adapter != t.Adapter:
+		return nil, nil, pcm.Errorf(pcm.Conflict, "the terms are not those of offer %d of peer %s", t.Offer, pcm.Short(t.Seller))
+	case p.Pool.OwnOnly && t.Buyer != seller.Account:
+		return nil, nil, pcm.Errorf(pcm.Refused, "pool %s of peer %s is sold to its own account only", t.Pool, pcm.Short(t.Seller))
+	case p.Pool.MaxTime > 0 && t.LimitMS > p.Pool.MaxTime:
+		return nil, nil, pcm.Errorf(pcm.Refused, "pool %s of peer %s runs attempts of at most %d ms, the time limit is %d ms", t.Pool, pcm.Short(t.Seller), p.Pool.MaxTime, t.LimitMS)
+	}
+	want := t.Each.Times(t.Width)
+	if free := p.Pool.Capacity.Minus(p.Reserved); !want.Within(free) {
+		return nil, nil, pcm.Errorf(pcm.Refused, "pool %s of peer %s has %s free, these tasks reserve %s", t.Pool, pcm.Short(t.Seller), free, want)
+	}
+	if free := p.Pool.Slots - p.Slots; t.Width > free {
+		return nil, nil, pcm.Errorf(pcm.Refused, "pool %s of peer %s has %d slots free, these tasks take %d", t.Pool, pcm.Short(t.Seller), free, t.Width)
+	}
+	return p, seller, nil
+}
+
+// move brings an attempt into another state, if the transition table allows.
+func (a *applying) move(t *Trade, i int, at *Attempt, to pcm.AttemptState) error {
+	if !slices.Contains(pcm.AttemptNext[at.State], to) {
+		return pcm.Errorf(pcm.Conflict, "attempt %s/%d is %s and can't become %s", t.ID, i, at.State, to)
+	}
+	wasLive := at.State.Live()
+	before, slots := t.reserved()
+	at.State = to
+	if wasLive && !to.Live() {
+		t.Live--
+		if m := a.members[t.Terms.Seller]; m != nil {
+			m.Live--
+		}
+		after, left := t.reserved()
+		k := PoolKey{t.Terms.Seller, t.Terms.Pool}
+		p := a.pools[k]
+		p.Reserved, p.Slots = p.Reserved.Minus(before.Minus(after)), p.Slots-(slots-left)
+		if p.Closed && p.Slots == 0 {
+			delete(a.pools, k)
+		}
+	}
+	if len(pcm.AttemptNext[to]) == 0 {
+		t.Open--
+	}
+	return nil
+}
+
+// close archives a trade of which nothing is open.
+func (a *applying) close(t *Trade) {
+	if t.Open > 0 {
+		return
+	}
+	t.ClosedAt = a.stamp
+	a.fact(pcm.Fact{Closed: &pcm.Closed{Trade: t.ID, Job: t.Terms.Job, Paid: t.Paid}}, t.Terms.Job, nil, t.Terms.Seller, a.driver(t))
+	a.document(TradeKey(t.ID), t)
+	delete(a.trades, t.ID)
+	if j := a.jobs[t.Terms.Job]; j != nil {
+		j.Trades--
+		a.archive(j)
+	}
+}
+
+// reject is the seller's veto, or its admission that it can't.
+func (a *applying) reject(o *pcm.Op) (pcm.Spans, error) {
+	op := o.Reject
+	t, err := a.sold(op.Trade)
+	if err != nil {
+		return nil, err
+	}
+	if op.Reason == "" || len(op.Reason) > maxReason {
+		return nil, pcm.Errorf(pcm.Invalid, "a rejection needs a reason of at most %d bytes", maxReason)
+	}
+	skipped, err := t.each(op.Tasks.All, func(i int, at *Attempt) error {
+		if err := a.move(t, i, at, pcm.AttemptRejected); err != nil {
+			return err
+		}
+		at.Reason = op.Reason
+		a.release(t, 1, 0)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.event(o, t.Terms.Job, t, t.Terms.Seller, a.driver(t))
+	a.close(t)
+	return skipped, nil
+}
+
+func (a *applying) start(o *pcm.Op) (pcm.Spans, error) {
+	op := o.Start
+	t, err := a.sold(op.Trade)
+	if err != nil {
+		return nil, err
+	}
+	skipped, err := t.each(op.Tasks.All, func(i int, at *Attempt) error {
+		if err := a.move(t, i, at, pcm.AttemptStarted); err != nil {
+			return err
+		}
+		at.StartedAt = a.stamp
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.event(o, t.Terms.Job, t, a.driver(t))
+	return skipped, nil
+}
+
+func (a *applying) meter(o *pcm.Op) error {
+	op := o.Meter
+	t, err := a.sold(op.Trade)
+	if err != nil {
+		return err
+	}
+	_, err = t.each(slices.Values([]int{op.Index}), func(i int, at *Attempt) error {
+		if !at.State.Live() {
+			return pcm.Errorf(pcm.Conflict, "attempt %s/%d is %s", t.ID, i, at.State)
+		}
+		if op.Usage.WallMS < at.Metered.WallMS || op.Usage.CPUMS < at.Metered.CPUMS {
+			return pcm.Errorf(pcm.Invalid, "the use of attempt %s/%d can't shrink", t.ID, i)
+		}
+		at.Metered = op.Usage
+		return nil
+	})
+	if err == nil {
+		a.event(o, t.Terms.Job, t, a.driver(t))
+	}
+	return err
+}
+
+// finish takes the seller's results. One that is the seller's own fault is a rejection.
+func (a *applying) finish(o *pcm.Op) (pcm.Spans, error) {
+	op := o.Finish
+	t, err := a.sold(op.Trade)
+	if err != nil {
+		return nil, err
+	}
+	if len(op.Results) > pcm.MaxBatch {
+		return nil, pcm.Errorf(pcm.Invalid, "%d results are too many: at most %d", len(op.Results), pcm.MaxBatch)
+	}
+	skipped, err := t.each(indexesOf(op.Results), func(i int, at *Attempt) error {
+		r := resultFor(op.Results, i)
+		if err := checkResult(r, a.stamp-t.AwardedAt); err != nil {
+			return err
+		}
+		if r.Outcome == pcm.OutcomeSeller {
+			if err := a.move(t, i, at, pcm.AttemptRejected); err != nil {
+				return err
+			}
+			at.Reason = r.Reason
+			a.release(t, 1, 0)
+			return nil
+		}
+		if err := a.move(t, i, at, pcm.AttemptFinished); err != nil {
+			return err
+		}
+		result := *r
+		at.Result, at.Metered = &result, r.Usage
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.event(o, t.Terms.Job, t, t.Terms.Seller, a.driver(t))
+	a.close(t)
+	return skipped, nil
+}
+
+// checkResult checks a result; ran is for how long the log knows of the award, ms.
+func checkResult(r *pcm.Result, ran int64) error {
+	u := r.Usage
+	switch {
+	case u.WallMS < 0 || u.CPUMS < 0 || u.MaxMemory < 0:
+		return pcm.Errorf(pcm.Invalid, "the use of task %d is below zero", r.Index)
+	case u.WallMS > ran+clockSlack:
+		return pcm.Errorf(pcm.Invalid, "task %d says that it ran for %d ms, but was awarded %d ms ago", r.Index, u.WallMS, ran)
+	case len(r.Reason) > maxReason:
+		return pcm.Errorf(pcm.Invalid, "the reason of task %d has more than %d bytes", r.Index, maxReason)
+	case r.Output != "" && !r.Output.Valid():
+		return pcm.Errorf(pcm.Invalid, "the output of task %d has no digest", r.Index)
+	case r.ExitCode < 0 || r.ExitCode > 255:
+		return pcm.Errorf(pcm.Invalid, "exit code %d of task %d is out of range", r.ExitCode, r.Index)
+	}
+	switch r.Outcome {
+	case pcm.OutcomeOK:
+		if r.ExitCode != 0 {
+			return pcm.Errorf(pcm.Invalid, "task %d can't be ok with exit code %d", r.Index, r.ExitCode)
+		}
+	case pcm.OutcomeFailed, pcm.OutcomeTimeLimit, pcm.OutcomeMemory, pcm.OutcomeOutput, pcm.OutcomeStopped, pcm.OutcomeSeller:
+	default:
+		return pcm.Errorf(pcm.Invalid, "outcome %q of task %d is unknown", r.Outcome, r.Index)
+	}
+	return nil
+}
+
+// mayPay tells whether the signer acts for the buyer of a trade.
+func (a *applying) mayPay(t *Trade) error {
+	if a.by.Account != t.Terms.Buyer && a.by.Peer != a.driver(t) {
+		return pcm.Errorf(pcm.Forbidden, "%s is for its buyer %s or its driver to settle", t.ID, pcm.Short(t.Terms.Buyer))
+	}
+	return nil
+}
+
+// settle turns holds into balance: once for each attempt, after its task was decided.
+func (a *applying) settle(o *pcm.Op) error {
+	op := o.Settle
+	t, err := a.openTrade(op.Trade)
+	if err != nil {
+		return err
+	}
+	if err := a.mayPay(t); err != nil {
+		return err
+	}
+	if !op.Tasks.Valid(pcm.MaxTasks) {
+		return pcm.Errorf(pcm.Invalid, "the settlement names no valid tasks")
+	}
+	j := a.jobs[t.Terms.Job]
+	var sum pcm.Micro
+	for i := range op.Tasks.All {
+		at := t.attempt(i)
+		if at == nil || !slices.Contains(pcm.AttemptNext[at.State], pcm.AttemptSettled) {
+			return pcm.Errorf(pcm.Conflict, "task %d of %s has nothing to settle", i, t.ID)
+		}
+		if at.State == pcm.AttemptDisputed && a.by.Account != t.Terms.Buyer {
+			return pcm.Errorf(pcm.Forbidden, "only the buyer settles what is in dispute")
+		}
+		if j != nil {
+			if _, err := j.placedBy(t.ID, t.Terms.Step, i); err == nil {
+				return pcm.Errorf(pcm.Conflict, "task %d/%d is undecided: accept or abandon attempt %d first", t.Terms.Step, i, t.Terms.Attempt)
+			}
+		}
+		sum = pcm.AddMicro(sum, t.Terms.Charge(at.Result.Usage))
+	}
+	if sum != op.Amount {
+		return pcm.Errorf(pcm.Invalid, "the charges add up to %s, not to %s", sum, op.Amount)
+	}
+	for i := range op.Tasks.All {
+		if err := a.move(t, i, t.attempt(i), pcm.AttemptSettled); err != nil {
+			panic(err) // checked above
+		}
+	}
+	a.release(t, op.Tasks.Len(), sum)
+	a.event(o, t.Terms.Job, t, t.Terms.Seller, a.driver(t))
+	a.close(t)
+	return nil
+}
+
+func (a *applying) dispute(o *pcm.Op) error {
+	op := o.Dispute
+	t, err := a.openTrade(op.Trade)
+	if err != nil {
+		return err
+	}
+	if err := a.mayPay(t); err != nil {
+		return err
+	}
+	if op.Reason == "" || len(op.Reason) > maxReason || !op.Tasks.Valid(pcm.MaxTasks) {
+		return pcm.Errorf(pcm.Invalid, "a dispute needs tasks and a reason of at most %d bytes", maxReason)
+	}
+	for i := range op.Tasks.All {
+		if at := t.attempt(i); at == nil || at.State != pcm.AttemptFinished {
+			return pcm.Errorf(pcm.Conflict, "task %d of %s has nothing to dispute", i, t.ID)
+		}
+	}
+	for i := range op.Tasks.All {
+		at := t.attempt(i)
+		if err := a.move(t, i, at, pcm.AttemptDisputed); err != nil {
+			panic(err) // checked above
+		}
+		at.Reason = op.Reason
+	}
+	a.event(o, t.Terms.Job, t, t.Terms.Seller, a.driver(t))
+	return nil
+}
+
+// stop notes that the buyer wants attempts ended; the seller then finishes them.
+func (a *applying) stop(o *pcm.Op) (pcm.Spans, error) {
+	op := o.Stop
+	t, err := a.openTrade(op.Trade)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.mayPay(t); err != nil {
+		return nil, err
+	}
+	if op.Reason == "" || len(op.Reason) > maxReason {
+		return nil, pcm.Errorf(pcm.Invalid, "a stop needs a reason of at most %d bytes", maxReason)
+	}
+	skipped, err := t.each(op.Tasks.All, func(i int, at *Attempt) error {
+		if !at.State.Live() || at.Stop != "" {
+			return pcm.Errorf(pcm.Conflict, "attempt %s/%d is %s or stopping already", t.ID, i, at.State)
+		}
+		at.Stop = op.Reason
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.event(o, t.Terms.Job, t, t.Terms.Seller)
+	return skipped, nil
+}
