@@ -124,6 +124,7 @@ func (a *applying) capacity(op *pcm.Capacity) (bool, error) {
 		// Shrinking below what is reserved would break "reserved ≤ declared":
 		// the pool keeps what its trades hold, and shrinks as they end.
 		p.Pool, p.Offer, p.Closed = declared, op.Offer, false
+		p.Shrunk = !p.fits()
 	}
 	return true, nil
 }

@@ -98,6 +98,18 @@ type Pool struct {
 	Closed   bool          `cbor:"3,keyasint"` // no longer declared: kept until its trades are closed
 	Reserved pcm.Resources `cbor:"4,keyasint"`
 	Slots    int           `cbor:"5,keyasint"` // reserved
+	Shrunk   bool          `cbor:"6,keyasint"` // declared smaller than what was reserved: nothing is awarded until that has ended
+}
+
+// fits tells whether what is reserved is within what is declared.
+func (p *Pool) fits() bool { return p.Reserved.Within(p.Pool.Capacity) && p.Slots <= p.Pool.Slots }
+
+// Free is what can be awarded now, and how many attempts at once.
+func (p *Pool) Free() (pcm.Resources, int) {
+	if p.Closed || p.Shrunk {
+		return pcm.Resources{}, 0
+	}
+	return p.Pool.Capacity.Minus(p.Reserved), p.Pool.Slots - p.Slots
 }
 
 // Burned is an invite that was used.

@@ -277,6 +277,9 @@ func (a *applying) move(t *Trade, i int, at *Attempt, to pcm.AttemptState) error
 		k := PoolKey{t.Terms.Seller, t.Terms.Pool}
 		p := a.pools[k]
 		p.Reserved, p.Slots = p.Reserved.Minus(before.Minus(after)), p.Slots-(slots-left)
+		if p.Shrunk && p.fits() {
+			p.Shrunk = false
+		}
 		if p.Closed && p.Slots == 0 {
 			delete(a.pools, k)
 		}
@@ -293,7 +296,7 @@ func (a *applying) close(t *Trade) {
 		return
 	}
 	t.ClosedAt = a.stamp
-	a.fact(pcm.Fact{Closed: &pcm.Closed{Trade: t.ID, Job: t.Terms.Job, Paid: t.Paid}}, t.Terms.Job, nil, t.Terms.Seller, a.driver(t))
+	a.fact(pcm.Fact{Closed: &pcm.Closed{Trade: t.ID, Job: t.Terms.Job, Paid: t.Paid}}, t.Terms.Job, t, t.Terms.Seller, a.driver(t))
 	a.document(TradeKey(t.ID), t)
 	delete(a.trades, t.ID)
 	if j := a.jobs[t.Terms.Job]; j != nil {

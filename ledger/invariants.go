@@ -1,0 +1,141 @@
+package ledger
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/jointcloud/pcm"
+)
+
+// Check tests the invariants over the whole state. It returns the first that is
+// broken: an error with code Internal, which means a bug or a forged ledger.
+func (s *State) Check() error {
+	broken := func(format string, args ...any) error { return pcm.Errorf(pcm.Internal, format, args...) }
+	type use struct {
+		r     pcm.Resources
+		slots int
+	}
+	type taskKey struct {
+		job  pcm.JobID
+		step int
+		task int
+	}
+	reserved := map[PoolKey]use{}
+	held := map[BalanceKey]pcm.Micro{}
+	live := map[taskKey]pcm.TradeID{}
+	liveAt := map[pcm.PeerID]int{}
+	open := map[pcm.JobID]int{}
+	for _, t := range s.Trades() {
+		n, unsettled, final := 0, 0, 0
+		for i, at := range t.All {
+			if at.State.Live() {
+				n++
+				k := taskKey{t.Terms.Job, t.Terms.Step, i}
+				if other, twice := live[k]; twice {
+					return broken("task %d/%d of %s has two live attempts: in %s and in %s", t.Terms.Step, i, t.Terms.Job, other, t.ID)
+				}
+				live[k] = t.ID
+			}
+			if len(pcm.AttemptNext[at.State]) == 0 {
+				final++
+			} else {
+				unsettled++
+			}
+			if at.State == pcm.AttemptSettled && at.Result == nil {
+				return broken("attempt %s/%d was paid without a result", t.ID, i)
+			}
+		}
+		if n != t.Live || unsettled != t.Open || t.Held != pcm.MulMicro(t.Terms.HoldEach(), unsettled) {
+			return broken("%s counts %d live and %d open attempts and holds %s; there are %d and %d", t.ID, t.Live, t.Open, t.Held, n, unsettled)
+		}
+		r, slots := t.reserved()
+		k := PoolKey{t.Terms.Seller, t.Terms.Pool}
+		reserved[k] = use{reserved[k].r.Plus(r), reserved[k].slots + slots}
+		liveAt[t.Terms.Seller] += n
+		open[t.Terms.Job]++
+		if t.Terms.Buyer != t.SellerAccount {
+			held[BalanceKey{t.Terms.Buyer, t.SellerAccount, t.Terms.Price.Unit}] += t.Held
+		}
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(reserved), PoolKey.compare) {
+		if s.pools[k] == nil && reserved[k].slots > 0 {
+			return broken("pool %s of peer %s is gone while trades reserve it", k.Pool, k.Peer)
+		}
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(s.pools), PoolKey.compare) {
+		p := s.pools[k]
+		if p.Reserved != reserved[k].r || p.Slots != reserved[k].slots {
+			return broken("pool %s of peer %s counts %s in %d slots as reserved; its trades reserve %s in %d", k.Pool, k.Peer, p.Reserved, p.Slots, reserved[k].r, reserved[k].slots)
+		}
+		if !p.Shrunk && !p.fits() {
+			return broken("pool %s of peer %s has %s reserved of %s declared", k.Pool, k.Peer, p.Reserved, p.Pool.Capacity)
+		}
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(held), BalanceKey.compare) {
+		if held[k] > 0 && s.balances[k] == nil {
+			return broken("a hold of %s %s by %s has no balance", held[k], k.Unit, k.Buyer)
+		}
+	}
+	net := map[string]map[pcm.AccountID]pcm.Micro{}
+	for k, b := range s.Balances {
+		if b.Held != held[k] || b.Owed < 0 {
+			return broken("balance of %s with %s: owed %s, held %s; open trades hold %s", k.Buyer, k.Seller, b.Owed, b.Held, held[k])
+		}
+		if net[k.Unit] == nil {
+			net[k.Unit] = map[pcm.AccountID]pcm.Micro{}
+		}
+		net[k.Unit][k.Buyer] -= b.Owed
+		net[k.Unit][k.Seller] += b.Owed
+	}
+	for _, unit := range slices.Sorted(maps.Keys(net)) {
+		var sum pcm.Micro
+		for _, account := range slices.Sorted(maps.Keys(net[unit])) {
+			sum += net[unit][account]
+		}
+		if sum != 0 {
+			return broken("balances in %s sum to %s, not to zero", unit, sum)
+		}
+	}
+	drives := map[pcm.PeerID]int{}
+	for _, j := range s.Jobs() {
+		if err := j.check(open[j.ID], broken); err != nil {
+			return err
+		}
+		if j.EndedAt == 0 {
+			drives[j.Driver]++
+		}
+	}
+	for _, m := range s.Members() {
+		if m.Live != liveAt[m.Peer] || m.Drives != drives[m.Peer] {
+			return broken("peer %s counts %d live attempts and %d driven jobs; there are %d and %d", m.Peer, m.Live, m.Drives, liveAt[m.Peer], drives[m.Peer])
+		}
+	}
+	return nil
+}
+
+func (j *Job) check(open int, broken func(string, ...any) error) error {
+	if j.Trades != open {
+		return broken("%s counts %d open trades; there are %d", j.ID, j.Trades, open)
+	}
+	if j.Budget > 0 && pcm.AddMicro(j.Held, j.Paid) > j.Budget {
+		return broken("%s has %s held and %s paid of a budget of %s", j.ID, j.Held, j.Paid, j.Budget)
+	}
+	var held pcm.Micro
+	placed := 0
+	for _, p := range j.Places {
+		held += pcm.MulMicro(p.HoldEach, p.Open)
+		placed += p.Open
+	}
+	if held != j.Held || placed != j.Counts()[pcm.TaskPlaced] {
+		return broken("%s holds %s for %d placed tasks; its placements hold %s for %d", j.ID, j.Held, j.Counts()[pcm.TaskPlaced], held, placed)
+	}
+	for s := range j.Steps {
+		for i := range j.Steps[s].Tasks {
+			tk := &j.Steps[s].Tasks[i]
+			if (tk.State == pcm.TaskDone) != (tk.Result != nil && tk.Result.Outcome == pcm.OutcomeOK) {
+				return broken("task %d/%d of %s is %s, which its accepted result doesn't say", s, i, j.ID, tk.State)
+			}
+		}
+	}
+	return nil
+}
