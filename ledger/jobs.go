@@ -361,7 +361,9 @@ func (a *applying) abandonOne(j *Job, t *Trade, step, i int, op *pcm.Abandon) er
 	case attempt != nil && attempt.State.Live():
 		return pcm.Errorf(pcm.Conflict, "attempt %s/%d is %s: stop it first", t.ID, i, attempt.State)
 	case attempt != nil && attempt.Result != nil && op.Fault == pcm.FaultSeller:
-		return pcm.Errorf(pcm.Conflict, "attempt %s/%d has finished: its seller is not at fault", t.ID, i)
+		if attempt.State != pcm.AttemptDisputed {
+			return pcm.Errorf(pcm.Conflict, "attempt %s/%d has finished: dispute it before its seller is blamed", t.ID, i)
+		}
 	case attempt != nil && attempt.Result != nil:
 		charge = t.Terms.Charge(attempt.Result.Usage)
 	case op.Fault == pcm.FaultTask:
