@@ -56,6 +56,7 @@ type Step struct {
 	TimeLimit Duration          `json:"time_limit,omitempty" cbor:"13,keyasint,omitempty" doc:"Longest run of one attempt; default 1h."`
 	Retries   int               `json:"retries,omitempty" cbor:"14,keyasint,omitempty" minimum:"0" maximum:"100" doc:"How often a task that ended with a failure is run again; default 0. Attempts lost by a seller are run again whatever this says."`
 	Needs     []string          `json:"needs,omitempty" cbor:"15,keyasint,omitempty" doc:"Steps that must be complete before this one starts."`
+	ModuleAt  Digest            `json:"module_digest,omitempty" cbor:"16,keyasint,omitempty" doc:"Content of the module. Filled in at submission."`
 }
 
 // Input is a file or folder of the submitter, seen by the task at Target.

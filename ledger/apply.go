@@ -133,6 +133,11 @@ func (a *applying) command(c pcm.Signed) pcm.CommandResult {
 		}
 		result.Ops = append(result.Ops, r)
 		if r.Err != nil {
+			// Place and Award in one command are one step: a refused award leaves no placement behind.
+			if i > 0 && op.Award != nil && cmd.Ops[i-1].Place != nil && a.unplace(&cmd.Ops[i-1].Place.Terms) {
+				done--
+				worth = worth && done > 0
+			}
 			break
 		}
 		done++

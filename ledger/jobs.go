@@ -248,6 +248,27 @@ func (a *applying) place(o *pcm.Op) (bool, error) {
 	return true, nil
 }
 
+// unplace takes back the placement that the op before made: its fencing token
+// stays used, its tasks wait as before. It tells whether there was one.
+func (a *applying) unplace(t *pcm.Terms) bool {
+	j := a.jobs[t.Job]
+	if j == nil {
+		return false
+	}
+	trade := t.Trade()
+	at := slices.IndexFunc(j.Places, func(p Placement) bool { return p.Trade == trade })
+	if at < 0 || a.trades[trade] != nil {
+		return false
+	}
+	for i := range t.Tasks.All {
+		tk := &j.Steps[t.Step].Tasks[i]
+		tk.State, tk.Attempt, tk.Trade, tk.Seller = pcm.TaskWaiting, tk.Attempt-1, "", ""
+	}
+	j.Held -= pcm.MulMicro(j.Places[at].HoldEach, j.Places[at].Open)
+	j.Places = slices.Delete(j.Places, at, at+1)
+	return true
+}
+
 // checkTerms checks what can be known of terms without any state.
 func checkTerms(t *pcm.Terms) error {
 	if n := t.Tasks.Len(); n < 1 || n > pcm.MaxBatch || t.Width < 1 || t.Width > n {
