@@ -3,6 +3,7 @@ package ledger
 import (
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/transparency-dev/merkle/rfc6962"
 
@@ -20,6 +21,7 @@ type remembered struct {
 const (
 	seenBucket  = 10_000 // ms
 	maxSeenEach = 50_000 // IDs of one peer that are remembered at a time
+	maxMessage  = 512    // bytes of a refusal that is remembered
 )
 
 func bucketOf(notAfter int64) int64 { return notAfter / seenBucket }
@@ -123,13 +125,15 @@ func (a *applying) command(c pcm.Signed) pcm.CommandResult {
 	for i := range cmd.Ops {
 		a.by = a.members[cmd.Peer]
 		op := &cmd.Ops[i]
-		if a.by == nil && op.Enroll == nil {
-			result.Ops = append(result.Ops, pcm.OpResult{Err: pcm.Errorf(pcm.Unauthorized, "peer %s is not known here", pcm.Short(cmd.Peer))})
-			break
+		var r pcm.OpResult
+		var w bool
+		if err := a.maySpeak(op); err != nil {
+			r.Err = err
+		} else {
+			r, w = a.op(cmd.Peer, op)
 		}
-		r, w := a.op(cmd.Peer, op)
 		if r.Err != nil {
-			r.Err = &pcm.Error{Code: r.Err.Code, Message: r.Err.Message, Op: op.Kind()}
+			r.Err = &pcm.Error{Code: r.Err.Code, Message: clip(r.Err.Message), Op: op.Kind()}
 		}
 		result.Ops = append(result.Ops, r)
 		if r.Err != nil {
@@ -149,6 +153,28 @@ func (a *applying) command(c pcm.Signed) pcm.CommandResult {
 		a.record(pcm.Record{Command: &c, Done: done})
 	}
 	return result
+}
+
+// maySpeak tells whether the signer is known and its passport good, which an
+// enrolment ahead of the operation may or may not have brought about.
+func (a *applying) maySpeak(op *pcm.Op) *pcm.Error {
+	switch {
+	case op.Enroll != nil:
+	case a.by == nil:
+		return pcm.Errorf(pcm.Unauthorized, "its peer is not known to %s: enroll it first", pcm.Short(a.genesis.Cell))
+	case a.entry.Wall > a.by.NotAfter+pcm.Skew.Milliseconds():
+		return pcm.Errorf(pcm.Unauthorized, "the passport of peer %s expired: enroll a renewed one", pcm.Short(a.by.Peer))
+	}
+	return nil
+}
+
+// clip bounds a message that is kept: refusals quote what a stranger sent. It
+// stays valid UTF-8, as a snapshot that holds it must be.
+func clip(message string) string {
+	if len(message) > maxMessage {
+		message = message[:maxMessage]
+	}
+	return strings.ToValidUTF8(message, "")
 }
 
 // op applies one operation. The second result tells whether it belongs in the ledger.

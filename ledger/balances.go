@@ -2,6 +2,10 @@ package ledger
 
 import "github.com/jointcloud/pcm"
 
+// maxMoney bounds every sum that the ledger adds up: a trillion units. Far below
+// the largest integer, so that no sum of a few of them overflows.
+const maxMoney pcm.Micro = 1e18
+
 // mayOwe checks the credit that a seller gives.
 func (a *applying) mayOwe(buyer pcm.AccountID, seller *Member, unit string, hold pcm.Micro) error {
 	if buyer == seller.Account {
@@ -20,7 +24,7 @@ func (a *applying) mayOwe(buyer pcm.AccountID, seller *Member, unit string, hold
 // hold reserves an amount of the buyer's credit for a trade. Trade within one
 // account moves no money.
 func (a *applying) hold(t *Trade, amount pcm.Micro) {
-	if t.Terms.Buyer == t.SellerAccount {
+	if t.Terms.Buyer == t.SellerAccount || amount == 0 {
 		return
 	}
 	k := BalanceKey{t.Terms.Buyer, t.SellerAccount, t.Terms.Price.Unit}
@@ -37,8 +41,8 @@ func (a *applying) release(t *Trade, n int, paid pcm.Micro) {
 	freed := pcm.MulMicro(t.Terms.HoldEach(), n)
 	t.Held -= freed
 	t.Paid += paid
-	if t.Terms.Buyer == t.SellerAccount {
-		return
+	if t.Terms.Buyer == t.SellerAccount || freed == 0 {
+		return // what costs nothing may have no balance
 	}
 	k := BalanceKey{t.Terms.Buyer, t.SellerAccount, t.Terms.Price.Unit}
 	b := a.balances[k]

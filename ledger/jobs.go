@@ -10,6 +10,9 @@ import (
 // maxJobs bounds the open jobs of a cell.
 const maxJobs = 100_000
 
+// maxLastMS bounds a job's deadline: ten years.
+const maxLastMS = int64(10 * 365 * 24 * 3600 * 1000)
+
 // maxHistory bounds the lines kept of a task's earlier attempts.
 const maxHistory = 8
 
@@ -88,7 +91,7 @@ func (a *applying) submit(o *pcm.Op) (bool, error) {
 		}
 		return false, pcm.Errorf(pcm.Conflict, "%s exists: another job was submitted under this ID", op.Job)
 	}
-	if !op.Job.Valid() || !op.Spec.Valid() || len(op.Name) > 63 || !pcm.ValidName(op.Unit) || op.Budget < 0 || op.LastMS < 0 {
+	if !op.Job.Valid() || !op.Spec.Valid() || len(op.Name) > 63 || !pcm.ValidName(op.Unit) || op.Budget < 0 || op.Budget > maxMoney || op.LastMS < 0 || op.LastMS > maxLastMS {
 		return false, pcm.Errorf(pcm.Invalid, "submission of %q is malformed", op.Job)
 	}
 	if op.Takeover != pcm.TakeoverAccount && op.Takeover != pcm.TakeoverAny && op.Takeover != pcm.TakeoverNone {
@@ -235,7 +238,11 @@ func (a *applying) place(o *pcm.Op) (bool, error) {
 		}
 	}
 	hold := pcm.MulMicro(t.HoldEach(), t.Tasks.Len())
-	if total := pcm.AddMicro(hold, pcm.AddMicro(j.Held, j.Paid)); j.Budget > 0 && total > j.Budget {
+	total := pcm.AddMicro(hold, pcm.AddMicro(j.Held, j.Paid))
+	if total > maxMoney {
+		return false, pcm.Errorf(pcm.Refused, "these tasks may cost %s %s, and %s with what %s holds and paid: at most %s can be accounted for; shorten time_limit", hold, j.Unit, total, j.ID, maxMoney)
+	}
+	if j.Budget > 0 && total > j.Budget {
 		return false, pcm.Errorf(pcm.Refused, "the budget of %s is %s %s: %s is paid, %s held, and these tasks may cost %s", j.ID, j.Budget, j.Unit, j.Paid, j.Held, hold)
 	}
 	for i := range t.Tasks.All {
@@ -277,6 +284,9 @@ func checkTerms(t *pcm.Terms) error {
 	if t.Attempt < 1 || t.Attempt > pcm.MaxAttempts || t.LimitMS < 1 || t.LimitMS > pcm.MaxTimeLimit.Milliseconds() {
 		return pcm.Errorf(pcm.Invalid, "attempt %d or time limit %d ms is out of range", t.Attempt, t.LimitMS)
 	}
+	if len(t.Seller.Public()) == 0 {
+		return pcm.Errorf(pcm.Invalid, "the terms name no seller: %.80q is not a peer ID", t.Seller)
+	}
 	if !t.Cell.Valid() || !pcm.ValidName(string(t.Pool)) || !pcm.ValidName(t.Adapter) || !t.Spec.Valid() {
 		return pcm.Errorf(pcm.Invalid, "the terms are malformed")
 	}
@@ -312,13 +322,18 @@ func (a *applying) accept(o *pcm.Op) (pcm.Spans, error) {
 	if t.Terms.Job != j.ID {
 		return nil, pcm.Errorf(pcm.Invalid, "%s is not of %s", t.ID, j.ID)
 	}
+	results, err := byIndex(op.Results)
+	if err != nil {
+		return nil, err
+	}
 	skipped, err := t.each(indexesOf(op.Results), func(i int, at *Attempt) error {
 		tk, err := j.placedBy(t.ID, t.Terms.Step, i)
 		if err != nil {
 			return err
 		}
-		r := resultFor(op.Results, i)
-		if at.Result == nil || at.State != pcm.AttemptFinished && at.State != pcm.AttemptSettled || *at.Result != *r {
+		r := results[i]
+		// One in dispute as well: what a result costs is another question than whether it counts.
+		if at.Result == nil || *at.Result != *r {
 			return pcm.Errorf(pcm.Conflict, "attempt %s/%d is %s: the result is not the one that its seller finished with", t.ID, i, at.State)
 		}
 		a.decide(j, t.ID, t.Terms.Charge(r.Usage))
@@ -355,6 +370,9 @@ func (a *applying) abandon(o *pcm.Op) (pcm.Spans, error) {
 		return nil, pcm.Errorf(pcm.Conflict, "no task of %s is placed with %s", j.ID, op.Trade)
 	}
 	step := j.Places[at].Step
+	if err := checkTasks(op.Tasks); err != nil {
+		return nil, err
+	}
 	if !op.Tasks.Valid(len(j.Steps[step].Tasks)) {
 		return nil, pcm.Errorf(pcm.Invalid, "the abandonment names tasks that %s doesn't have", j.ID)
 	}

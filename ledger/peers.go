@@ -90,8 +90,8 @@ func (a *applying) capacity(op *pcm.Capacity) (bool, error) {
 	if len(op.Pools) > maxPoolsEach {
 		return false, pcm.Errorf(pcm.Invalid, "%d pools are too many: at most %d for each peer", len(op.Pools), maxPoolsEach)
 	}
-	if op.Credit < 0 {
-		return false, pcm.Errorf(pcm.Invalid, "a credit limit of %s is below zero", op.Credit)
+	if op.Credit < 0 || op.Credit > maxMoney {
+		return false, pcm.Errorf(pcm.Invalid, "a credit limit of %s is out of range: 0 to %s", op.Credit, maxMoney)
 	}
 	named := map[pcm.PoolID]bool{}
 	for _, p := range op.Pools {
@@ -134,7 +134,8 @@ func (a *applying) renew(op *pcm.Renew) (bool, error) {
 	if op.Incarnation < a.by.Incarnation {
 		return false, pcm.Errorf(pcm.Conflict, "incarnation %d of peer %s is over, %d is current: two daemons may be using one data folder", op.Incarnation, pcm.Short(a.by.Peer), a.by.Incarnation)
 	}
-	worth := a.by.Live > 0 || a.by.Drives > 0 // else nothing depends on it
+	// Else nothing depends on it. What later renewals are judged by is kept in any case.
+	worth := a.by.Live > 0 || a.by.Drives > 0 || op.Incarnation != a.by.Incarnation
 	a.by.Incarnation, a.by.RenewedAt = op.Incarnation, a.stamp
 	return worth, nil
 }

@@ -81,6 +81,9 @@ func (s *State) Restore(data []byte) error {
 	if err != nil {
 		return pcm.Errorf(pcm.Internal, "the snapshot's Merkle frontier is damaged: %w", err)
 	}
+	if err := in.whole(); err != nil {
+		return err
+	}
 	n := New(in.Genesis)
 	n.stamp, n.records, n.tree, n.due = in.Stamp, in.Records, tree, in.Due
 	for _, m := range in.Members {
@@ -105,6 +108,46 @@ func (s *State) Restore(data []byte) error {
 		n.seen[r.Key] = r.Value
 		n.buckets[bucketOf(r.Value.NotAfter)] = append(n.buckets[bucketOf(r.Value.NotAfter)], r.Key)
 	}
+	if err := n.Check(); err != nil {
+		return pcm.Errorf(pcm.Internal, "the snapshot breaks an invariant: %w", err)
+	}
 	*s = *n
+	return nil
+}
+
+// whole tells whether everything is there that the state takes for granted: a
+// snapshot may come from another peer.
+func (in *snapshot) whole() error {
+	damaged := func(part string) error {
+		return pcm.Errorf(pcm.Internal, "the snapshot is damaged: its %s are not whole", part)
+	}
+	if slices.Contains(in.Members, nil) {
+		return damaged("members")
+	}
+	for _, p := range in.Pools {
+		if p.Value == nil {
+			return damaged("pools")
+		}
+	}
+	for _, b := range in.Balances {
+		if b.Value == nil {
+			return damaged("balances")
+		}
+	}
+	for _, t := range in.Trades {
+		if t == nil || !t.Terms.Tasks.Valid(pcm.MaxTasks) || t.Terms.Tasks.Len() != len(t.Attempts) || t.Terms.Width < 1 {
+			return damaged("trades")
+		}
+	}
+	for _, j := range in.Jobs {
+		if j == nil {
+			return damaged("jobs")
+		}
+		for _, p := range j.Places {
+			if p.Step < 0 || p.Step >= len(j.Steps) {
+				return damaged("jobs")
+			}
+		}
+	}
 	return nil
 }

@@ -126,11 +126,25 @@ func indexesOf(results []pcm.Result) iter.Seq[int] {
 	}
 }
 
-func resultFor(results []pcm.Result, index int) *pcm.Result {
+// byIndex finds results by their task; one task has one.
+func byIndex(results []pcm.Result) (map[int]*pcm.Result, error) {
+	if len(results) > pcm.MaxBatch {
+		return nil, pcm.Errorf(pcm.Invalid, "%d results are too many: at most %d", len(results), pcm.MaxBatch)
+	}
+	m := make(map[int]*pcm.Result, len(results))
 	for i := range results {
-		if results[i].Index == index {
-			return &results[i]
+		if m[results[i].Index] != nil {
+			return nil, pcm.Errorf(pcm.Invalid, "task %d has two results", results[i].Index)
 		}
+		m[results[i].Index] = &results[i]
+	}
+	return m, nil
+}
+
+// checkTasks checks the tasks that an operation names for a trade, before they are walked.
+func checkTasks(tasks pcm.Spans) error {
+	if !tasks.Valid(pcm.MaxTasks) || tasks.Len() > pcm.MaxBatch {
+		return pcm.Errorf(pcm.Invalid, "the operation names no valid tasks: 1 to %d of one trade, in order", pcm.MaxBatch)
 	}
 	return nil
 }
@@ -187,6 +201,9 @@ func (a *applying) award(o *pcm.Op) (bool, error) {
 	j, err := a.openJob(t.Job)
 	if err != nil {
 		return false, err
+	}
+	if j.Stopping {
+		return false, pcm.Errorf(pcm.Conflict, "%s was cancelled: %s", j.ID, j.Reason)
 	}
 	if t.Step < 0 || t.Step >= len(j.Steps) || !t.Tasks.Valid(len(j.Steps[t.Step].Tasks)) {
 		return false, pcm.Errorf(pcm.Invalid, "the terms name tasks that %s doesn't have", j.ID)
@@ -312,6 +329,9 @@ func (a *applying) reject(o *pcm.Op) (pcm.Spans, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := checkTasks(op.Tasks); err != nil {
+		return nil, err
+	}
 	if op.Reason == "" || len(op.Reason) > maxReason {
 		return nil, pcm.Errorf(pcm.Invalid, "a rejection needs a reason of at most %d bytes", maxReason)
 	}
@@ -335,6 +355,9 @@ func (a *applying) start(o *pcm.Op) (pcm.Spans, error) {
 	op := o.Start
 	t, err := a.sold(op.Trade)
 	if err != nil {
+		return nil, err
+	}
+	if err := checkTasks(op.Tasks); err != nil {
 		return nil, err
 	}
 	skipped, err := t.each(op.Tasks.All, func(i int, at *Attempt) error {
@@ -361,6 +384,9 @@ func (a *applying) meter(o *pcm.Op) error {
 		if !at.State.Live() {
 			return pcm.Errorf(pcm.Conflict, "attempt %s/%d is %s", t.ID, i, at.State)
 		}
+		if err := checkUsage(i, op.Usage, a.stamp-t.AwardedAt); err != nil {
+			return err
+		}
 		if op.Usage.WallMS < at.Metered.WallMS || op.Usage.CPUMS < at.Metered.CPUMS {
 			return pcm.Errorf(pcm.Invalid, "the use of attempt %s/%d can't shrink", t.ID, i)
 		}
@@ -380,11 +406,12 @@ func (a *applying) finish(o *pcm.Op) (pcm.Spans, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(op.Results) > pcm.MaxBatch {
-		return nil, pcm.Errorf(pcm.Invalid, "%d results are too many: at most %d", len(op.Results), pcm.MaxBatch)
+	results, err := byIndex(op.Results)
+	if err != nil {
+		return nil, err
 	}
 	skipped, err := t.each(indexesOf(op.Results), func(i int, at *Attempt) error {
-		r := resultFor(op.Results, i)
+		r := results[i]
 		if err := checkResult(r, a.stamp-t.AwardedAt); err != nil {
 			return err
 		}
@@ -411,14 +438,24 @@ func (a *applying) finish(o *pcm.Op) (pcm.Spans, error) {
 	return skipped, nil
 }
 
-// checkResult checks a result; ran is for how long the log knows of the award, ms.
-func checkResult(r *pcm.Result, ran int64) error {
-	u := r.Usage
+// checkUsage checks what task index is said to have used; ran is for how long
+// the log knows of its award, ms.
+func checkUsage(index int, u pcm.Usage, ran int64) error {
 	switch {
 	case u.WallMS < 0 || u.CPUMS < 0 || u.MaxMemory < 0:
-		return pcm.Errorf(pcm.Invalid, "the use of task %d is below zero", r.Index)
+		return pcm.Errorf(pcm.Invalid, "the use of task %d is below zero", index)
 	case u.WallMS > ran+clockSlack:
-		return pcm.Errorf(pcm.Invalid, "task %d says that it ran for %d ms, but was awarded %d ms ago", r.Index, u.WallMS, ran)
+		return pcm.Errorf(pcm.Invalid, "task %d says that it ran for %d ms, but was awarded %d ms ago", index, u.WallMS, ran)
+	}
+	return nil
+}
+
+// checkResult checks a result; ran is for how long the log knows of the award, ms.
+func checkResult(r *pcm.Result, ran int64) error {
+	if err := checkUsage(r.Index, r.Usage, ran); err != nil {
+		return err
+	}
+	switch {
 	case len(r.Reason) > maxReason:
 		return pcm.Errorf(pcm.Invalid, "the reason of task %d has more than %d bytes", r.Index, maxReason)
 	case r.Output != "" && !r.Output.Valid():
@@ -526,6 +563,9 @@ func (a *applying) stop(o *pcm.Op) (pcm.Spans, error) {
 		return nil, err
 	}
 	if err := a.mayPay(t); err != nil {
+		return nil, err
+	}
+	if err := checkTasks(op.Tasks); err != nil {
 		return nil, err
 	}
 	if op.Reason == "" || len(op.Reason) > maxReason {

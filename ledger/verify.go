@@ -33,7 +33,8 @@ const verifyBatch = 512
 
 // Verify replays a cell's records from its founding and checks everything that
 // follows from them. The state that it comes to is returned, to be compared with
-// the one that a peer holds. It stops at the first bad record.
+// the one that a peer holds. It stops at the first bad record. Slices that records
+// yields are kept for a while: an iterator must not write to them again.
 func Verify(g Genesis, records iter.Seq2[[]byte, error]) (Verdict, *State) {
 	s := New(g)
 	var v Verdict
@@ -50,7 +51,10 @@ func Verify(g Genesis, records iter.Seq2[[]byte, error]) (Verdict, *State) {
 	}
 	for leaf, err := range records {
 		if err != nil {
-			return bad(s.records+uint64(len(leaves)), "can't be read: %v", err)
+			if n, earlier := flush(); earlier != nil {
+				return bad(n, "%v", earlier)
+			}
+			return bad(s.records, "can't be read: %v", err)
 		}
 		if leaves = append(leaves, leaf); len(leaves) == verifyBatch {
 			if n, err := flush(); err != nil {
@@ -71,9 +75,11 @@ func (s *State) verifyBatch(leaves [][]byte, v *Verdict) (uint64, error) {
 	list := make([]pcm.Record, len(leaves))
 	var signed []pcm.Signed
 	var numbers []uint64
+	var damaged error
 	for i, leaf := range leaves {
-		if err := pcm.Unmarshal(leaf, &list[i]); err != nil {
-			return s.records + uint64(i), err
+		if damaged = pcm.Unmarshal(leaf, &list[i]); damaged != nil {
+			list = list[:i] // those before it come first
+			break
 		}
 		if c := list[i].Command; c != nil {
 			signed, numbers = append(signed, *c), append(numbers, s.records+uint64(i))
@@ -95,6 +101,9 @@ func (s *State) verifyBatch(leaves [][]byte, v *Verdict) (uint64, error) {
 		if err := s.replay(r, leaves[i]); err != nil {
 			return n, err
 		}
+	}
+	if damaged != nil {
+		return s.records, damaged
 	}
 	if err := s.Check(); err != nil {
 		return s.records - 1, err
