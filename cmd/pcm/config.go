@@ -1,0 +1,303 @@
+package main
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/multiformats/go-multiaddr"
+
+	"github.com/jointcloud/pcm"
+)
+
+// Config is everything that can be set about a node. Each key can stand in the
+// YAML file, and as PCM_KEY in the environment (nested keys joined by _, lists
+// separated by commas); flags exist for the common ones. Flags win over the
+// environment, which wins over the file. configs/pcm.example.yaml explains every key.
+type Config struct {
+	Data        string     `json:"data"`
+	Name        string     `json:"name"`
+	API         string     `json:"api"`
+	APIHosts    []string   `json:"api_hosts"`
+	Listen      []string   `json:"listen"`
+	Announce    []string   `json:"announce"`
+	Join        string     `json:"join"`
+	Bootstrap   []string   `json:"bootstrap"`
+	MDNS        bool       `json:"mdns"`
+	Labels      pcm.Labels `json:"labels"`
+	AccountKey  string     `json:"account_key"`
+	CreditLimit Amount     `json:"credit_limit"`
+	Adapters    Adapters   `json:"adapters"`
+	Store       Store      `json:"store"`
+	Cell        Cell       `json:"cell"`
+	Log         Log        `json:"log"`
+}
+
+// Adapters are what this machine is sold through.
+type Adapters struct {
+	Process Process `json:"process"`
+	Wasm    Wasm    `json:"wasm"`
+}
+
+// Process sells native processes.
+type Process struct {
+	Enabled          bool     `json:"enabled"`
+	Sandbox          string   `json:"sandbox"` // auto, bubblewrap, none
+	AllowUnsandboxed bool     `json:"allow_unsandboxed"`
+	Capacity         Capacity `json:"capacity"`
+	Slots            int      `json:"slots"` // 0: by the machine's cores
+	Price            Price    `json:"price"`
+	MaxOutput        string   `json:"max_output"`
+}
+
+// Wasm sells WebAssembly.
+type Wasm struct {
+	Enabled   bool     `json:"enabled"`
+	Capacity  Capacity `json:"capacity"`
+	Slots     int      `json:"slots"` // 0: by the machine's cores
+	Price     Price    `json:"price"`
+	MaxOutput string   `json:"max_output"`
+}
+
+// Capacity is how much is sold; empty parts are the machine's.
+type Capacity struct {
+	CPU    string `json:"cpu"`
+	Memory string `json:"memory"`
+}
+
+// Price in whole units.
+type Price struct {
+	Unit       string `json:"unit"`
+	PerTask    Amount `json:"per_task"`
+	PerCPUHour Amount `json:"per_cpu_hour"`
+	PerGiBHour Amount `json:"per_gib_hour"`
+}
+
+// Store bounds the data that tasks read and write.
+type Store struct {
+	Quota   string `json:"quota"`
+	Reserve string `json:"reserve"`
+}
+
+// Cell is how this peer takes part in its cell.
+type Cell struct {
+	Profile       string `json:"profile"` // lan, wan
+	VoterEligible bool   `json:"voter_eligible"`
+}
+
+// Log is how the daemon logs.
+type Log struct {
+	Format string `json:"format"` // auto, text, json
+	Level  string `json:"level"`  // debug, info, warn, error
+}
+
+// Amount is an amount of money in whole units, as written: "0.25".
+type Amount string
+
+// DefaultConfig is what a node is without any configuration. dataDir is where
+// its data is.
+func DefaultConfig(dataDir string) Config {
+	price := Price{Unit: pcm.DefaultUnit, PerTask: "0.001", PerCPUHour: "1", PerGiBHour: "0.1"}
+	return Config{
+		Data:        dataDir,
+		API:         "127.0.0.1:7420",
+		APIHosts:    []string{},
+		Listen:      []string{"/ip4/127.0.0.1/udp/7419/quic-v1", "/ip4/127.0.0.1/tcp/7419"},
+		Announce:    []string{},
+		Bootstrap:   []string{},
+		Labels:      pcm.Labels{},
+		CreditLimit: "1000",
+		Adapters: Adapters{
+			Process: Process{Enabled: true, Sandbox: "auto", Price: price, MaxOutput: "1GiB"},
+			Wasm:    Wasm{Enabled: true, Price: price, MaxOutput: "1GiB"},
+		},
+		Store: Store{Quota: "10GiB", Reserve: "512MiB"},
+		Cell:  Cell{Profile: "lan", VoterEligible: true},
+		Log:   Log{Format: "auto", Level: "info"},
+	}
+}
+
+// defaultData is the data folder when none is named: $XDG_DATA_HOME/pcm, else ~/.pcm.
+func defaultData(getenv func(string) string) string {
+	if dir := getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "pcm")
+	}
+	if home := getenv("HOME"); home != "" {
+		return filepath.Join(home, ".pcm")
+	}
+	return ".pcm"
+}
+
+// complete makes what depends on this machine out of what was left empty.
+func (c *Config) complete() error {
+	abs, err := filepath.Abs(c.Data)
+	if err != nil {
+		return pcm.Errorf(pcm.Invalid, "data folder %q: %w", c.Data, err)
+	}
+	c.Data = abs
+	if c.Name == "" {
+		host, _ := os.Hostname() // without one the peer is called "peer"
+		c.Name = nameOf(host)
+	}
+	if c.AccountKey == "" {
+		c.AccountKey = filepath.Join(c.Data, "account.key")
+	}
+	return nil
+}
+
+// nameOf makes a valid peer name of a host name.
+func nameOf(host string) string {
+	host, _, _ = strings.Cut(strings.ToLower(host), ".")
+	name := strings.Map(func(r rune) rune {
+		if (r < 'a' || r > 'z') && (r < '0' || r > '9') {
+			return '-'
+		}
+		return r
+	}, host)
+	name = strings.Trim(name[:min(len(name), 63)], "-")
+	if name == "" {
+		return "peer"
+	}
+	return name
+}
+
+// Validate finds what is wrong with a configuration; the first fault, a *pcm.FieldError.
+func (c Config) Validate() error {
+	checks := []struct {
+		field string
+		check func() error
+	}{
+		{"name", func() error {
+			if !pcm.ValidName(c.Name) {
+				return pcm.Errorf(pcm.Invalid, "%q is not a name of lower-case letters, digits, dots and dashes", c.Name)
+			}
+			return nil
+		}},
+		{"api", func() error { return checkAPI(c.API) }},
+		{"listen", func() error { return checkAddrs(c.Listen) }},
+		{"announce", func() error { return checkAddrs(c.Announce) }},
+		{"bootstrap", func() error { return checkAddrs(c.Bootstrap) }},
+		{"join", func() error {
+			if c.Join == "" {
+				return nil
+			}
+			_, _, err := pcm.ParseToken(c.Join)
+			return err
+		}},
+		{"labels", c.Labels.Validate},
+		{"credit_limit", func() error { return checkAmount(c.CreditLimit) }},
+		{"store.quota", func() error { return checkBytes(c.Store.Quota) }},
+		{"store.reserve", func() error { return checkBytes(c.Store.Reserve) }},
+		{"adapters.process.sandbox", func() error { return oneOf(c.Adapters.Process.Sandbox, "auto", "bubblewrap", "none") }},
+		{"cell.profile", func() error { return oneOf(c.Cell.Profile, "lan", "wan") }},
+		{"log.format", func() error { return oneOf(c.Log.Format, "auto", "text", "json") }},
+		{"log.level", func() error { return oneOf(c.Log.Level, "debug", "info", "warn", "error") }},
+	}
+	for _, k := range checks {
+		if err := k.check(); err != nil {
+			return &pcm.FieldError{Field: k.field, Err: err}
+		}
+	}
+	p, w := c.Adapters.Process, c.Adapters.Wasm
+	if err := validateSale("adapters.process", p.Capacity, p.Slots, p.Price, p.MaxOutput); err != nil {
+		return err
+	}
+	return validateSale("adapters.wasm", w.Capacity, w.Slots, w.Price, w.MaxOutput)
+}
+
+// validateSale checks what all adapters have.
+func validateSale(at string, capacity Capacity, slots int, price Price, maxOutput string) error {
+	checks := []struct {
+		field string
+		check func() error
+	}{
+		{"capacity", func() error { _, err := capacity.resources(); return err }},
+		{"slots", func() error {
+			if slots < 0 || slots > 1<<20 {
+				return pcm.Errorf(pcm.Invalid, "%d is out of range: 0 (by the machine's cores) to %d", slots, 1<<20)
+			}
+			return nil
+		}},
+		{"price.per_task", func() error { return checkAmount(price.PerTask) }},
+		{"price.per_cpu_hour", func() error { return checkAmount(price.PerCPUHour) }},
+		{"price.per_gib_hour", func() error { return checkAmount(price.PerGiBHour) }},
+		{"price", func() error { p, err := price.pcm(); return firstError(err, p.Validate()) }},
+		{"max_output", func() error { return checkBytes(maxOutput) }},
+	}
+	for _, k := range checks {
+		if err := k.check(); err != nil {
+			return &pcm.FieldError{Field: at + "." + k.field, Err: err}
+		}
+	}
+	return nil
+}
+
+// resources reads the capacity; parts that are empty are 0: the machine's.
+func (c Capacity) resources() (r pcm.Resources, err error) {
+	if c.CPU != "" {
+		if r.CPU, err = pcm.ParseMilliCPU(c.CPU); err != nil {
+			return r, err
+		}
+	}
+	if c.Memory != "" {
+		r.Memory, err = pcm.ParseBytes(c.Memory)
+	}
+	return r, err
+}
+
+// pcm reads the price.
+func (p Price) pcm() (pcm.Price, error) {
+	v := pcm.Price{Unit: p.Unit}
+	var errs [3]error
+	v.PerTask, errs[0] = pcm.ParseMicro(string(p.PerTask))
+	v.PerCPUHour, errs[1] = pcm.ParseMicro(string(p.PerCPUHour))
+	v.PerGiBHour, errs[2] = pcm.ParseMicro(string(p.PerGiBHour))
+	return v, firstError(errs[:]...)
+}
+
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkAmount(a Amount) error {
+	m, err := pcm.ParseMicro(string(a))
+	if err == nil && m < 0 {
+		return pcm.Errorf(pcm.Invalid, "%q is below zero", a)
+	}
+	return err
+}
+
+func checkBytes(s string) error {
+	_, err := pcm.ParseBytes(s)
+	return err
+}
+
+func checkAPI(addr string) error {
+	if _, port, err := net.SplitHostPort(addr); err != nil || port == "" {
+		return pcm.Errorf(pcm.Invalid, "%q is not an address of the form HOST:PORT, like 127.0.0.1:7420 (port 0: any free one)", addr)
+	}
+	return nil
+}
+
+func checkAddrs(addrs []string) error {
+	for _, a := range addrs {
+		if _, err := multiaddr.NewMultiaddr(a); err != nil {
+			return pcm.Errorf(pcm.Invalid, "%q is not a multiaddr like /ip4/0.0.0.0/udp/7419/quic-v1 or /ip4/0.0.0.0/tcp/7419", a)
+		}
+	}
+	return nil
+}
+
+func oneOf(v string, known ...string) error {
+	if !slices.Contains(known, v) {
+		return pcm.Errorf(pcm.Invalid, "%q is not one of %s", v, strings.Join(known, ", "))
+	}
+	return nil
+}

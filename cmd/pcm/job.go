@@ -1,0 +1,273 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/node/api"
+)
+
+func (a *app) jobCommand() *cobra.Command {
+	c := &cobra.Command{Use: "job", Aliases: []string{"jobs"}, Short: "Run, follow and stop jobs"}
+	c.RunE = a.group(c)
+	c.AddCommand(a.jobRunCommand(), a.jobValidateCommand(), a.jobListCommand(), a.jobDescribeCommand(),
+		a.jobLogsCommand(), a.jobGetCommand(), a.jobStopCommand(), a.jobExplainCommand())
+	return c
+}
+
+// readSpec reads a job's spec from a file, or from standard input if that is "-".
+// base is the folder that its relative paths start from.
+func (a *app) readSpec(file string) (spec pcm.Spec, base string, err error) {
+	var r io.Reader = a.in
+	base, err = os.Getwd()
+	if file != "-" {
+		f, oerr := os.Open(file)
+		if oerr != nil {
+			return spec, "", pcm.Errorf(pcm.Invalid, "can't read the spec: %w", oerr)
+		}
+		defer f.Close()
+		r = f
+		base, err = filepath.Abs(filepath.Dir(file))
+	}
+	if err != nil {
+		return spec, "", pcm.Errorf(pcm.Invalid, "the current folder can't be found: %w", err)
+	}
+	raw, err := io.ReadAll(io.LimitReader(r, pcm.MaxSpec+1)) // one more, so that ParseSpec sees that it is too large
+	if err != nil {
+		return spec, "", pcm.Errorf(pcm.Invalid, "can't read the spec: %w", err)
+	}
+	spec, err = pcm.ParseSpec(raw, file)
+	return spec, base, err
+}
+
+func (a *app) jobRunCommand() *cobra.Command {
+	var wait, follow bool
+	c := &cobra.Command{
+		Use: "run FILE", Short: "Submit the job of a spec file (YAML or JSON; - for standard input)", Args: exactly(1, "a FILE with the job's spec"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			spec, base, err := a.readSpec(args[0])
+			if err != nil {
+				return err
+			}
+			job, err := a.submit(cmd.Context(), api.Submission{ID: pcm.NewJobID(), Spec: spec, Base: base}, wait || follow, follow)
+			if err != nil || !(wait || follow) {
+				return err
+			}
+			if a.human() && job.State == pcm.JobDone {
+				if _, err := fmt.Fprintf(a.out, "%s done: %s, paid %s %s\n", job.ID, plural(job.Counts.Done, "task"), job.Paid, job.Unit); err != nil {
+					return written(err)
+				}
+			}
+			return a.verdict(cmd.Context(), job, false)
+		},
+	}
+	c.Flags().BoolVar(&wait, "wait", false, "wait for the job's end")
+	c.Flags().BoolVarP(&follow, "follow", "f", false, "wait, and show what the tasks write")
+	return c
+}
+
+func (a *app) jobValidateCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "validate FILE", Short: "Check a spec file without submitting it; needs no node", Args: exactly(1, "a FILE with the job's spec"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			spec, _, err := a.readSpec(args[0])
+			if err != nil {
+				return err
+			}
+			return a.print(spec, func(t *table) {
+				t.text("%s is good: job %s, %s, %s.", args[0], spec.Name, plural(len(spec.Steps), "step"), plural(spec.Tasks(), "task"))
+			})
+		},
+	}
+}
+
+func (a *app) jobListCommand() *cobra.Command {
+	var q api.Query
+	c := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List jobs, newest first", Args: noArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return view(a, func(ctx context.Context, c *api.Client) (api.List[api.Job], error) { return c.Jobs(ctx, q) }, func(t *table, l api.List[api.Job]) {
+				if len(l.Items) == 0 {
+					a.hint("No jobs. Next: pcm run -- echo hello")
+				}
+				drawJobs(t, l)
+			})(cmd, args)
+		},
+	}
+	c.Flags().IntVar(&q.Limit, "limit", 50, "most jobs to list; 0: all")
+	c.Flags().StringVar(&q.State, "state", "", "only jobs that are open, done, failed or cancelled")
+	return c
+}
+
+func drawJobs(t *table, l api.List[api.Job]) {
+	head := []string{"JOB", "NAME", "STATE", "TASKS", "PAID", "UNIT", "AGE", "REASON"}
+	if t.wide {
+		head = []string{"JOB", "NAME", "STATE", "TASKS", "PAID", "UNIT", "AGE", "HELD", "ACCOUNT", "SUBMITTER", "DRIVER", "REASON"}
+	}
+	t.row(head...)
+	for _, j := range l.Items {
+		row := []string{id(t, j.ID), j.Name, string(j.State), fmt.Sprintf("%d/%d", j.Counts.Done, j.Counts.Total), j.Paid, j.Unit, t.age(j.SubmittedAt)}
+		if t.wide {
+			row = append(row, j.Held, string(j.Account), string(j.Submitter), string(j.Driver))
+		}
+		t.row(append(row, or(j.Reason, j.Waiting))...)
+	}
+}
+
+func (a *app) jobDescribeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "describe JOB", Short: "Show a job with its tasks, attempts and costs", Args: exactly(1, "a JOB, as 'pcm job list' shows it"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), viewTimeout)
+			defer cancel()
+			job, err := c.Job(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			if !a.human() {
+				return a.print(job, nil)
+			}
+			tasks, err := c.Tasks(ctx, string(job.ID), api.Query{})
+			if err != nil {
+				return err
+			}
+			trades, err := c.Trades(ctx, api.Query{Job: job.ID})
+			if err != nil {
+				return err
+			}
+			return a.print(job, func(t *table) { drawJob(t, job, tasks.Items, trades) })
+		},
+	}
+}
+
+// maxDescribed bounds the tasks that 'job describe' shows; a wide table has all.
+const maxDescribed = 50
+
+func drawJob(t *table, j api.Job, tasks []api.Task, trades api.List[api.Trade]) {
+	t.pair("Job", "%s", j.ID)
+	t.pair("Name", "%s", j.Name)
+	t.pair("State", "%s%s", j.State, prefixed(": ", j.Reason))
+	t.pair("Waiting", "%s", j.Waiting)
+	t.pair("Account", "%s", j.Account)
+	t.pair("Submitted", "%s ago, through %s", t.age(j.SubmittedAt), id(t, j.Submitter))
+	if !j.EndedAt.IsZero() {
+		t.pair("Took", "%s", j.EndedAt.Sub(j.SubmittedAt).Round(time.Millisecond))
+	}
+	t.pair("Driver", "%s, term %d; takeover by %s", id(t, j.Driver), j.DriverTerm, j.Takeover)
+	settled := "not yet settled"
+	if j.Settled {
+		settled = "settled"
+	}
+	budget := ""
+	if j.Budget != "" {
+		budget = ", budget " + j.Budget
+	}
+	t.pair("Cost", "%s paid, %s held, in %s%s; %s", j.Paid, j.Held, j.Unit, budget, settled)
+	n := j.Counts
+	t.pair("Tasks", "%d: %d waiting, %d placed, %d done, %d failed, %d cancelled", n.Total, n.Waiting, n.Placed, n.Done, n.Failed, n.Cancelled)
+	t.text("")
+	t.row("TASK", "STATE", "TRY", "SELLER", "EXIT", "TIME", "CPU", "MEMORY", "TRADE", "REASON")
+	left := 0
+	for i, k := range tasks {
+		if i >= maxDescribed && !t.wide {
+			left++
+			continue
+		}
+		exit, wall, cpu, mem := "-", "-", "-", "-"
+		if k.ExitCode != nil {
+			exit = strconv.Itoa(*k.ExitCode)
+		}
+		if u := k.Usage; u != nil {
+			wall, cpu, mem = u.Wall().String(), (time.Duration(u.CPUMS) * time.Millisecond).String(), u.MaxMemory.String()
+		}
+		trade := "-"
+		if k.Trade != "" {
+			trade = id(t, k.Trade)
+		}
+		seller := "-"
+		if k.Seller != "" {
+			seller = or(k.SellerName, pcm.Short(k.Seller))
+		}
+		t.row(fmt.Sprintf("%s/%d", k.Step, k.Index), string(k.State), strconv.Itoa(k.Attempt), seller, exit, wall, cpu, mem, trade, k.Reason)
+		for _, h := range k.History {
+			t.row("", "  earlier: "+h)
+		}
+	}
+	if left > 0 {
+		t.text("… and %s more; -o wide shows all", plural(left, "task"))
+	}
+	if len(trades.Items) > 0 {
+		t.text("")
+		drawTrades(t, trades)
+	}
+}
+
+func (a *app) jobStopCommand() *cobra.Command {
+	var reason string
+	c := &cobra.Command{
+		Use: "stop JOB", Aliases: []string{"cancel"}, Short: "Cancel a job; its running tasks are stopped", Args: exactly(1, "a JOB, as 'pcm job list' shows it"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return view(a, func(ctx context.Context, c *api.Client) (api.Job, error) { return c.Cancel(ctx, args[0], reason) }, func(t *table, j api.Job) {
+				t.text("%s is %s.", j.ID, j.State)
+			})(cmd, args)
+		},
+	}
+	c.Flags().StringVar(&reason, "reason", "", "why, for those who look at the job later")
+	return c
+}
+
+func (a *app) jobExplainCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "explain JOB|FILE", Short: "Say why tasks are where they are, or where a spec file's would run", Args: exactly(1, "a JOB or a FILE with a spec"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			get := func(ctx context.Context, c *api.Client) (api.Explanation, error) { return c.Explain(ctx, args[0]) }
+			if info, err := os.Stat(args[0]); args[0] == "-" || (err == nil && !info.IsDir()) {
+				spec, base, err := a.readSpec(args[0])
+				if err != nil {
+					return err
+				}
+				get = func(ctx context.Context, c *api.Client) (api.Explanation, error) {
+					return c.ExplainSpec(ctx, api.Submission{Spec: spec, Base: base})
+				}
+			} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return pcm.Errorf(pcm.Invalid, "can't read %s: %w", args[0], err)
+			}
+			return view(a, get, drawExplanation)(cmd, args)
+		},
+	}
+}
+
+func drawExplanation(t *table, e api.Explanation) {
+	for i, s := range e.Steps {
+		if i > 0 {
+			t.text("")
+		}
+		t.text("%s: needs %s; strategy %s", s.Step, s.Shape, s.Strategy)
+		if s.Summary != "" {
+			t.text("  %s", plain(s.Summary))
+		}
+		t.row("  SITE", "POOL", "FITS", "ROOM", "SCORE", "COST", "WHY NOT")
+		for _, c := range s.Candidates {
+			fits, why := "yes", ""
+			if !c.OK {
+				fits, why = "no", strings.Trim(c.Filter+": "+c.Reason, ": ")
+			}
+			t.row("  "+or(c.Name, pcm.Short(c.Peer)), string(c.Pool), fits, strconv.Itoa(c.Room), strconv.FormatFloat(c.Score, 'f', 3, 64), or(c.Cost, "-"), why)
+		}
+	}
+}

@@ -1,0 +1,273 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/node/api"
+)
+
+// runFlags are the flags of 'pcm run': a spec of one step.
+type runFlags struct {
+	name, cpu, memory, class, adapter, module string
+	timeLimit, budget, takeover, strategy     string
+	deadline                                  string
+	count, retries                            int
+	gpu                                       int64
+	labels, inputs, outputs, env              []string
+	detach                                    bool
+}
+
+func (a *app) runCommand() *cobra.Command {
+	var f runFlags
+	c := &cobra.Command{
+		Use:   "run [flags] -- COMMAND [ARG…]",
+		Short: "Run a command somewhere in the mesh, and wait for it",
+		Long: `Runs a command, or with --module a WebAssembly module, as a job of one step:
+shows what it writes, waits for its end and exits with its code. The command is
+not passed through a shell. Ctrl-C cancels the job; -d lets it run.
+
+  pcm run -- echo hello
+  pcm run --count 4 -- sh -c 'echo task $PCM_TASK_INDEX of $PCM_TASK_COUNT'
+  pcm run --input ./data --output result.txt -- sh -c 'wc data/* > result.txt'
+  pcm run --module hello.wasm -- some arguments`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			spec, err := f.spec(args)
+			if err != nil {
+				return err
+			}
+			cwd, err := os.Getwd()
+			if err != nil {
+				return pcm.Errorf(pcm.Invalid, "the current folder can't be found: %w", err)
+			}
+			job, err := a.submit(cmd.Context(), api.Submission{ID: pcm.NewJobID(), Spec: spec, Base: cwd}, !f.detach, true)
+			if err != nil || f.detach {
+				return err
+			}
+			return a.verdict(cmd.Context(), job, true)
+		},
+	}
+	c.Args = func(_ *cobra.Command, args []string) error {
+		if len(args) == 0 && f.module == "" {
+			return fmt.Errorf("pcm run needs a command after --, like: pcm run -- echo hello")
+		}
+		return nil
+	}
+	fl := c.Flags()
+	fl.SetInterspersed(false)
+	fl.StringVar(&f.name, "name", "", "name of the job (default: the command's)")
+	fl.IntVar(&f.count, "count", 1, "how many tasks; each learns its place from PCM_TASK_INDEX and PCM_TASK_COUNT")
+	fl.StringVar(&f.cpu, "cpu", "", "cores for each task: 2, 0.5 or 500m (default 100m)")
+	fl.StringVar(&f.memory, "memory", "", "memory for each task: 64MiB, 2GiB (default 64MiB)")
+	fl.Int64Var(&f.gpu, "gpu", 0, "accelerators for each task")
+	fl.StringVar(&f.class, "class", "", "resource class, like cpu.small")
+	fl.StringVar(&f.adapter, "adapter", "", "only on pools of this adapter, like process or wasm")
+	fl.StringArrayVar(&f.labels, "label", nil, "only on pools with this label, `KEY=VALUE`; may be repeated")
+	fl.StringArrayVar(&f.inputs, "input", nil, "file or folder that the tasks read, `SOURCE[:TARGET]`; may be repeated")
+	fl.StringArrayVar(&f.outputs, "output", nil, "file or folder, by its `PATH` in the task's working folder, that comes back; may be repeated")
+	fl.StringArrayVar(&f.env, "env", nil, "variable for the tasks, `NAME=VALUE`; may be repeated")
+	fl.StringVar(&f.timeLimit, "time-limit", "", "longest run of one attempt: 90s, 10m, 2h (default 1h)")
+	fl.StringVar(&f.deadline, "deadline", "", "longest time for the whole job, waiting included")
+	fl.IntVar(&f.retries, "retries", 0, "how often a failed task is run again")
+	fl.StringVar(&f.budget, "budget", "", "most that the job may cost: 5 or '0.25 credit'")
+	fl.StringVar(&f.takeover, "takeover", "", "who may drive the job when this peer is gone: account (default), any or none")
+	fl.StringVar(&f.strategy, "strategy", "", "how to choose among sites: cheapest (default) or spread")
+	fl.StringVar(&f.module, "module", "", "WebAssembly module `FILE` (WASI) to run instead of a command")
+	fl.BoolVarP(&f.detach, "detach", "d", false, "print the job's ID and return at once")
+	return c
+}
+
+// spec makes the job that the flags describe, checked.
+func (f runFlags) spec(args []string) (pcm.Spec, error) {
+	labels, err := parseLabels(f.labels)
+	if err != nil {
+		return pcm.Spec{}, err
+	}
+	step := pcm.Step{
+		Name: "run", Count: f.count, Class: f.class, Adapter: f.adapter, Labels: labels, Outputs: f.outputs,
+		Resources: pcm.Ask{CPU: f.cpu, Memory: f.memory, GPU: f.gpu},
+		TimeLimit: pcm.Duration(f.timeLimit), Retries: f.retries,
+	}
+	name := f.name
+	if f.module != "" {
+		step.Module, step.Args = f.module, args
+		name = or(name, strings.TrimSuffix(filepath.Base(f.module), ".wasm"))
+	} else {
+		step.Command = args
+		name = or(name, filepath.Base(args[0]))
+	}
+	for _, in := range f.inputs {
+		source, target, _ := strings.Cut(in, ":")
+		step.Inputs = append(step.Inputs, pcm.Input{Source: source, Target: target})
+	}
+	for _, e := range f.env {
+		k, v, ok := strings.Cut(e, "=")
+		if !ok {
+			return pcm.Spec{}, pcm.Errorf(pcm.Invalid, "--env %s is not of the form NAME=VALUE", e)
+		}
+		if step.Env == nil {
+			step.Env = map[string]string{}
+		}
+		step.Env[k] = v
+	}
+	if f.count < 1 {
+		return pcm.Spec{}, pcm.Errorf(pcm.Invalid, "--count %d is out of range: 1 to %d", f.count, pcm.MaxTasks)
+	}
+	s := pcm.Spec{
+		Name: name, Budget: f.budget, Deadline: pcm.Duration(f.deadline), Takeover: pcm.Takeover(f.takeover), Strategy: f.strategy,
+		Steps: []pcm.Step{step},
+	}
+	return s, specFaults(s.Normalize())
+}
+
+// specFaults words the faults of a spec made of flags; nil if there are none.
+func specFaults(faults []error) error {
+	var lines []string
+	for _, f := range faults {
+		lines = append(lines, strings.TrimPrefix(f.Error(), "steps[0]."))
+	}
+	if len(lines) == 0 {
+		return nil
+	}
+	return pcm.Errorf(pcm.Invalid, "%s", strings.Join(lines, "; "))
+}
+
+// submit submits a job. With wait it shows, if follow is set, what the tasks
+// write, and returns the job as it ended; else it prints the job's ID.
+func (a *app) submit(ctx context.Context, s api.Submission, wait, follow bool) (api.Job, error) {
+	c, err := a.client()
+	if err != nil {
+		return api.Job{}, err
+	}
+	job, err := c.Submit(ctx, s)
+	if err != nil {
+		return job, err
+	}
+	if !wait {
+		if err := a.print(job, func(t *table) { t.text("%s", job.ID) }); err != nil {
+			return job, err
+		}
+		a.hint("Next: pcm job describe %s, pcm job logs -f %s, pcm job get %s", pcm.Short(job.ID), pcm.Short(job.ID), pcm.Short(job.ID))
+		return job, nil
+	}
+	ctx, stop := a.cancelOnSignal(ctx, c, job.ID)
+	defer stop()
+	if follow && a.human() {
+		return a.follow(ctx, c, job)
+	}
+	return a.await(ctx, c, job)
+}
+
+// cancelOnSignal cancels the job at the first SIGINT or SIGTERM; the second ends
+// the program at once, and the job is left as it is.
+func (a *app) cancelOnSignal(ctx context.Context, c *api.Client, id pcm.JobID) (context.Context, func()) {
+	ch := make(chan os.Signal, 2)
+	signal.Notify(ch, os.Interrupt, syscall.SIGTERM)
+	done := make(chan struct{})
+	go func() {
+		select {
+		case <-ch:
+		case <-done:
+			return
+		}
+		fmt.Fprintf(a.errOut, "\npcm: cancelling %s; once more to leave it as it is\n", pcm.Short(id))
+		go func() {
+			cctx, cancel := context.WithTimeout(ctx, viewTimeout)
+			defer cancel()
+			if _, err := c.Cancel(cctx, string(id), "cancelled from the terminal"); err != nil && pcm.ErrorCode(err) != pcm.Conflict {
+				fmt.Fprintf(a.errOut, "pcm: can't cancel %s: %s\n", pcm.Short(id), err)
+			}
+		}()
+		select {
+		case <-ch:
+			os.Exit(130)
+		case <-done:
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(ch)
+		close(done)
+	}
+}
+
+// quietWait is how long a job may wait for a place before its reason is shown.
+const quietWait = 2 * time.Second
+
+// await waits for the job's end and tells why it waits meanwhile.
+func (a *app) await(ctx context.Context, c *api.Client, job api.Job) (api.Job, error) {
+	begun := time.Now()
+	told := ""
+	return c.WaitJob(ctx, job.ID, func(j api.Job) bool {
+		if a.human() && j.State == pcm.JobOpen && j.Waiting != "" && j.Waiting != told && time.Since(begun) > quietWait {
+			told = j.Waiting
+			fmt.Fprintf(a.errOut, "pcm: %s waits: %s\n", pcm.Short(j.ID), plain(j.Waiting))
+		}
+		return api.Ended(j)
+	})
+}
+
+// verdict is how the program ends after waiting for a job. With its own code the
+// program takes over that of a job's only task.
+func (a *app) verdict(ctx context.Context, job api.Job, own bool) error {
+	if !a.human() {
+		if err := a.print(job, nil); err != nil {
+			return err
+		}
+	}
+	if job.State == pcm.JobDone {
+		return nil
+	}
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	failed, err := c.Tasks(ctx, string(job.ID), api.Query{State: string(pcm.TaskFailed), Limit: 4})
+	if err != nil {
+		return err
+	}
+	a.hint("pcm: %s %s%s", pcm.Short(job.ID), job.State, prefixed(": ", job.Reason))
+	for i, t := range failed.Items {
+		if i == 3 {
+			a.hint("pcm:   … see 'pcm job describe %s'", pcm.Short(job.ID))
+			break
+		}
+		a.hint("pcm:   task %s/%d: %s", t.Step, t.Index, taskEnd(t))
+	}
+	if own && job.Counts.Total == 1 && len(failed.Items) == 1 {
+		if code := failed.Items[0].ExitCode; code != nil && *code > 0 && *code < 256 {
+			return exitStatus(*code)
+		}
+	}
+	return exitStatus(exitFailed)
+}
+
+// taskEnd says how a task ended, for people.
+func taskEnd(t api.Task) string {
+	s := string(t.Outcome)
+	if t.ExitCode != nil && *t.ExitCode != 0 {
+		s = fmt.Sprintf("exit code %d", *t.ExitCode)
+		if t.Outcome != pcm.OutcomeFailed && t.Outcome != "" {
+			s = fmt.Sprintf("%s (exit code %d)", t.Outcome, *t.ExitCode)
+		}
+	}
+	if t.Reason != "" {
+		s = or(s, string(t.State)) + ": " + plain(t.Reason)
+	}
+	return or(s, string(t.State))
+}
+
+func prefixed(prefix, s string) string {
+	if s == "" {
+		return ""
+	}
+	return prefix + plain(s)
+}
