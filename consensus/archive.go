@@ -1,0 +1,402 @@
+package consensus
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+
+	"github.com/jointcloud/pcm"
+)
+
+// archive keeps a cell's history in Badger: records by number, documents by
+// key. It is written behind Apply by one goroutine: Raft's log is what makes an
+// entry durable, and what the archive lost in a crash is applied again from there.
+//
+// Keys: "r" and the record's number (8 bytes, big-endian); "d/" and the
+// document's key; "m/state" for the archiveState. A document's value begins with the
+// Raft index (8 bytes, big-endian) of the entry that wrote it.
+type archive struct {
+	db   *badger.DB
+	dir  string
+	fail func(error) // called once when the store can't be written any more
+
+	queue    chan *archiveOp
+	reserved atomic.Uint64 // ops that were promised, in the order of Apply
+	wrote    atomic.Uint64 // ops that were written
+	done     chan struct{} // closed when the writer has ended
+
+	mu      sync.Mutex
+	state   archiveState  // as written
+	written chan struct{} // closed and replaced after each write
+	broken  error
+}
+
+// archiveState says what the archive holds; it is written last of each batch.
+type archiveState struct {
+	Applied uint64 `cbor:"1,keyasint"`           // Raft index up to which it has been written
+	Count   uint64 `cbor:"2,keyasint"`           // number of the next record
+	Gap     *gap   `cbor:"3,keyasint,omitempty"` // records that are missing
+}
+
+// gap is the history from before a snapshot that this replica was given.
+// Records below From are here and were checked; those in [From, Next) were
+// pulled and are not checked yet.
+type gap struct {
+	From  uint64   `cbor:"1,keyasint"`
+	To    uint64   `cbor:"2,keyasint"` // records below it make up Root
+	Root  [32]byte `cbor:"3,keyasint"`
+	Index uint64   `cbor:"4,keyasint"` // Raft index of the snapshot: documents up to it are missing too
+	Next  uint64   `cbor:"5,keyasint"`
+	After string   `cbor:"6,keyasint"` // documents up to this key were pulled
+	Docs  bool     `cbor:"7,keyasint"` // all documents were pulled
+}
+
+// archiveOp is one thing to write. A pull carries the gap that it belongs to,
+// as it shall be afterwards.
+type archiveOp struct {
+	index   uint64 // of the Raft entry
+	first   uint64
+	records [][]byte
+	docs    []pcm.Document
+
+	reserved bool // readers wait for it
+
+	open   *gap // a snapshot was restored: history is missing from here on
+	pulled *gap
+	pages  []storedDocument // pulled documents
+	closed bool             // the gap was checked and is no more
+	sync   bool             // make all durable before answering
+	answer chan error       // not nil: has room for one
+}
+
+type storedDocument struct {
+	Key   string `cbor:"1,keyasint"`
+	Index uint64 `cbor:"2,keyasint"`
+	Value []byte `cbor:"3,keyasint"`
+}
+
+// Bounds of the archive.
+const (
+	archiveQueue = 64      // entries between Apply and the store; a full queue holds Apply up
+	archiveBatch = 1 << 20 // bytes that one write takes together, more or less
+	archiveWait  = 10 * time.Second
+)
+
+var keyState = []byte("m/state")
+
+func recordKey(n uint64) []byte {
+	return binary.BigEndian.AppendUint64([]byte{'r'}, n)
+}
+
+func documentKey(key string) []byte { return append([]byte("d/"), key...) }
+
+func openArchive(dir string, log *slog.Logger, fail func(error)) (a *archive, err error) {
+	damaged := func(cause any) error {
+		return pcm.Errorf(pcm.Internal, "the history in %s can't be opened (%v): move that folder away and start again; it is then fetched from the cell's other peers (a cell of one peer: restore it from a backup)", dir, cause)
+	}
+	defer guard(func(cause any) { a, err = nil, damaged(cause) })()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, pcm.Errorf(pcm.Internal, "can't make %s: %w", dir, err)
+	}
+	// Small: an idle archive shall cost a few MiB, and its figures are those of
+	// one writer with values of some hundred bytes.
+	opt := badger.DefaultOptions(dir).
+		WithLogger(newRaftLogger(log)).
+		WithSyncWrites(false).
+		WithMetricsEnabled(false).
+		WithDetectConflicts(false).
+		WithCompression(options.None).
+		WithBlockCacheSize(0).
+		WithIndexCacheSize(2 << 20).
+		WithMemTableSize(8 << 20).
+		WithNumMemtables(2).
+		WithBaseTableSize(4 << 20).
+		WithBaseLevelSize(16 << 20).
+		WithValueThreshold(256 << 10).
+		WithValueLogFileSize(64 << 20).
+		WithNumCompactors(2).
+		WithNumLevelZeroTables(2).
+		WithNumLevelZeroTablesStall(6).
+		WithNumGoroutines(1).
+		WithNumVersionsToKeep(1)
+	db, err := badger.Open(opt)
+	if err != nil {
+		return nil, damaged(err)
+	}
+	a = &archive{
+		db: db, dir: dir, fail: fail,
+		queue: make(chan *archiveOp, archiveQueue), done: make(chan struct{}), written: make(chan struct{}),
+	}
+	err = db.View(func(txn *badger.Txn) error {
+		item, err := txn.Get(keyState)
+		if errors.Is(err, badger.ErrKeyNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return item.Value(func(v []byte) error { return pcm.Unmarshal(v, &a.state) })
+	})
+	if err != nil {
+		db.Close()
+		return nil, damaged(err)
+	}
+	go a.run()
+	return a, nil
+}
+
+// reserve promises one op of Apply. Readers that come after it wait for it, so it is
+// called while Apply still holds readers off; put follows without the lock.
+func (a *archive) reserve() { a.reserved.Add(1) }
+
+// put queues a reserved op. It blocks while the queue is full.
+func (a *archive) put(op *archiveOp) { a.queue <- op }
+
+// do queues an op and waits for it.
+func (a *archive) do(op *archiveOp) error {
+	op.answer = make(chan error, 1)
+	a.put(op)
+	return <-op.answer
+}
+
+// flush waits until all that was put is written and durable.
+func (a *archive) flush() error { return a.do(&archiveOp{sync: true}) }
+
+// close writes what waits and closes the store. Nobody puts any more.
+func (a *archive) close() error {
+	close(a.queue)
+	<-a.done
+	if err := a.db.Close(); err != nil {
+		return pcm.Errorf(pcm.Internal, "can't close %s: %w", a.dir, err)
+	}
+	return nil
+}
+
+func (a *archive) run() {
+	defer close(a.done)
+	var batch []*archiveOp
+	for op := range a.queue {
+		batch = append(batch[:0], op)
+		for size := op.size(); size < archiveBatch && len(batch) < archiveQueue; {
+			select {
+			case more, ok := <-a.queue:
+				if ok {
+					batch = append(batch, more)
+					size += more.size()
+					continue
+				}
+			default:
+			}
+			break
+		}
+		err := a.write(batch)
+		a.mu.Lock()
+		if err != nil && a.broken == nil {
+			a.broken = pcm.Errorf(pcm.Internal, "can't write the history in %s: %w", a.dir, err)
+			go a.fail(a.broken)
+		}
+		err = nil
+		if a.broken != nil {
+			err = a.broken
+		}
+		for _, op := range batch {
+			if op.reserved {
+				a.wrote.Add(1)
+			}
+		}
+		close(a.written)
+		a.written = make(chan struct{})
+		a.mu.Unlock()
+		for i, op := range batch {
+			if op.answer != nil {
+				op.answer <- err
+			}
+			batch[i] = nil
+		}
+	}
+}
+
+func (op *archiveOp) size() int {
+	n := 64
+	for _, r := range op.records {
+		n += len(r)
+	}
+	for _, d := range op.docs {
+		n += len(d.Value)
+	}
+	return n
+}
+
+// write stores a batch of ops; the state goes last, so that a crash in between
+// leaves the older state.
+func (a *archive) write(batch []*archiveOp) error {
+	if a.broken != nil { // only this goroutine writes it
+		return a.broken
+	}
+	a.mu.Lock()
+	state := a.state
+	a.mu.Unlock()
+	if state.Gap != nil {
+		g := *state.Gap
+		state.Gap = &g
+	}
+	wb := a.db.NewWriteBatch()
+	defer wb.Cancel()
+	changed, sync := false, false
+	for _, op := range batch {
+		sync = sync || op.sync
+		if op.index == 0 && op.open == nil && op.pulled == nil {
+			continue
+		}
+		changed = true
+		if err := a.writeOp(wb, &state, op); err != nil {
+			return err
+		}
+	}
+	if changed {
+		if err := wb.Set(keyState, pcm.MustMarshal(state)); err != nil {
+			return err
+		}
+		if err := wb.Flush(); err != nil {
+			return err
+		}
+	}
+	if sync {
+		if err := a.db.Sync(); err != nil {
+			return err
+		}
+	}
+	a.mu.Lock()
+	a.state = state
+	a.mu.Unlock()
+	return nil
+}
+
+func (a *archive) writeOp(wb *badger.WriteBatch, state *archiveState, op *archiveOp) error {
+	switch {
+	case op.open != nil:
+		g := *op.open
+		if state.Gap != nil { // an older gap that was never filled
+			g.From = state.Gap.From
+		} else {
+			g.From = state.Count
+		}
+		g.Next = g.From
+		state.Gap, state.Count = &g, g.To
+		return nil
+	case op.pulled != nil:
+		g := state.Gap
+		if g == nil || g.To != op.pulled.To || g.Root != op.pulled.Root {
+			return nil // a newer snapshot came in between
+		}
+		if op.closed {
+			state.Gap = nil
+			return nil
+		}
+		for i, r := range op.records {
+			if err := wb.Set(recordKey(op.first+uint64(i)), r); err != nil {
+				return err
+			}
+		}
+		for _, d := range op.pages {
+			have, err := a.documentIndex(d.Key)
+			if err != nil {
+				return err
+			}
+			if have >= d.Index {
+				continue
+			}
+			if err := wb.Set(documentKey(d.Key), documentValue(d.Index, d.Value)); err != nil {
+				return err
+			}
+		}
+		*g = *op.pulled
+		return nil
+	}
+	if len(op.records) > 0 && op.first > state.Count {
+		return fmt.Errorf("record %d follows %d: records are missing in between", op.first, state.Count)
+	}
+	for i, r := range op.records {
+		if err := wb.Set(recordKey(op.first+uint64(i)), r); err != nil {
+			return err
+		}
+	}
+	for _, d := range op.docs {
+		if err := wb.Set(documentKey(d.Key), documentValue(op.index, d.Value)); err != nil {
+			return err
+		}
+	}
+	state.Count = max(state.Count, op.first+uint64(len(op.records)))
+	state.Applied = max(state.Applied, op.index)
+	return nil
+}
+
+func documentValue(index uint64, value []byte) []byte {
+	return append(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(value)), index), value...)
+}
+
+// documentIndex is the Raft index of a stored document; 0 if there is none.
+func (a *archive) documentIndex(key string) (index uint64, err error) {
+	err = a.db.View(func(txn *badger.Txn) error {
+		item, err := txn.Get(documentKey(key))
+		if errors.Is(err, badger.ErrKeyNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return item.Value(func(v []byte) error {
+			if len(v) >= 8 {
+				index = binary.BigEndian.Uint64(v)
+			}
+			return nil
+		})
+	})
+	return index, err
+}
+
+// current is the state as written.
+func (a *archive) current() archiveState {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := a.state
+	if s.Gap != nil {
+		g := *s.Gap
+		s.Gap = &g
+	}
+	return s
+}
+
+// settle waits until all that was applied before the call can be read.
+func (a *archive) settle() error {
+	want := a.reserved.Load()
+	if a.wrote.Load() >= want {
+		return nil
+	}
+	timer := time.NewTimer(archiveWait)
+	defer timer.Stop()
+	for {
+		a.mu.Lock()
+		ch, broken := a.written, a.broken
+		a.mu.Unlock()
+		if broken != nil {
+			return broken
+		}
+		if a.wrote.Load() >= want {
+			return nil
+		}
+		select {
+		case <-ch:
+		case <-timer.C:
+			return pcm.Errorf(pcm.Busy, "the history in %s is more than %v behind: its disk is too slow", a.dir, archiveWait)
+		}
+	}
+}

@@ -1,0 +1,479 @@
+// Package consensus runs cells: Raft groups of peers that hold one ledger
+// together. A cell drives a state machine ([Machine]), which it knows only by
+// its entries and their effects, and keeps the history of what it did. Messages
+// travel over libp2p streams, below a path that names the cell.
+package consensus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/protocol"
+
+	"github.com/jointcloud/pcm"
+)
+
+// Profile is a set of timings.
+type Profile string
+
+// The profiles.
+const (
+	LAN Profile = "lan" // a leader is replaced after 1 to 2 s
+	WAN Profile = "wan" // after 5 to 10 s; for links with long or uneven delays
+)
+
+// Config says what to open. Dir, Mesh, Cell, Self, Host and Machine are needed.
+type Config struct {
+	Dir     string // of this cell alone; made if it is missing
+	Mesh    pcm.MeshID
+	Cell    pcm.CellID
+	Self    pcm.PeerID
+	Host    host.Host // lets only admitted peers open streams; stays open after Close
+	Machine Machine
+
+	// Check tells whether a command can be right, whatever the state; nil: all
+	// can. It is called in parallel, before a command is proposed.
+	Check func(pcm.Signed) error
+
+	// Bootstrap founds the cell with this peer as its one voter, if Dir is
+	// empty. Without it an empty Dir waits until the cell takes this peer in
+	// ([Cell.AddReplica] on any member).
+	Bootstrap bool
+
+	// Trust names peers of the cell that are known from elsewhere (who issued
+	// the passport, a signed descriptor). A voter takes Raft's messages only
+	// from peers of the configuration that it knows, and from these.
+	Trust []pcm.PeerID
+
+	Profile   Profile               // "": LAN
+	MaxVoters int                   // 1, 3 or 5; 0: 3
+	Eligible  func(pcm.PeerID) bool // who may become a voter; nil: everybody
+	Stabilise time.Duration         // a replica is caught up for so long before it becomes a voter; 0: 2 s
+	DeadAfter time.Duration         // a silent voter is replaced after it, if there is a replica; 0: 30 s
+	Logger    *slog.Logger          // nil: slog.Default()
+	Now       func() time.Time      // wall clock; nil: time.Now
+	OnFailure func(error)           // called once if the cell stops by itself; nil: nothing
+
+	maxQueued   int                // tests: bound of the proposer's queue
+	memberEvery time.Duration      // tests: between rounds of the member loop
+	tune        func(*raft.Config) // tests
+}
+
+func (cfg *Config) complete() error {
+	for _, n := range []struct {
+		name  string
+		empty bool
+	}{
+		{"Dir", cfg.Dir == ""}, {"Mesh", cfg.Mesh == ""}, {"Cell", cfg.Cell == ""}, {"Self", cfg.Self == ""},
+		{"Host", cfg.Host == nil}, {"Machine", cfg.Machine == nil},
+	} {
+		if n.empty {
+			return pcm.Errorf(pcm.Invalid, "consensus: Config.%s is missing", n.name)
+		}
+	}
+	if id := cfg.Host.ID().String(); id != string(cfg.Self) {
+		return pcm.Errorf(pcm.Invalid, "consensus: the host is peer %s, not %s", id, cfg.Self)
+	}
+	if cfg.Profile == "" {
+		cfg.Profile = LAN
+	}
+	if cfg.Profile != LAN && cfg.Profile != WAN {
+		return pcm.Errorf(pcm.Invalid, "cell profile %q is not known: use %q or %q", cfg.Profile, LAN, WAN)
+	}
+	if cfg.MaxVoters == 0 {
+		cfg.MaxVoters = 3
+	}
+	if !slices.Contains([]int{1, 3, 5}, cfg.MaxVoters) {
+		return pcm.Errorf(pcm.Invalid, "a cell can't have %d voters at most: use 1, 3 or 5", cfg.MaxVoters)
+	}
+	if cfg.Eligible == nil {
+		cfg.Eligible = func(pcm.PeerID) bool { return true }
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Stabilise == 0 {
+		cfg.Stabilise = 2 * time.Second
+	}
+	if cfg.DeadAfter == 0 {
+		cfg.DeadAfter = 30 * time.Second
+	}
+	if cfg.maxQueued == 0 {
+		cfg.maxQueued = maxQueued
+	}
+	if cfg.memberEvery == 0 {
+		cfg.memberEvery = time.Second
+	}
+	return nil
+}
+
+// raftConfig is Raft's part of the profile. CommitTimeout is also how often a
+// busy leader tells followers of a commit when nothing new is to be sent; they
+// needn't wait for it (see hub).
+func (cfg *Config) raftConfig(log *raftLogger) *raft.Config {
+	rc := raft.DefaultConfig()
+	rc.LocalID = raft.ServerID(cfg.Self)
+	rc.Logger = log.hclog()
+	rc.MaxAppendEntries = 1024
+	rc.BatchApplyCh = true
+	rc.ShutdownOnRemove = false
+	rc.TrailingLogs = 10240
+	rc.SnapshotThreshold = 8192
+	rc.SnapshotInterval = 2 * time.Minute
+	rc.NoLegacyTelemetry = true
+	rc.HeartbeatTimeout = time.Second
+	rc.ElectionTimeout = time.Second
+	rc.LeaderLeaseTimeout = time.Second
+	rc.CommitTimeout = 50 * time.Millisecond
+	if cfg.Profile == WAN {
+		rc.HeartbeatTimeout = 5 * time.Second
+		rc.ElectionTimeout = 5 * time.Second
+		rc.LeaderLeaseTimeout = 5 * time.Second
+		rc.CommitTimeout = 250 * time.Millisecond
+	}
+	if cfg.tune != nil {
+		cfg.tune(rc)
+	}
+	return rc
+}
+
+// maxPool is how many idle streams Raft keeps to each peer: with none it would
+// open one for each call.
+const maxPool = 3
+
+// Cell is this peer's part in one cell. Its methods are safe for concurrent use.
+type Cell struct {
+	cfg Config
+	log *slog.Logger
+
+	raft     *raft.Raft
+	bolt     *raftboltdb.BoltStore
+	layer    *streamLayer
+	fsm      *fsm
+	archive  *archive
+	hub      *hub
+	clock    *logClock
+	proposer *proposer
+	links    *links
+	watch    *leaderWatch
+	members  *members
+	history  *history
+
+	protocols []protocol.ID // whose handlers are set
+
+	ctx    context.Context // ends when Close begins to stop things
+	cancel context.CancelFunc
+
+	mu      sync.Mutex
+	closing bool
+	wg      sync.WaitGroup
+
+	failOnce sync.Once
+	failed   chan struct{}
+	failure  error // set before failed is closed
+
+	shutdownOnce sync.Once
+	shutdown     raft.Future
+	closeOnce    sync.Once
+	closeErr     error
+}
+
+var errClosing = pcm.Errorf(pcm.Unavailable, "this peer's part of the cell is closing")
+
+// Open opens a cell's folder and takes part in the cell from then on, until
+// Close. Errors: Conflict if the folder is in use or belongs to another cell or
+// peer; Internal if a file is damaged, with its name and what to do.
+func Open(cfg Config) (_ *Cell, err error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, pcm.Errorf(pcm.Internal, "can't make %s: %w", cfg.Dir, err)
+	}
+	c := &Cell{cfg: cfg, log: cfg.Logger, failed: make(chan struct{}), clock: &logClock{}}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.hub, c.proposer, c.links, c.watch = newHub(c), newProposer(c), newLinks(c), newLeaderWatch(c)
+	c.members, c.history, c.fsm = newMembers(c), newHistory(c), newFSM(c, cfg.Machine)
+	defer func() {
+		if err != nil {
+			c.release()
+		}
+	}()
+	logPath := filepath.Join(cfg.Dir, fileLog)
+	if c.bolt, err = openLog(logPath); err != nil { // its lock keeps others out of the folder
+		return nil, err
+	}
+	if err := checkIdentity(cfg.Dir, identity{1, cfg.Mesh, cfg.Cell, cfg.Self}); err != nil {
+		return nil, err
+	}
+	if c.archive, err = openArchive(filepath.Join(cfg.Dir, dirHistory), cfg.Logger, c.fail); err != nil {
+		return nil, err
+	}
+	if err := c.startRaft(logPath); err != nil {
+		return nil, err
+	}
+	c.serve(protoPropose, maxPending, c.anybody, c.answerPropose)
+	c.serve(protoAdmin, 32, c.isMember, c.answerAdmin)
+	c.serve(protoRecords, 4, c.isMember, c.answerRecords)
+	c.handleStreams(protoEvents, c.isMember, c.hub.push)
+	for _, run := range []func(){c.watch.run, c.proposer.run, c.hub.follow, c.members.run, c.history.run} {
+		c.start(run)
+	}
+	return c, nil
+}
+
+// startRaft opens what Raft needs and starts it. Raft reads the whole log from
+// the last snapshot on, so that damage in there shows now.
+func (c *Cell) startRaft(logPath string) (err error) {
+	defer guard(func(cause any) {
+		err = pcm.Errorf(pcm.Internal, "%s is damaged (%v): %s", logPath, cause, boltAdvice)
+	})()
+	rlog := newRaftLogger(c.log)
+	rc := c.cfg.raftConfig(rlog)
+	cache := newLogCache(c.bolt, cacheEntries, cacheBytes)
+	snaps, err := raft.NewFileSnapshotStoreWithLogger(c.cfg.Dir, 2, rlog.hclog())
+	if err != nil {
+		return pcm.Errorf(pcm.Internal, "can't use %s: %w", filepath.Join(c.cfg.Dir, dirSnapshots), err)
+	}
+	list, err := snaps.List()
+	if err != nil {
+		return pcm.Errorf(pcm.Internal, "can't read %s: %w", filepath.Join(c.cfg.Dir, dirSnapshots), err)
+	}
+	last, err := c.bolt.LastIndex()
+	if err != nil {
+		return pcm.Errorf(pcm.Internal, "can't read %s: %w: %s", logPath, err, boltAdvice)
+	}
+	if len(list) > 0 {
+		last = max(last, list[0].Index)
+	}
+	if have := c.archive.current().Applied; have > last {
+		return pcm.Errorf(pcm.Internal, "%s and %s end at entry %d, but the history in %s holds entry %d: a part of the folder was lost or replaced; %s",
+			logPath, filepath.Join(c.cfg.Dir, dirSnapshots), last, c.archive.dir, have, boltAdvice)
+	}
+	c.layer = newStreamLayer(c.cfg.Host, c.cfg.Self, c.protocol(protoRaft), c.speaksRaft)
+	trans := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream: c.layer, MaxPool: maxPool, Timeout: 10 * rc.HeartbeatTimeout, Logger: rlog.hclog(),
+	})
+	exists, err := raft.HasExistingState(cache, c.bolt, snaps)
+	if err == nil && !exists && c.cfg.Bootstrap {
+		err = raft.BootstrapCluster(rc, cache, c.bolt, snaps, trans, raft.Configuration{Servers: []raft.Server{{
+			Suffrage: raft.Voter, ID: rc.LocalID, Address: raft.ServerAddress(c.cfg.Self),
+		}}})
+	}
+	if err == nil {
+		c.raft, err = raft.NewRaft(rc, c.fsm, cache, c.bolt, snaps, trans)
+	}
+	if err != nil {
+		trans.Close()
+		return pcm.Errorf(pcm.Internal, "can't start from %s and %s: %w: %s", logPath, filepath.Join(c.cfg.Dir, dirSnapshots), err, boltAdvice)
+	}
+	c.layer.listen()
+	if v := c.voters(); len(v) == 1 && v[0] == c.cfg.Self {
+		// Nobody else can lead: don't wait for the silence of a leader.
+		c.start(func() {
+			header := raft.RPCHeader{ProtocolVersion: rc.ProtocolVersion, ID: []byte(rc.LocalID), Addr: []byte(c.cfg.Self)}
+			var resp raft.TimeoutNowResponse
+			if err := trans.TimeoutNow(rc.LocalID, raft.ServerAddress(c.cfg.Self), &raft.TimeoutNowRequest{RPCHeader: header}, &resp); err != nil {
+				c.log.Debug("the lone voter waits for its election timeout", "cell", c.cfg.Cell, "error", err)
+			}
+		})
+	}
+	return nil
+}
+
+// start runs f on a goroutine that Close waits for; false when the cell is closing.
+func (c *Cell) start(f func()) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closing {
+		return false
+	}
+	c.wg.Go(f)
+	return true
+}
+
+// fail stops the cell for good, without waiting.
+func (c *Cell) fail(err error) {
+	c.failOnce.Do(func() {
+		c.failure = err
+		close(c.failed)
+		c.log.Error("the cell has stopped", "cell", c.cfg.Cell, "error", err)
+		go func() {
+			if c.raft != nil {
+				c.stopRaft()
+			}
+			if c.cfg.OnFailure != nil {
+				c.cfg.OnFailure(err)
+			}
+		}()
+	})
+}
+
+// Err is why the cell stopped by itself; nil while it works.
+func (c *Cell) Err() error {
+	select {
+	case <-c.failed:
+		return c.failure
+	default:
+		return nil
+	}
+}
+
+// Run waits until ctx ends (nil) or the cell stops by itself (its error). The
+// caller closes the cell in both cases.
+func (c *Cell) Run(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-c.failed:
+		return c.failure
+	}
+}
+
+func (c *Cell) stopRaft() error {
+	c.shutdownOnce.Do(func() { c.shutdown = c.raft.Shutdown() })
+	return c.shutdown.Error()
+}
+
+// Close hands leadership over if there is somebody to take it, waiting at most
+// until ctx ends, then stops. The peer stays what it is in the cell, voter or
+// replica, and goes on when the folder is opened again.
+func (c *Cell) Close(ctx context.Context) error {
+	c.closeOnce.Do(func() {
+		if c.Err() == nil {
+			c.handOver(ctx)
+		}
+		c.closeErr = c.release()
+	})
+	return c.closeErr
+}
+
+// handOver gives leadership to another voter. Failing is no error: the others elect one.
+func (c *Cell) handOver(ctx context.Context) {
+	if c.raft.State() != raft.Leader || len(c.voters()) < 2 {
+		return
+	}
+	if err := c.TransferLeadership(ctx, ""); err != nil {
+		c.log.Warn("could not hand leadership over", "cell", c.cfg.Cell, "error", err)
+	}
+}
+
+// release stops and closes whatever is there, in the order in which it depends
+// on each other.
+func (c *Cell) release() error {
+	c.mu.Lock()
+	c.closing = true
+	c.mu.Unlock()
+	c.cancel()
+	for _, p := range c.protocols {
+		c.cfg.Host.RemoveStreamHandler(p)
+	}
+	c.links.closeAll()
+	var errs []error
+	if c.raft != nil {
+		if err := c.stopRaft(); err != nil {
+			errs = append(errs, fmt.Errorf("raft: %w", err))
+		}
+		c.proposer.drain()
+	}
+	c.wg.Wait()
+	c.proposer.drain()
+	if c.layer != nil {
+		c.layer.Close()
+	}
+	if c.archive != nil {
+		errs = append(errs, c.archive.close())
+	}
+	if c.bolt != nil {
+		errs = append(errs, c.bolt.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// LogTime estimates the cell's log time now, in ms: what a proposer adds a
+// command's lifetime to. 0 as long as nothing is known of it.
+func (c *Cell) LogTime() int64 {
+	_, stamp := c.clock.read()
+	return stamp
+}
+
+// Ready tells whether the cell can decide now, as far as this peer knows; if not, why.
+func (c *Cell) Ready() (bool, string) {
+	if err := c.Err(); err != nil {
+		return false, err.Error()
+	}
+	leader, _ := c.watch.current()
+	if leader == "" {
+		return false, fmt.Sprintf("%s has no leader now", pcm.Short(c.cfg.Cell))
+	}
+	return true, ""
+}
+
+// leaderWatch knows the leader and wakes those who wait for another one.
+type leaderWatch struct {
+	c *Cell
+
+	mu      sync.Mutex
+	leader  pcm.PeerID
+	changed chan struct{} // closed and replaced with each change
+}
+
+func newLeaderWatch(c *Cell) *leaderWatch { return &leaderWatch{c: c, changed: make(chan struct{})} }
+
+// current is the leader ("" if none is known) and a channel that is closed when it changes.
+func (w *leaderWatch) current() (pcm.PeerID, <-chan struct{}) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.leader, w.changed
+}
+
+// look takes in whom Raft holds to be the leader.
+func (w *leaderWatch) look() {
+	_, id := w.c.raft.LeaderWithID()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if pcm.PeerID(id) != w.leader {
+		w.leader = pcm.PeerID(id)
+		close(w.changed)
+		w.changed = make(chan struct{})
+		if id != "" {
+			w.c.log.Info("the cell has a leader", "cell", w.c.cfg.Cell, "leader", id)
+		} else {
+			w.c.log.Info("the cell has no leader", "cell", w.c.cfg.Cell)
+		}
+	}
+}
+
+func (w *leaderWatch) run() {
+	seen := make(chan raft.Observation, 64)
+	o := raft.NewObserver(seen, false, func(o *raft.Observation) bool {
+		_, ok := o.Data.(raft.LeaderObservation)
+		return ok
+	})
+	w.c.raft.RegisterObserver(o)
+	defer w.c.raft.DeregisterObserver(o)
+	often := time.NewTicker(time.Second) // should an observation be dropped
+	defer often.Stop()
+	for {
+		w.look()
+		select {
+		case <-seen:
+		case <-often.C:
+		case <-w.c.ctx.Done():
+			return
+		}
+	}
+}

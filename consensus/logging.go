@@ -1,0 +1,94 @@
+package consensus
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// raftLogger makes Raft and Badger speak through slog, one level quieter than
+// they believe: what Raft calls an error (a peer that doesn't answer) is a
+// warning to an operator, and its warnings are everyday life.
+type raftLogger struct {
+	log *slog.Logger
+
+	mu   sync.Mutex
+	last map[string]time.Time // when a warning was last written
+}
+
+// A warning is repeated at most this often; at most maxWarnings different ones are remembered.
+const (
+	warnEvery   = 10 * time.Second
+	maxWarnings = 64
+)
+
+func newRaftLogger(log *slog.Logger) *raftLogger {
+	return &raftLogger{log: log, last: map[string]time.Time{}}
+}
+
+// hclog is the logger as Raft wants it.
+func (l *raftLogger) hclog() hclog.Logger {
+	h := hclog.NewInterceptLogger(&hclog.LoggerOptions{Name: "raft", Level: hclog.Info, Output: io.Discard})
+	h.RegisterSink(l)
+	return h
+}
+
+// Accept implements hclog.SinkAdapter.
+func (l *raftLogger) Accept(name string, level hclog.Level, msg string, args ...any) {
+	if level < hclog.Info {
+		return
+	}
+	to := slog.LevelDebug
+	if level >= hclog.Error {
+		to = slog.LevelWarn
+	}
+	l.write(to, name, msg, args...)
+}
+
+func (l *raftLogger) write(level slog.Level, name, msg string, args ...any) {
+	if !l.log.Enabled(context.Background(), level) {
+		return
+	}
+	if level >= slog.LevelWarn && !l.fresh(msg) {
+		return
+	}
+	for i, a := range args { // hclog has types of its own for formats
+		switch v := a.(type) {
+		case hclog.Format:
+			if len(v) > 0 {
+				if f, ok := v[0].(string); ok {
+					args[i] = fmt.Sprintf(f, v[1:]...)
+				}
+			}
+		}
+	}
+	l.log.Log(context.Background(), level, msg, append([]any{"part", name}, args...)...)
+}
+
+func (l *raftLogger) fresh(msg string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if time.Since(l.last[msg]) < warnEvery {
+		return false
+	}
+	if len(l.last) >= maxWarnings {
+		clear(l.last)
+	}
+	l.last[msg] = time.Now()
+	return true
+}
+
+// Errorf and its siblings implement badger.Logger.
+func (l *raftLogger) Errorf(format string, args ...any) {
+	l.write(slog.LevelWarn, "badger", fmt.Sprintf(format, args...))
+}
+func (l *raftLogger) Warningf(format string, args ...any) {
+	l.write(slog.LevelDebug, "badger", fmt.Sprintf(format, args...))
+}
+func (l *raftLogger) Infof(string, ...any)  {}
+func (l *raftLogger) Debugf(string, ...any) {}

@@ -1,0 +1,519 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/jointcloud/pcm"
+)
+
+// Bounds of the proposer.
+const (
+	maxQueued      = 16384    // commands that wait for an entry or its result, all proposers together
+	maxQueuedBytes = 64 << 20 // the same in bytes
+	maxFlying      = 8        // entries on their way through Raft
+	verifyBatch    = 256      // commands that one verifier takes at a time
+	tickEvery      = 500 * time.Millisecond
+	idleTick       = time.Minute // an entry at least so often: what log time may lose with its leader
+	retryLeast     = 10 * time.Millisecond
+	retryMost      = 250 * time.Millisecond
+)
+
+// Propose has commands committed and applied, and returns one result for each.
+// Those of one call are applied in their order and in one entry; they may be at
+// most pcm.MaxEntryCommands, and pcm.MaxEntryBytes together (TooLarge). A
+// command that is refused, by its form, its signature or the state, is a result.
+//
+// It works on every member: followers forward to the leader. While there is no
+// leader, or it changes, Propose waits and tries again until ctx ends; then the
+// error has code Unavailable, and the commands may still take effect. Trying
+// again is safe, here and for the caller: the same command ID takes effect once.
+// The leader's queue being full is code Busy.
+func (c *Cell) Propose(ctx context.Context, cmds ...pcm.Signed) ([]pcm.CommandResult, error) {
+	if len(cmds) == 0 {
+		return nil, nil
+	}
+	if _, err := sizeOf(cmds); err != nil {
+		return nil, err
+	}
+	wait := retryLeast
+	for {
+		leader, changed := c.watch.current()
+		results, err := c.proposeTo(ctx, leader, changed, cmds)
+		if err == nil {
+			return results, nil
+		}
+		if ctx.Err() != nil {
+			return nil, pcm.Errorf(pcm.Unavailable, "%s did not answer in time (%v): %w", pcm.Short(c.cfg.Cell), err, ctx.Err())
+		}
+		if e := c.Err(); e != nil {
+			return nil, e
+		}
+		if c.ctx.Err() != nil {
+			return nil, errClosing
+		}
+		if !isRetryable(err) {
+			return nil, err
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-changed:
+			wait = retryLeast
+		case <-timer.C:
+			wait = min(2*wait, retryMost)
+		case <-ctx.Done():
+		case <-c.ctx.Done():
+		}
+		timer.Stop()
+	}
+}
+
+func (c *Cell) proposeTo(ctx context.Context, leader pcm.PeerID, changed <-chan struct{}, cmds []pcm.Signed) ([]pcm.CommandResult, error) {
+	switch leader {
+	case "":
+		return nil, retryf("it has no leader now: too few of its voters can reach each other")
+	case c.cfg.Self:
+		type outcome struct {
+			results []pcm.CommandResult
+			err     error
+		}
+		ch := make(chan outcome, 1)
+		c.proposer.submit(cmds, func(r []pcm.CommandResult, err error) { ch <- outcome{r, err} })
+		select {
+		case o := <-ch:
+			return o.results, o.err
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	var answer proposeAnswer
+	if err := c.ask(ctx, leader, changed, protoPropose, "propose", proposeRequest{cmds}, &answer); err != nil {
+		return nil, err
+	}
+	if len(answer.Results) != len(cmds) {
+		return nil, pcm.Errorf(pcm.Internal, "the leader %s sent %d results for %d commands", pcm.Short(leader), len(answer.Results), len(cmds))
+	}
+	c.clock.observe(answer.Term, answer.Stamp)
+	return answer.Results, nil
+}
+
+type proposeRequest struct {
+	Commands []pcm.Signed `cbor:"1,keyasint"`
+}
+
+type proposeAnswer struct {
+	Results []pcm.CommandResult `cbor:"1,keyasint"`
+	Term    uint64              `cbor:"2,keyasint"`
+	Stamp   int64               `cbor:"3,keyasint"` // log time at the leader
+}
+
+// answerPropose takes forwarded commands. Whoever the host lets in may forward:
+// each command is signed, and the state judges its signer.
+func (c *Cell) answerPropose(_ pcm.PeerID, method string, body []byte, reply func([]byte, error)) {
+	var req proposeRequest
+	if err := pcm.Unmarshal(body, &req); err != nil || method != "propose" || len(req.Commands) == 0 {
+		reply(nil, pcm.Errorf(pcm.Invalid, "malformed request %q: %v", method, err))
+		return
+	}
+	c.proposer.submit(req.Commands, func(results []pcm.CommandResult, err error) {
+		if err != nil {
+			reply(nil, err)
+			return
+		}
+		term, stamp := c.clock.read()
+		reply(pcm.MustMarshal(proposeAnswer{results, term, stamp}), nil)
+	})
+}
+
+// sizeOf is the size of commands in an entry, more or less, or that they are too many.
+func sizeOf(cmds []pcm.Signed) (int, error) {
+	size := 0
+	for _, s := range cmds {
+		size += len(s.Payload) + len(s.Signer) + len(s.Sig) + 16
+		if len(s.Payload) > pcm.MaxCommand {
+			return 0, pcm.Errorf(pcm.TooLarge, "command of %d bytes is over the bound of %d", len(s.Payload), pcm.MaxCommand)
+		}
+	}
+	if len(cmds) > pcm.MaxEntryCommands || size > pcm.MaxEntryBytes {
+		return 0, pcm.Errorf(pcm.TooLarge, "%d commands of %d bytes are over the bounds of one proposal, %d and %d: split them", len(cmds), size, pcm.MaxEntryCommands, pcm.MaxEntryBytes)
+	}
+	return size, nil
+}
+
+// unit is what one Propose brought: it goes into one entry.
+type unit struct {
+	cmds    []pcm.Signed
+	size    int
+	results []pcm.CommandResult // refusals are filled in before the entry is made
+	refused []bool
+	live    int // commands that go into the entry
+	once    atomic.Bool
+	done    func([]pcm.CommandResult, error)
+	p       *proposer
+}
+
+// finish answers the unit, once.
+func (u *unit) finish(err error) {
+	if !u.once.CompareAndSwap(false, true) {
+		return
+	}
+	u.p.queued.Add(-int64(len(u.cmds)))
+	u.p.queuedBytes.Add(-int64(u.size))
+	if err != nil {
+		u.done(nil, err)
+		return
+	}
+	u.done(u.results, nil)
+}
+
+// flight is an entry on its way.
+type flight struct {
+	data  []byte
+	units []*unit
+}
+
+// proposer makes entries of commands while this peer leads: verifiers check
+// signatures in batches and in parallel, then one goroutine packs all that waits
+// into the next entry. Nothing is delayed for the sake of a fuller entry: while
+// entries are under way, the next one fills.
+type proposer struct {
+	c       *Cell
+	intake  chan *unit
+	checked chan *unit
+	slots   chan struct{}
+
+	queued, queuedBytes atomic.Int64
+	leading             atomic.Bool // commands are taken
+	ready               atomic.Bool // the first entry of the term is under way
+
+	mu      sync.Mutex
+	flights map[*byte]*flight // by the first byte of their data
+}
+
+func newProposer(c *Cell) *proposer {
+	return &proposer{
+		c: c, intake: make(chan *unit, maxQueued), checked: make(chan *unit, 1024),
+		slots: make(chan struct{}, maxFlying), flights: map[*byte]*flight{},
+	}
+}
+
+var errNotLeader = retryf("this peer doesn't lead the cell")
+
+// submit queues commands; done is called once, with results or an error, and must not block.
+func (p *proposer) submit(cmds []pcm.Signed, done func([]pcm.CommandResult, error)) {
+	size, err := sizeOf(cmds)
+	switch {
+	case err != nil:
+		done(nil, err)
+		return
+	case !p.leading.Load() || p.c.ctx.Err() != nil:
+		done(nil, errNotLeader)
+		return
+	}
+	if n := p.queued.Add(int64(len(cmds))); n > int64(p.c.cfg.maxQueued) || p.queuedBytes.Load()+int64(size) > maxQueuedBytes {
+		p.queued.Add(-int64(len(cmds)))
+		done(nil, pcm.Errorf(pcm.Busy, "%d commands wait at the leader of %s: retry in a moment", n, pcm.Short(p.c.cfg.Cell)))
+		return
+	}
+	p.queuedBytes.Add(int64(size))
+	u := &unit{cmds: cmds, size: size, done: done, p: p, results: make([]pcm.CommandResult, len(cmds)), refused: make([]bool, len(cmds))}
+	select {
+	case p.intake <- u:
+	default:
+		u.finish(pcm.Errorf(pcm.Busy, "the queue of %s is full: retry in a moment", pcm.Short(p.c.cfg.Cell)))
+	}
+}
+
+// verify checks what comes in and passes it on. Several run.
+func (p *proposer) verify() {
+	for {
+		var units []*unit
+		select {
+		case u := <-p.intake:
+			units = append(units, u)
+			n := len(u.cmds)
+			for n < verifyBatch {
+				select {
+				case u := <-p.intake:
+					units = append(units, u)
+					n += len(u.cmds)
+					continue
+				default:
+				}
+				break
+			}
+		case <-p.c.ctx.Done():
+			return
+		}
+		p.check(units)
+		for _, u := range units {
+			if u.live == 0 {
+				u.finish(nil)
+				continue
+			}
+			select {
+			case p.checked <- u:
+			case <-p.c.ctx.Done():
+				u.finish(errClosing)
+			}
+		}
+	}
+}
+
+// check fills in the refusals of units.
+func (p *proposer) check(units []*unit) {
+	var batch []pcm.Signed
+	type place struct {
+		u *unit
+		i int
+	}
+	var places []place
+	refuse := func(u *unit, i int, err error) {
+		u.results[i].Err = pcm.AsError(err)
+		u.refused[i] = true
+		u.live--
+	}
+	for _, u := range units {
+		u.live = len(u.cmds)
+		for i, s := range u.cmds {
+			if p.c.cfg.Check != nil {
+				if err := p.c.cfg.Check(s); err != nil {
+					refuse(u, i, err)
+					continue
+				}
+			}
+			batch = append(batch, s)
+			places = append(places, place{u, i})
+		}
+	}
+	for n, ok := range pcm.VerifyBatch(pcm.DomainCommand, batch) {
+		if !ok {
+			refuse(places[n].u, places[n].i, pcm.Errorf(pcm.Unauthorized, "the command's signature is not valid"))
+		}
+	}
+}
+
+// run leads whenever Raft says so. It is the only reader of checked.
+func (p *proposer) run() {
+	for range max(2, runtime.GOMAXPROCS(0)) {
+		p.c.start(p.verify)
+	}
+	leads := p.c.raft.LeaderCh()
+	again := false
+	for {
+		if again {
+			again = p.lead(leads)
+			continue
+		}
+		select {
+		case on := <-leads:
+			if on {
+				again = p.lead(leads)
+			}
+		case u := <-p.checked:
+			u.finish(errNotLeader)
+		case <-p.c.ctx.Done():
+			return
+		}
+	}
+}
+
+// lead makes entries until the leadership ends. It reports whether it began anew meanwhile.
+func (p *proposer) lead(leads <-chan bool) (again bool) {
+	p.leading.Store(true)
+	defer func() {
+		p.leading.Store(false)
+		p.ready.Store(false)
+	}()
+	// Nothing is stamped before all entries of earlier leaders are applied here.
+	if err := p.c.raft.Barrier(0).Error(); err != nil {
+		if p.c.raft.State() != raft.Leader {
+			return false
+		}
+		select { // a transfer of leadership is under way, or failed: look again
+		case on := <-leads:
+			return on
+		case <-time.After(retryMost):
+			return true
+		case <-p.c.ctx.Done():
+			return false
+		}
+	}
+	var last int64
+	p.c.View(func() { last = p.c.fsm.machine.Stamp() })
+	st := newStamper(last, p.c.cfg.Now())
+	first := true
+	made := time.Now()
+	tick := time.NewTicker(tickEvery)
+	defer tick.Stop()
+	var u *unit
+	for {
+		if !first && u == nil {
+			select {
+			case u = <-p.checked:
+			case <-tick.C:
+				due := time.Since(made) >= idleTick
+				if !due {
+					p.c.View(func() { due = p.c.fsm.machine.Due(st.next()) })
+				}
+				if !due {
+					continue
+				}
+			case on := <-leads:
+				return on
+			case <-p.c.ctx.Done():
+				return false
+			}
+		}
+		select {
+		case p.slots <- struct{}{}:
+		case on := <-leads:
+			if u != nil {
+				u.finish(errNotLeader)
+			}
+			return on
+		case <-p.c.ctx.Done():
+			if u != nil {
+				u.finish(errClosing)
+			}
+			return false
+		}
+		var units []*unit
+		units, u = p.pack(u)
+		p.launch(pcm.Entry{Version: pcm.EntryVersion, Stamp: st.next(), Wall: p.c.cfg.Now().UnixMilli(), NewTerm: first}, units)
+		first, made = false, time.Now()
+		p.ready.Store(true)
+	}
+}
+
+// pack takes what waits, beginning with first, up to an entry's bounds. The
+// unit that doesn't fit any more is the next entry's first.
+func (p *proposer) pack(first *unit) (units []*unit, next *unit) {
+	n, size := 0, 0
+	u := first
+	for {
+		if u == nil {
+			select {
+			case u = <-p.checked:
+			default:
+				return units, nil
+			}
+		}
+		if n > 0 && (n+u.live > pcm.MaxEntryCommands || size+u.size > pcm.MaxEntryBytes) {
+			return units, u
+		}
+		units = append(units, u)
+		n, size = n+u.live, size+u.size
+		u = nil
+	}
+}
+
+// launch gives an entry to Raft; its outcome answers the units.
+func (p *proposer) launch(e pcm.Entry, units []*unit) {
+	for _, u := range units {
+		for i, s := range u.cmds {
+			if !u.refused[i] {
+				e.Commands = append(e.Commands, s)
+			}
+		}
+	}
+	data := pcm.MustMarshal(e)
+	fl := &flight{data, units}
+	p.mu.Lock()
+	p.flights[&data[0]] = fl
+	p.mu.Unlock()
+	f := p.c.raft.ApplyLog(raft.Log{Data: data, Extensions: []byte(p.c.cfg.Cell)}, 0)
+	go func() { // ends with Raft at the latest; land is then called by Close
+		err := f.Error()
+		var resp any
+		if err == nil {
+			resp = f.Response()
+		}
+		p.land(fl, resp, err)
+	}()
+}
+
+// land ends a flight and answers its units.
+func (p *proposer) land(fl *flight, resp any, err error) {
+	p.mu.Lock()
+	_, flying := p.flights[&fl.data[0]]
+	delete(p.flights, &fl.data[0])
+	p.mu.Unlock()
+	if !flying {
+		return // Close was faster
+	}
+	<-p.slots
+	if err == nil {
+		err, _ = resp.(error)
+	}
+	if err != nil {
+		err = retryCause(err)
+		for _, u := range fl.units {
+			u.finish(err)
+		}
+		return
+	}
+	a := resp.(*applied)
+	n := 0
+	for _, u := range fl.units {
+		for i := range u.cmds {
+			if !u.refused[i] {
+				u.results[i] = a.results[n]
+				n++
+			}
+		}
+		u.finish(nil)
+	}
+}
+
+// retryCause explains Raft's errors. All of them leave open whether the entry
+// was committed, and another leader will know.
+func retryCause(err error) error {
+	switch {
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		return &retryable{pcm.Errorf(pcm.Unavailable, "the cell's leader is changing: %w", err)}
+	}
+	return &retryable{pcm.Errorf(pcm.Unavailable, "the entry was not committed: %w", err)}
+}
+
+// mine tells whether data is that of an entry that this peer is proposing, and
+// whose signatures it has therefore checked.
+func (p *proposer) mine(data []byte) bool {
+	if len(data) == 0 {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, ok := p.flights[&data[0]]
+	return ok
+}
+
+// drain answers all that is left. Nothing is submitted any more, and Raft has ended.
+func (p *proposer) drain() {
+	p.mu.Lock()
+	flights := make([]*flight, 0, len(p.flights))
+	for _, fl := range p.flights {
+		flights = append(flights, fl)
+	}
+	p.mu.Unlock()
+	for _, fl := range flights {
+		p.land(fl, nil, fmt.Errorf("the cell is closing"))
+	}
+	for {
+		select {
+		case u := <-p.intake:
+			u.finish(errClosing)
+		case u := <-p.checked:
+			u.finish(errClosing)
+		default:
+			return
+		}
+	}
+}

@@ -1,0 +1,216 @@
+package consensus
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+
+	"github.com/dgraph-io/badger/v4"
+
+	"github.com/jointcloud/pcm"
+)
+
+// View runs f while no entry is applied, so that f may read the Machine. Many
+// views run beside each other. f must be quick, must not wait for an entry to
+// be applied, and must not call View.
+func (c *Cell) View(f func()) {
+	c.fsm.mu.RLock()
+	defer c.fsm.mu.RUnlock()
+	f()
+}
+
+// WaitApplied waits until the entry with a Raft index was applied here. When
+// ctx ends before, the error has code Unavailable.
+func (c *Cell) WaitApplied(ctx context.Context, index uint64) error {
+	for {
+		applied, more := c.fsm.progress()
+		if applied >= index {
+			return nil
+		}
+		select {
+		case <-more:
+		case <-ctx.Done():
+			return pcm.Errorf(pcm.Unavailable, "this peer has applied entry %d of %s and waits for %d: %w", applied, pcm.Short(c.cfg.Cell), index, ctx.Err())
+		case <-c.failed:
+			return c.Err()
+		case <-c.ctx.Done():
+			return errClosing
+		}
+	}
+}
+
+// Applied is the Raft index of the last entry that was applied here.
+func (c *Cell) Applied() uint64 {
+	n, _ := c.fsm.progress()
+	return n
+}
+
+// RecordCount is the number of records of the cell, as applied here.
+func (c *Cell) RecordCount() uint64 {
+	c.archive.settle() // on an error the count is that of before
+	return c.archive.current().Count
+}
+
+// History tells whether all records are here; if not, which are still being
+// fetched from other peers.
+func (c *Cell) History() (complete bool, from, to uint64) {
+	if g := c.archive.current().Gap; g != nil {
+		return false, g.Next, g.To
+	}
+	return true, 0, 0
+}
+
+// Record is the n-th record, encoded. Errors: NotFound if there is none yet,
+// Unavailable while it is being fetched.
+func (c *Cell) Record(n uint64) ([]byte, error) {
+	var out []byte
+	err := c.Records(n, n+1, func(_ uint64, r []byte) error {
+		out = r
+		return nil
+	})
+	if err == nil && out == nil {
+		err = pcm.Errorf(pcm.NotFound, "%s has no record %d: it has %d", pcm.Short(c.cfg.Cell), n, c.RecordCount())
+	}
+	return out, err
+}
+
+// Records calls f with the records in [from, to), or as far as there are any,
+// in order. f owns the bytes; its error ends the walk and is returned.
+func (c *Cell) Records(from, to uint64, f func(n uint64, record []byte) error) error {
+	if err := c.archive.settle(); err != nil {
+		return err
+	}
+	state := c.archive.current()
+	to = min(to, state.Count)
+	if g := state.Gap; g != nil && from < g.To && to > g.From {
+		return pcm.Errorf(pcm.Unavailable, "records %d to %d of %s are being fetched from other peers: retry later or ask another peer", g.From, g.To, pcm.Short(c.cfg.Cell))
+	}
+	return c.archive.records(from, to, f)
+}
+
+func (a *archive) records(from, to uint64, f func(n uint64, record []byte) error) error {
+	if from >= to {
+		return nil
+	}
+	return a.db.View(func(txn *badger.Txn) error {
+		opt := badger.DefaultIteratorOptions
+		opt.PrefetchSize = int(min(to-from, 64))
+		opt.Prefix = []byte{'r'}
+		it := txn.NewIterator(opt)
+		defer it.Close()
+		n := from
+		for it.Seek(recordKey(from)); it.Valid() && n < to; it.Next() {
+			if got := binary.BigEndian.Uint64(it.Item().Key()[1:]); got != n {
+				break
+			}
+			v, err := it.Item().ValueCopy(nil)
+			if err != nil {
+				return pcm.Errorf(pcm.Internal, "record %d in %s can't be read: %w", n, a.dir, err)
+			}
+			if err := f(n, v); err != nil {
+				return err
+			}
+			n++
+		}
+		if n < to {
+			return pcm.Errorf(pcm.Internal, "record %d is missing in %s: move that folder away and start again, so that it is fetched from the cell's other peers", n, a.dir)
+		}
+		return nil
+	})
+}
+
+// Document is a stored document, e.g. of a finished job. Error: NotFound.
+func (c *Cell) Document(key string) ([]byte, error) {
+	if err := c.archive.settle(); err != nil {
+		return nil, err
+	}
+	var out []byte
+	err := c.archive.db.View(func(txn *badger.Txn) error {
+		item, err := txn.Get(documentKey(key))
+		if err != nil {
+			return err
+		}
+		out, err = item.ValueCopy(nil)
+		return err
+	})
+	switch {
+	case errors.Is(err, badger.ErrKeyNotFound):
+		return nil, pcm.Errorf(pcm.NotFound, "%s has no document %q", pcm.Short(c.cfg.Cell), key)
+	case err != nil || len(out) < 8:
+		return nil, pcm.Errorf(pcm.Internal, "document %q in %s can't be read: %v", key, c.archive.dir, err)
+	}
+	return out[8:], nil
+}
+
+// DocumentQuery selects documents by key.
+type DocumentQuery struct {
+	Prefix  string // of the key, e.g. "job/"
+	After   string // the last key of the page before; "": from the beginning
+	Reverse bool   // from the greatest key down
+	Limit   int    // 1 to 1000; 0: 100
+}
+
+// Documents is a page of documents in the order of their keys. next is the
+// After of the following page; "" if there is none.
+func (c *Cell) Documents(q DocumentQuery) (page []pcm.Document, next string, err error) {
+	if q.Limit == 0 {
+		q.Limit = 100
+	}
+	if q.Limit < 0 || q.Limit > 1000 {
+		return nil, "", pcm.Errorf(pcm.Invalid, "limit is %d: 1 to 1000", q.Limit)
+	}
+	if err := c.archive.settle(); err != nil {
+		return nil, "", err
+	}
+	stored, more, err := c.archive.documents(q, maxFrame)
+	if err != nil {
+		return nil, "", err
+	}
+	for _, d := range stored {
+		page = append(page, pcm.Document{Key: d.Key, Value: d.Value})
+	}
+	if more {
+		next = page[len(page)-1].Key
+	}
+	return page, next, nil
+}
+
+// documents reads a page of at most q.Limit documents, and of about maxBytes if
+// that is less, but always one.
+func (a *archive) documents(q DocumentQuery, maxBytes int) (page []storedDocument, more bool, err error) {
+	prefix := documentKey(q.Prefix)
+	err = a.db.View(func(txn *badger.Txn) error {
+		opt := badger.DefaultIteratorOptions
+		opt.Reverse = q.Reverse
+		opt.PrefetchSize = min(q.Limit, 64)
+		it := txn.NewIterator(opt)
+		defer it.Close()
+		start := prefix
+		switch {
+		case q.After != "":
+			start = documentKey(q.After)
+		case q.Reverse:
+			start = append(append([]byte{}, prefix...), 0xff)
+		}
+		size := 0
+		for it.Seek(start); it.ValidForPrefix(prefix); it.Next() {
+			item := it.Item()
+			key := string(item.Key()[2:])
+			if key == q.After {
+				continue
+			}
+			if len(page) == q.Limit || size > 0 && size+int(item.ValueSize()) > maxBytes {
+				more = true
+				return nil
+			}
+			v, err := item.ValueCopy(nil)
+			if err != nil || len(v) < 8 {
+				return pcm.Errorf(pcm.Internal, "document %q in %s can't be read: %v", key, a.dir, err)
+			}
+			size += len(v) + len(key)
+			page = append(page, storedDocument{Key: key, Index: binary.BigEndian.Uint64(v), Value: v[8:]})
+		}
+		return nil
+	})
+	return page, more, err
+}

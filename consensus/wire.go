@@ -1,0 +1,106 @@
+package consensus
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+
+	"github.com/libp2p/go-libp2p/core/protocol"
+
+	"github.com/jointcloud/pcm"
+)
+
+// protocolBase is the path of every protocol of one cell: a peer of another
+// cell can't get in, whatever it says.
+func protocolBase(cell pcm.CellID) string { return "/pcm/cell/1.0.0/" + string(cell) }
+
+func (c *Cell) protocol(name string) protocol.ID {
+	return protocol.ID(protocolBase(c.cfg.Cell) + "/" + name)
+}
+
+// The protocols of a cell below its base path.
+const (
+	protoRaft    = "raft"    // hashicorp/raft's own messages
+	protoPropose = "propose" // requests: commands for the leader
+	protoAdmin   = "admin"   // requests: status, sync, membership
+	protoRecords = "records" // requests: history
+	protoEvents  = "events"  // pushed: what was committed
+)
+
+// maxFrame bounds a frame: a message and what wraps it.
+const maxFrame = pcm.MaxMessage
+
+// request asks for one thing over a stream that carries many at a time.
+type request struct {
+	ID     uint64 `cbor:"1,keyasint"`
+	Method string `cbor:"2,keyasint"`
+	Body   []byte `cbor:"3,keyasint,omitempty"`
+}
+
+type response struct {
+	ID    uint64     `cbor:"1,keyasint"`
+	Body  []byte     `cbor:"2,keyasint,omitempty"`
+	Err   *pcm.Error `cbor:"3,keyasint,omitempty"`
+	Retry bool       `cbor:"4,keyasint,omitempty"` // another peer, or this one later, can answer
+}
+
+// writeFrame writes a value as its length (4 bytes, big-endian) and its CBOR.
+func writeFrame(w *bufio.Writer, v any) error {
+	data, err := pcm.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if len(data) > maxFrame {
+		return pcm.Errorf(pcm.TooLarge, "message of %d bytes is over the bound of %d", len(data), maxFrame)
+	}
+	var head [4]byte
+	binary.BigEndian.PutUint32(head[:], uint32(len(data)))
+	if _, err := w.Write(head[:]); err != nil {
+		return err
+	}
+	_, err = w.Write(data)
+	return err
+}
+
+// readFrame reads what writeFrame wrote. Memory grows only as bytes arrive, so
+// that a length alone costs nothing.
+func readFrame(r io.Reader, v any) error {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return err
+	}
+	n := int64(binary.BigEndian.Uint32(head[:]))
+	if n > maxFrame {
+		return pcm.Errorf(pcm.TooLarge, "message of %d bytes is over the bound of %d", n, maxFrame)
+	}
+	if n <= 64<<10 {
+		data := make([]byte, n)
+		if _, err := io.ReadFull(r, data); err != nil {
+			return err
+		}
+		return pcm.Unmarshal(data, v)
+	}
+	var buf bytes.Buffer
+	if _, err := io.CopyN(&buf, r, n); err != nil {
+		return err
+	}
+	return pcm.Unmarshal(buf.Bytes(), v)
+}
+
+// retryable marks an error after which the same request may succeed at another
+// peer or a moment later. Its cause tells why.
+type retryable struct{ err error }
+
+func (e *retryable) Error() string { return e.err.Error() }
+func (e *retryable) Unwrap() error { return e.err }
+
+func retryf(format string, args ...any) error {
+	return &retryable{pcm.Errorf(pcm.Unavailable, format, args...)}
+}
+
+func isRetryable(err error) bool {
+	var r *retryable
+	return errors.As(err, &r)
+}
