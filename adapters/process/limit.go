@@ -1,0 +1,81 @@
+package process
+
+import (
+	"os"
+	"syscall"
+
+	"github.com/jointcloud/pcm"
+	"golang.org/x/sys/unix"
+)
+
+// limiter bounds what tasks may use, by one of the kernel's means.
+type limiter interface {
+	name() string // of the means, for labels
+	// make prepares the bounds of one task. Zero resources are not bounded.
+	make(key string, r pcm.Resources, pids int) (group, error)
+	// sweep kills and removes what an earlier process with the same name left.
+	sweep() error
+}
+
+// group is the bounds of one task.
+type group interface {
+	// start calls f, which starts attr, so that the child is inside the bounds
+	// from its first instruction. It is called on a locked thread.
+	start(attr *os.ProcAttr, f func() (*os.Process, error)) (*os.Process, error)
+	// kill kills all processes within; true means that none can have got away.
+	kill() bool
+	// usage gives the peak of memory (0: unknown) and whether the kernel killed for memory.
+	usage() (peak pcm.Bytes, oom bool)
+	remove()
+}
+
+// rlimits is the weaker means that is always there: each process of a task is
+// bounded by itself, and running out of memory is a failed allocation.
+type rlimits struct{}
+
+func (rlimits) name() string { return "rlimit" }
+func (rlimits) sweep() error { return nil }
+func (rlimits) make(_ string, r pcm.Resources, _ int) (group, error) {
+	return rlimited{uint64(r.Memory)}, nil
+}
+
+type rlimited struct{ memory uint64 }
+
+// start holds the child at its exec, as a debugger does, to set its limits.
+func (g rlimited) start(attr *os.ProcAttr, f func() (*os.Process, error)) (*os.Process, error) {
+	if g.memory == 0 {
+		return f()
+	}
+	attr.Sys.Ptrace = true
+	proc, err := f()
+	if err != nil {
+		return nil, err
+	}
+	var ws syscall.WaitStatus
+	for {
+		_, err = syscall.Wait4(proc.Pid, &ws, 0, nil)
+		if err != syscall.EINTR {
+			break
+		}
+	}
+	if err == nil && ws.Stopped() {
+		// Private writable memory: what is merely reserved doesn't count.
+		lim := &unix.Rlimit{Cur: g.memory, Max: g.memory}
+		err = unix.Prlimit(proc.Pid, unix.RLIMIT_DATA, lim, nil)
+		core := &unix.Rlimit{}
+		unix.Prlimit(proc.Pid, unix.RLIMIT_CORE, core, nil)
+	}
+	if err == nil {
+		err = syscall.PtraceDetach(proc.Pid)
+	}
+	if err != nil {
+		proc.Kill()
+		proc.Wait()
+		return nil, os.NewSyscallError("prlimit", err)
+	}
+	return proc, nil
+}
+
+func (rlimited) kill() bool               { return false }
+func (rlimited) usage() (pcm.Bytes, bool) { return 0, false }
+func (rlimited) remove()                  {}

@@ -1,0 +1,356 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters"
+	"github.com/jointcloud/pcm/adapters/supervisor"
+)
+
+// The values of RunnerConfig.Sandbox.
+const (
+	SandboxAuto       = "auto"       // bubblewrap where it works, else none
+	SandboxBubblewrap = "bubblewrap" // refuse to run without it
+	SandboxNone       = "none"
+)
+
+const sandboxNone = SandboxNone
+
+// RunnerConfig says how tasks are kept in.
+type RunnerConfig struct {
+	Dir      string   // the supervisor's folder, as in supervisor.Config
+	Sandbox  string   // default auto
+	ReadOnly []string // host folders that sandboxed tasks see beside the system's, e.g. /opt
+	MaxPIDs  int      // processes and threads of one task; default 1,024
+	NoCgroup bool     // limit by rlimits also where cgroups can be had
+	Logger   *slog.Logger
+}
+
+// Runner is the supervisor's side. It implements supervisor.Runner.
+type Runner struct {
+	cfg   RunnerConfig
+	log   *slog.Logger
+	bwrap *bubblewrap // nil: no sandbox
+	limit limiter
+	spawn chan func() // to threads that live as long as the process
+}
+
+var _ supervisor.Runner = (*Runner)(nil)
+
+// NewRunner finds out what this machine can do. The error has code Unavailable
+// if the sandbox that cfg insists on doesn't work here, and says why.
+func NewRunner(cfg RunnerConfig) (*Runner, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.MaxPIDs <= 0 {
+		cfg.MaxPIDs = 1024
+	}
+	dir, err := filepath.Abs(cfg.Dir)
+	if err != nil {
+		return nil, pcm.Errorf(pcm.Invalid, "folder %q: %w", cfg.Dir, err)
+	}
+	cfg.Dir = dir
+	r := &Runner{cfg: cfg, log: cfg.Logger, spawn: make(chan func())}
+	switch cfg.Sandbox {
+	case "", SandboxAuto, SandboxBubblewrap:
+		r.bwrap, err = findBubblewrap(cfg)
+		if err != nil && cfg.Sandbox == SandboxBubblewrap {
+			return nil, pcm.Errorf(pcm.Unavailable, "sandbox bubblewrap can't be had: %w; install it, allow user namespaces, or set the sandbox to none", err)
+		}
+		if err != nil {
+			r.log.Info("no sandbox: bubblewrap does not work here", "err", err)
+		}
+	case SandboxNone:
+	default:
+		return nil, pcm.Errorf(pcm.Invalid, "sandbox %q is not auto, bubblewrap or none", cfg.Sandbox)
+	}
+	r.limit = rlimits{}
+	if !cfg.NoCgroup {
+		if l, err := findCgroups(cfg.Dir); err == nil {
+			r.limit = l
+		} else {
+			r.log.Info("no cgroups: limits are rlimits", "err", err)
+		}
+	}
+	for range spawners {
+		go r.spawner()
+	}
+	return r, nil
+}
+
+// Name implements supervisor.Runner.
+func (r *Runner) Name() string { return Name }
+
+// Facts implements supervisor.Runner.
+func (r *Runner) Facts() supervisor.Facts {
+	f := supervisor.Facts{Sandbox: sandboxNone, Labels: pcm.Labels{"limits": r.limit.name()}}
+	if r.bwrap != nil {
+		f.Sandbox = SandboxBubblewrap
+	}
+	return f
+}
+
+// Check implements supervisor.Runner.
+func (r *Runner) Check(t adapters.Task) error {
+	if t.Module != "" || len(t.Command) == 0 || t.Command[0] == "" {
+		return pcm.Errorf(pcm.Invalid, "the process adapter runs commands; attempt %s has none", t.Key)
+	}
+	return nil
+}
+
+// Sweep kills what an earlier supervisor left, by its cgroups and by the
+// attempt's mark in the environment.
+func (r *Runner) Sweep(unfinished []adapters.Key) error {
+	err := r.limit.sweep()
+	if len(unfinished) > 0 {
+		marks := map[string]bool{}
+		for _, k := range unfinished {
+			marks[k.String()] = true
+		}
+		for range 100 {
+			if killMarked(r.cfg.Dir, marks) == 0 {
+				break
+			}
+			time.Sleep(10 * time.Millisecond) // until the kernel has done away with them
+		}
+	}
+	return err
+}
+
+// child is a started task.
+type child struct {
+	proc   *os.Process
+	group  group
+	status *os.File // bubblewrap's reports; nil without
+}
+
+// Run implements supervisor.Runner.
+func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
+	spec, err := r.prepare(ctx, t)
+	if err != nil {
+		return exitOf(ctx, err)
+	}
+	defer spec.close()
+	out, err := newCopier(t.Stdout, spec.bwrapped)
+	if err != nil {
+		return seller("can't make a pipe: %v", err)
+	}
+	defer out.close()
+	errs, err := newCopier(t.Stderr, spec.bwrapped)
+	if err != nil {
+		return seller("can't make a pipe: %v", err)
+	}
+	defer errs.close()
+	grp, err := r.limit.make(t.Key.String(), t.Resources, r.cfg.MaxPIDs)
+	if err != nil {
+		return seller("can't set its limits: %v", err)
+	}
+	defer grp.remove()
+	if ctx.Err() != nil {
+		return supervisor.Exit{Outcome: pcm.OutcomeFailed, Code: 128 + int(syscall.SIGKILL)}
+	}
+	proc, err := r.start(spec, out.w, errs.w, grp)
+	out.started()
+	errs.started()
+	if err != nil {
+		return exitOf(ctx, err)
+	}
+	t.Started()
+	c := &child{proc: proc, group: grp}
+	state := r.wait(ctx, c, t, spec)
+
+	c.killAll(r.cfg.Dir, t.Key.String(), spec.bwrapped)
+	out.finish()
+	errs.finish()
+	exit := supervisor.Exit{Outcome: pcm.OutcomeOK}
+	if ru, ok := state.SysUsage().(*syscall.Rusage); ok {
+		exit.CPUMS = (ru.Utime.Nano() + ru.Stime.Nano()) / 1e6
+		exit.Memory = pcm.Bytes(ru.Maxrss) << 10
+	}
+	peak, oom := grp.usage()
+	if peak > 0 {
+		exit.Memory = peak
+	}
+	r.judge(&exit, state, oom, t, spec, errs.head())
+	return exit
+}
+
+// wait waits for the main process, passing on what the supervisor wants of it.
+func (r *Runner) wait(ctx context.Context, c *child, t *supervisor.Run, spec *spec) *os.ProcessState {
+	ended := make(chan *os.ProcessState, 1)
+	go func() {
+		state, err := c.proc.Wait()
+		if err != nil {
+			r.log.Error("can't wait for a task", "attempt", t.Key.String(), "err", err)
+		}
+		ended <- state
+	}()
+	stopping, done := t.Stopping, ctx.Done()
+	for {
+		select {
+		case state := <-ended:
+			return state
+		case <-stopping:
+			stopping = nil
+			c.terminate(spec.bwrapped)
+		case <-done:
+			done = nil
+			c.killAll(r.cfg.Dir, t.Key.String(), spec.bwrapped)
+		}
+	}
+}
+
+// judge decides what the end of the main process means.
+func (r *Runner) judge(exit *supervisor.Exit, state *os.ProcessState, oom bool, t *supervisor.Run, spec *spec, stderr string) {
+	ws, ok := state.Sys().(syscall.WaitStatus)
+	if !ok {
+		*exit = seller("its end can't be told")
+		return
+	}
+	exit.Code = ws.ExitStatus()
+	if ws.Signaled() {
+		exit.Code = 128 + int(ws.Signal())
+	}
+	if spec.bwrapped && exit.Code != 0 && !spec.executed() && !ws.Signaled() {
+		r.bwrap.explain(exit, t.Command[0], stderr)
+		return
+	}
+	switch {
+	case exit.Code == 0:
+	case oom:
+		exit.Outcome, exit.Reason = pcm.OutcomeMemory, fmt.Sprintf("used more than its %s of memory", t.Resources.Memory)
+	case exit.Code > 128 && exit.Code < 128+65:
+		exit.Outcome, exit.Reason = pcm.OutcomeFailed, fmt.Sprintf("ended by signal %d (%s)", exit.Code-128, syscall.Signal(exit.Code-128))
+	default:
+		exit.Outcome, exit.Reason = pcm.OutcomeFailed, fmt.Sprintf("exit code %d", exit.Code)
+	}
+}
+
+func seller(format string, args ...any) supervisor.Exit {
+	return supervisor.Exit{Outcome: pcm.OutcomeSeller, Code: 255, Reason: fmt.Sprintf(format, args...)}
+}
+
+// taskError is a fault of the task's own that shows before it runs.
+type taskError struct {
+	code   int
+	reason string
+}
+
+func (e *taskError) Error() string { return e.reason }
+
+func exitOf(ctx context.Context, err error) supervisor.Exit {
+	var te *taskError
+	switch {
+	case ctx.Err() != nil:
+		return supervisor.Exit{Outcome: pcm.OutcomeFailed, Code: 128 + int(syscall.SIGKILL)}
+	case errors.As(err, &te):
+		return supervisor.Exit{Outcome: pcm.OutcomeFailed, Code: te.code, Reason: te.reason}
+	}
+	return seller("%v", err)
+}
+
+// execError tells what a failed exec means, as a shell would.
+func execError(program string, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return &taskError{127, fmt.Sprintf("program %q was not found here, or its interpreter was not", program)}
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.ENOEXEC), errors.Is(err, syscall.E2BIG),
+		errors.Is(err, syscall.EISDIR), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ELOOP), errors.Is(err, syscall.ENAMETOOLONG):
+		return &taskError{126, fmt.Sprintf("program %q can't be run: %v", program, errno(err))}
+	}
+	return fmt.Errorf("can't start program %q: %w", program, errno(err))
+}
+
+func errno(err error) error {
+	var e syscall.Errno
+	if errors.As(err, &e) {
+		return e
+	}
+	return err
+}
+
+// copier takes one stream of the task to its bounded file.
+type copier struct {
+	r, w *os.File
+	dst  io.Writer
+	keep bool // remember the beginning
+	done sync.WaitGroup
+
+	mu    sync.Mutex
+	begin []byte
+}
+
+const (
+	keepHead   = 512
+	drainLimit = 2 * time.Second // for what is in a pipe whose writers were killed
+)
+
+var buffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
+
+func newCopier(dst io.Writer, keep bool) (*copier, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	c := &copier{r: r, w: w, dst: dst, keep: keep}
+	c.done.Go(c.copy)
+	return c, nil
+}
+
+func (c *copier) copy() {
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	full := false
+	for {
+		n, err := c.r.Read(*buf)
+		if n > 0 && c.keep {
+			c.mu.Lock()
+			c.begin = append(c.begin, (*buf)[:min(n, keepHead-len(c.begin))]...)
+			c.mu.Unlock()
+		}
+		// What is over the cap is read and dropped until the kill arrives.
+		if n > 0 && !full {
+			_, werr := c.dst.Write((*buf)[:n])
+			full = werr != nil
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// started lets go of the task's end, so that the stream ends when the task has.
+func (c *copier) started() { c.w.Close(); c.w = nil }
+
+// finish waits until everything that was written has been copied.
+func (c *copier) finish() {
+	c.r.SetReadDeadline(time.Now().Add(drainLimit))
+	c.done.Wait()
+}
+
+func (c *copier) close() {
+	if c.w != nil {
+		c.w.Close()
+	}
+	c.r.SetReadDeadline(time.Now())
+	c.done.Wait()
+	c.r.Close()
+}
+
+func (c *copier) head() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return string(c.begin)
+}

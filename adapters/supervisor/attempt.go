@@ -1,0 +1,238 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters"
+)
+
+// attempt is one attempt in the supervisor. Fields below mu are guarded by
+// Server.mu; the others are set before the attempt is seen by others.
+type attempt struct {
+	key    string
+	folder folder
+	ready  chan struct{} // closed when started or refused
+	err    error         // why it was refused; read after ready
+	done   chan struct{} // closed when ended
+	stop   chan Stop
+	cancel context.CancelCauseFunc
+
+	// mu
+	status   status
+	begun    adapters.BootTime // when it began to run; 0 before
+	deadline adapters.BootTime // of the lease
+	limit    time.Duration     // 0: none
+	stopped  string            // reason given with Stop
+	force    adapters.BootTime // when a stop becomes a kill; 0: no stop asked
+}
+
+// verdict is why the supervisor ended an attempt, as a context's cause.
+type verdict struct {
+	outcome pcm.Outcome
+	reason  string
+	final   bool // holds even if the task came to a good end
+}
+
+func (v *verdict) Error() string { return string(v.outcome) + ": " + v.reason }
+
+// due tells when the attempt must be looked at next, and what is to be done if
+// that moment is over. Server.mu is held.
+func (a *attempt) due() (adapters.BootTime, *verdict) {
+	at, v := a.deadline, &verdict{pcm.OutcomeSeller, "lease ended: it was not renewed in time", false}
+	if a.limit > 0 && a.begun != 0 && a.begun.Add(a.limit) <= at {
+		at, v = a.begun.Add(a.limit), &verdict{pcm.OutcomeTimeLimit, fmt.Sprintf("ended at its time limit of %s", a.limit), false}
+	}
+	if a.force != 0 && a.force < at {
+		at, v = a.force, &verdict{pcm.OutcomeStopped, a.stopped, true}
+	}
+	return at, v
+}
+
+// run takes a prepared attempt to its end.
+func (s *Server) run(ctx context.Context, a *attempt, r Runner, t adapters.Task) {
+	defer s.tasks.Done()
+	out := &outputs{left: int64(t.OutputCap), over: func() {
+		a.cancel(&verdict{pcm.OutcomeOutput, fmt.Sprintf("wrote more than its cap of %s", t.OutputCap), true})
+	}}
+	stdout := &stream{name: a.folder.stream(adapters.Stdout), out: out}
+	stderr := &stream{name: a.folder.stream(adapters.Stderr), out: out}
+	run := &Run{Task: t, Work: a.folder.work(), Stdout: stdout, Stderr: stderr, Stopping: a.stop}
+	run.Started = func() { s.begun(a) }
+
+	exit := s.guarded(ctx, r, run)
+	stdout.close()
+	stderr.close()
+
+	var v *verdict
+	errors.As(context.Cause(ctx), &v)
+	if v == nil && len(t.Outputs) > 0 {
+		left := out.remaining()
+		if _, err := measure(a.folder.work(), t, left); errors.Is(err, errOver) {
+			v = &verdict{pcm.OutcomeOutput, fmt.Sprintf("its outputs are over the cap of %s", t.OutputCap), true}
+		} else if err != nil {
+			v = &verdict{pcm.OutcomeOutput, err.Error(), true}
+		}
+	}
+	if err := out.failure(); err != nil && v == nil {
+		v = &verdict{pcm.OutcomeSeller, "can't keep its output: " + err.Error(), true}
+	}
+	a.cancel(nil)
+	s.ended(a, exit, v)
+}
+
+// guarded runs the runner; its panic ends this attempt only.
+func (s *Server) guarded(ctx context.Context, r Runner, run *Run) (exit Exit) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.log.Error("runner panicked", "runner", r.Name(), "attempt", run.Key.String(), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			exit = Exit{Outcome: pcm.OutcomeSeller, Code: 255, Reason: fmt.Sprintf("internal fault of the %s runner: %v", r.Name(), p)}
+		}
+	}()
+	return r.Run(ctx, run)
+}
+
+func (s *Server) begun(a *attempt) {
+	s.mu.Lock()
+	if a.begun == 0 && a.status.State == adapters.Prepared {
+		a.begun = adapters.Now()
+		a.status.State = adapters.Running
+		a.status.StartedN = time.Now().UnixNano()
+		at, _ := a.due()
+		s.alarm.by(at)
+		s.broadcast(a.status)
+	}
+	s.mu.Unlock()
+}
+
+func (s *Server) ended(a *attempt, exit Exit, v *verdict) {
+	s.mu.Lock()
+	st := a.status
+	stopped, begun := a.stopped, a.begun
+	asked := a.force != 0
+	s.mu.Unlock()
+
+	st.State = adapters.Ended
+	st.Outcome, st.ExitCode, st.Reason = exit.Outcome, exit.Code, exit.Reason
+	st.Usage = pcm.Usage{CPUMS: exit.CPUMS, MaxMemory: exit.Memory}
+	if begun != 0 {
+		st.Usage.WallMS = time.Duration(adapters.Now() - begun).Milliseconds()
+	}
+	switch {
+	// A task that came to a good end just before it was to be killed did so. One
+	// that wrote too much did not, nor one that was asked to stop.
+	case v != nil && (exit.Outcome != pcm.OutcomeOK || v.final):
+		st.Outcome, st.Reason = v.outcome, v.reason
+	case asked:
+		st.Outcome, st.Reason = pcm.OutcomeStopped, stopped
+	}
+	if st.Outcome == pcm.OutcomeOK {
+		st.Reason = ""
+	}
+	st.Reason = cut(st.Reason, maxReason)
+	if err := a.folder.finish(st); err != nil {
+		s.log.Error("can't record the end of an attempt", "attempt", a.key, "err", err)
+	}
+	s.mu.Lock()
+	a.status = st
+	s.running--
+	delete(s.live, a.key)
+	s.broadcast(st)
+	close(a.done)
+	s.touch()
+	s.mu.Unlock()
+}
+
+const maxReason = 256
+
+// outputs is the cap that an attempt's two streams share.
+type outputs struct {
+	over func()
+
+	mu   sync.Mutex
+	left int64
+	hit  bool
+	err  error // of the disk
+}
+
+func (o *outputs) take(n int) int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	got := int(min(int64(n), o.left))
+	o.left -= int64(got)
+	if got < n && !o.hit {
+		o.hit = true
+		o.over()
+	}
+	return got
+}
+
+func (o *outputs) fail(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.err == nil {
+		o.err = err
+	}
+}
+
+func (o *outputs) remaining() int64 { o.mu.Lock(); defer o.mu.Unlock(); return o.left }
+func (o *outputs) failure() error   { o.mu.Lock(); defer o.mu.Unlock(); return o.err }
+
+// stream is stdout or stderr: a file that is made with its first byte.
+type stream struct {
+	name   string
+	out    *outputs
+	mu     sync.Mutex
+	file   *os.File
+	closed atomic.Bool
+}
+
+func (w *stream) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed.Load() {
+		return 0, os.ErrClosed
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	n := w.out.take(len(p))
+	if n > 0 && w.file == nil {
+		f, err := os.OpenFile(w.name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		if err != nil {
+			w.out.fail(err)
+			return 0, err
+		}
+		w.file = f
+	}
+	if n > 0 {
+		if _, err := w.file.Write(p[:n]); err != nil {
+			w.out.fail(err)
+			return 0, err
+		}
+	}
+	if n < len(p) {
+		return n, io.ErrShortWrite
+	}
+	return n, nil
+}
+
+func (w *stream) close() {
+	w.closed.Store(true)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.file != nil {
+		if err := w.file.Close(); err != nil {
+			w.out.fail(err)
+		}
+		w.file = nil
+	}
+}

@@ -1,0 +1,64 @@
+package supervisor
+
+import (
+	"context"
+	"io"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters"
+)
+
+// Runner runs tasks of one kind inside the supervisor. Implementations are safe
+// for concurrent use.
+type Runner interface {
+	// Name is the name under which adapters address the runner, e.g. "process".
+	Name() string
+
+	// Facts says what the runner does with tasks on this machine.
+	Facts() Facts
+
+	// Check refuses what the runner can never run. The error has code Invalid or Refused.
+	Check(t adapters.Task) error
+
+	// Sweep kills what an earlier supervisor on the same folder left running.
+	Sweep(unfinished []adapters.Key) error
+
+	// Run runs the task to its end. When ctx is done it kills the task, with all
+	// that it has started, and returns without delay. Run calls r.Started once,
+	// when the task itself begins; never calling it means that it didn't start.
+	Run(ctx context.Context, r *Run) Exit
+}
+
+// Facts describes a runner.
+type Facts struct {
+	Sandbox string     `cbor:"1,keyasint"` // what keeps tasks in, e.g. "bubblewrap"; "none" if nothing
+	Labels  pcm.Labels `cbor:"2,keyasint,omitempty"`
+}
+
+// Run is one attempt, prepared.
+type Run struct {
+	adapters.Task
+	Work           string      // the working folder, empty at first
+	Stdout, Stderr io.Writer   // bounded: a write over the cap fails and ends ctx
+	Stopping       <-chan Stop // at most one; the task is to be asked to end
+	Started        func()
+}
+
+// Stop asks a task to end by itself.
+type Stop struct{}
+
+// Exit is how a run ended, as its runner saw it. If ctx was ended by the
+// supervisor, its verdict replaces Outcome and Reason.
+type Exit struct {
+	Outcome pcm.Outcome
+	Code    int    // 128+n for signal n
+	Reason  string // for a person; cut to 256 bytes
+	CPUMS   int64  // user and system
+	Memory  pcm.Bytes
+}
+
+// Environ is the whole environment of a task, sorted: the spec's variables and
+// those by which it learns its place. home is the working folder as the task sees it.
+func Environ(t adapters.Task, home, path string) []string {
+	return environ(t, home, path)
+}
