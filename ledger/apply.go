@@ -33,6 +33,7 @@ type applying struct {
 	entry   pcm.Entry
 	by      *Member // signer of the current command; nil while time acts
 	facts   []pcm.Fact
+	placed  *placed // by the last Place that took effect
 	effects *pcm.Effects
 }
 
@@ -138,7 +139,8 @@ func (a *applying) command(c pcm.Signed) pcm.CommandResult {
 		result.Ops = append(result.Ops, r)
 		if r.Err != nil {
 			// Place and Award in one command are one step: a refused award leaves no placement behind.
-			if i > 0 && op.Award != nil && cmd.Ops[i-1].Place != nil && a.unplace(&cmd.Ops[i-1].Place.Terms) {
+			if op.Award != nil && i > 0 && cmd.Ops[i-1].Place != nil {
+				a.unplace()
 				done--
 				worth = worth && done > 0
 			}

@@ -245,8 +245,10 @@ func (a *applying) place(o *pcm.Op) (bool, error) {
 	if j.Budget > 0 && total > j.Budget {
 		return false, pcm.Errorf(pcm.Refused, "the budget of %s is %s %s: %s is paid, %s held, and these tasks may cost %s", j.ID, j.Budget, j.Unit, j.Paid, j.Held, hold)
 	}
+	a.placed = &placed{job: j, step: t.Step, fence: j.Fence, hold: hold, tasks: t.Tasks, before: make([]Task, 0, t.Tasks.Len())}
 	for i := range t.Tasks.All {
 		tk := &tasks[i]
+		a.placed.before = append(a.placed.before, *tk)
 		tk.State, tk.Attempt, tk.Trade, tk.Seller, tk.Reason = pcm.TaskPlaced, t.Attempt, t.Trade(), t.Seller, ""
 	}
 	j.Fence = t.Fence
@@ -255,25 +257,27 @@ func (a *applying) place(o *pcm.Op) (bool, error) {
 	return true, nil
 }
 
-// unplace takes back the placement that the op before made: its fencing token
-// stays used, its tasks wait as before. It tells whether there was one.
-func (a *applying) unplace(t *pcm.Terms) bool {
-	j := a.jobs[t.Job]
-	if j == nil {
-		return false
+// placed is a placement that may have to be taken back.
+type placed struct {
+	job    *Job
+	step   int
+	fence  uint64 // of the placement before
+	hold   pcm.Micro
+	tasks  pcm.Spans
+	before []Task // what tasks were
+}
+
+// unplace takes back the placement that the op before made. Nothing of it is
+// left, not even its fencing token: what is not recorded must not have been.
+func (a *applying) unplace() {
+	p, n := a.placed, 0
+	for i := range p.tasks.All {
+		p.job.Steps[p.step].Tasks[i] = p.before[n]
+		n++
 	}
-	trade := t.Trade()
-	at := slices.IndexFunc(j.Places, func(p Placement) bool { return p.Trade == trade })
-	if at < 0 || a.trades[trade] != nil {
-		return false
-	}
-	for i := range t.Tasks.All {
-		tk := &j.Steps[t.Step].Tasks[i]
-		tk.State, tk.Attempt, tk.Trade, tk.Seller = pcm.TaskWaiting, tk.Attempt-1, "", ""
-	}
-	j.Held -= pcm.MulMicro(j.Places[at].HoldEach, j.Places[at].Open)
-	j.Places = slices.Delete(j.Places, at, at+1)
-	return true
+	p.job.Fence = p.fence
+	p.job.Held -= p.hold
+	p.job.Places = p.job.Places[:len(p.job.Places)-1]
 }
 
 // checkTerms checks what can be known of terms without any state.
