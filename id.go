@@ -7,6 +7,8 @@ import (
 	"encoding/hex"
 	"regexp"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // The identifiers. All are printable, compare as strings and have a type of their own.
@@ -85,6 +87,22 @@ func (id MeshID) Valid() bool  { return validID("mesh-", string(id)) }
 // ValidName tells whether s may name a pool, step, label, class or peer: 1 to 63
 // lower-case letters, digits, dots, dashes and underscores, with a letter or digit at both ends.
 func ValidName(s string) bool { return nameForm.MatchString(s) }
+
+// Printable tells whether s is safe to show on a terminal or page line: UTF-8
+// without control or invisible characters. Names by other peers are checked with it.
+func Printable(s string) bool {
+	for i, r := range s {
+		if r == utf8.RuneError {
+			if _, n := utf8.DecodeRuneInString(s[i:]); n == 1 {
+				return false
+			}
+		}
+		if !unicode.IsPrint(r) {
+			return false
+		}
+	}
+	return true
+}
 
 // Short abbreviates an ID for tables: the prefix and eight characters; for a
 // peer ID its last eight, since the first ones are the same for all.

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Bounds of a job.
@@ -185,7 +186,7 @@ func (s *Spec) Normalize() []error {
 	if s.Name == "" {
 		s.Name = "job"
 	}
-	if len(s.Name) > 63 || strings.ContainsAny(s.Name, "\n\r\t\x1b") {
+	if len(s.Name) > 63 || !Printable(s.Name) {
 		bad("name", "%.80q is not a name of at most 63 printable characters", s.Name)
 	}
 	if s.Takeover == "" {
@@ -270,29 +271,42 @@ func (st *Step) normalize(at string) (faults []error) {
 	if len(st.Command)+len(st.Args) > MaxArgs {
 		bad(".command", "%d words are too many: at most %d", len(st.Command)+len(st.Args), MaxArgs)
 	}
-	for _, words := range [][]string{st.Command, st.Args} {
-		for _, w := range words {
-			if strings.ContainsRune(w, 0) {
-				bad(".command", "a word holds a NUL character")
+	for field, words := range map[string][]string{".command": st.Command, ".args": st.Args} {
+		for j, w := range words {
+			if !plainText(w) {
+				bad(field+"["+strconv.Itoa(j)+"]", "%.80q holds a NUL character or isn't UTF-8", w)
 			}
 		}
 	}
 	for k, v := range st.Env {
-		if k == "" || strings.ContainsAny(k, "=\x00") || strings.ContainsRune(v, 0) {
-			bad(".env", "%q is not the name of a variable", k)
+		if k == "" || strings.Contains(k, "=") || !plainText(k) {
+			bad(".env", "%.80q is not the name of a variable", k)
+		} else if !plainText(v) {
+			bad(".env."+k, "the value holds a NUL character or isn't UTF-8")
 		}
 	}
+	if !plainText(st.Module) {
+		bad(".module", "%.80q is not a path in UTF-8", st.Module)
+	}
+	targets := map[string]bool{}
 	for j := range st.Inputs {
 		in := &st.Inputs[j]
 		f := ".inputs[" + strconv.Itoa(j) + "]"
-		if in.Source == "" {
-			bad(f+".source", "the path is empty")
+		if in.Source == "" || !plainText(in.Source) {
+			bad(f+".source", "%.80q is not a path in UTF-8", in.Source)
 		}
 		if in.Target == "" {
 			in.Target = path.Base(path.Clean(strings.ReplaceAll(in.Source, `\`, "/")))
 		}
-		if !localPath(in.Target) {
+		switch t := path.Clean(in.Target); {
+		case !localPath(in.Target):
 			bad(f+".target", "%q leads out of the task's working folder: give a relative path without ..", in.Target)
+		case t == ".":
+			bad(f+".target", "%q is the task's working folder itself: name a place in it", in.Target)
+		case targets[t]:
+			bad(f+".target", "another input stands at %q already", t)
+		default:
+			targets[t] = true
 		}
 		if in.Digest != "" && !in.Digest.Valid() {
 			bad(f+".digest", "%q is not a SHA-256 in hex", in.Digest)
@@ -332,8 +346,11 @@ func classNames() string {
 	return strings.Join(names, ", ")
 }
 
+// plainText tells whether s is UTF-8 without NUL: what can be encoded, and passed to a program.
+func plainText(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
+
 // localPath tells whether p stays inside a folder: relative, no "..", not empty.
 func localPath(p string) bool {
-	return p != "" && !strings.HasPrefix(p, "/") && !strings.ContainsAny(p, "\\\x00") &&
+	return p != "" && plainText(p) && !strings.HasPrefix(p, "/") && !strings.Contains(p, `\`) &&
 		path.Clean(p) != ".." && !strings.HasPrefix(path.Clean(p), "../")
 }

@@ -2,6 +2,7 @@ package pcm
 
 import (
 	"math"
+	"math/big"
 	"math/bits"
 	"strconv"
 	"strings"
@@ -108,12 +109,12 @@ func (p Price) Cost(r Resources, d time.Duration) Micro {
 	return AddMicro(p.PerTask, AddMicro(cpu, mem))
 }
 
-// rate is ceil(price × ms × quantity / per), saturating. Price is at most 1e12,
-// so price × ms fits 128 bits and the quantity is divided out stepwise.
+// rate is ceil(price × ms × quantity / per), saturating. Amounts of everyday fit
+// 128 bits on the way; the rest takes the slow way to the same result.
 func rate(price, ms, quantity, per uint64) Micro {
 	hi, lo := bits.Mul64(price, quantity)
 	if hi != 0 {
-		return math.MaxInt64
+		return rateBig(price, ms, quantity, per)
 	}
 	hi, lo = bits.Mul64(lo, ms)
 	lo, carry := bits.Add64(lo, per-1, 0)
@@ -126,6 +127,18 @@ func rate(price, ms, quantity, per uint64) Micro {
 		return math.MaxInt64
 	}
 	return Micro(q)
+}
+
+func rateBig(price, ms, quantity, per uint64) Micro {
+	n := new(big.Int).SetUint64(price)
+	n.Mul(n, new(big.Int).SetUint64(quantity))
+	n.Mul(n, new(big.Int).SetUint64(ms))
+	n.Add(n, new(big.Int).SetUint64(per-1))
+	n.Quo(n, new(big.Int).SetUint64(per))
+	if !n.IsInt64() {
+		return math.MaxInt64
+	}
+	return Micro(n.Int64())
 }
 
 // AddMicro adds two amounts of zero or more, saturating.

@@ -33,7 +33,7 @@ func (p Pool) Validate() error {
 	if p.Slots < 0 || p.Slots > maxSlots {
 		return Errorf(Invalid, "pool %s: %d slots are out of range: 0 to %d", p.ID, p.Slots, maxSlots)
 	}
-	if len(p.Sandbox) > 63 || p.MaxTime < 0 {
+	if len(p.Sandbox) > 63 || !Printable(p.Sandbox) || p.MaxTime < 0 {
 		return Errorf(Invalid, "pool %s: sandbox or max_time_ms is out of range", p.ID)
 	}
 	if err := p.Capacity.Validate(); err != nil {
@@ -76,7 +76,7 @@ func OpenOffer(s Signed, now time.Time) (Offer, error) {
 	if string(o.Peer.Public()) != string(s.Signer) {
 		return o, Errorf(Unauthorized, "offer of %s is signed by somebody else", Short(o.Peer))
 	}
-	if !o.Mesh.Valid() || !o.Cell.Valid() || len(o.Name) > 63 || len(o.Pools) > 64 {
+	if !o.Mesh.Valid() || !o.Cell.Valid() || len(o.Name) > 63 || !Printable(o.Name) || len(o.Pools) > 64 {
 		return o, Errorf(Invalid, "offer of %s is malformed or over its bounds", Short(o.Peer))
 	}
 	if now.Add(Skew).UnixMilli() < o.IssuedAt || now.Add(-Skew).UnixMilli() > o.NotAfter {
@@ -85,10 +85,15 @@ func OpenOffer(s Signed, now time.Time) (Offer, error) {
 	if err := o.Labels.Validate(); err != nil {
 		return o, err
 	}
+	ids := map[PoolID]bool{}
 	for _, p := range o.Pools {
 		if err := p.Validate(); err != nil {
 			return o, err
 		}
+		if ids[p.ID] {
+			return o, Errorf(Invalid, "offer of %s has two pools %s", Short(o.Peer), p.ID)
+		}
+		ids[p.ID] = true
 	}
 	return o, nil
 }

@@ -95,7 +95,7 @@ func openPassport(s Signed, root []byte, now time.Time, depth int) (Passport, er
 	if !Verify(p.Account.Public(), DomainJoin, MustMarshal(JoinStatement{p.Mesh, p.Peer}), p.AccountBy) {
 		return p, Errorf(Unauthorized, "passport of %s is not signed by account %s", Short(p.Peer), Short(p.Account))
 	}
-	if len(p.Name) > 63 || len(p.Roles) > 8 {
+	if len(p.Name) > 63 || !Printable(p.Name) || len(p.Roles) > 8 {
 		return p, Errorf(Invalid, "passport of %s is over its bounds", Short(p.Peer))
 	}
 	if err := p.Labels.Validate(); err != nil {

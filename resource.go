@@ -157,6 +157,9 @@ func (l Labels) Validate() error {
 		if len(l[k]) > 63 {
 			return Errorf(Invalid, "label %s has a value of %d characters: at most 63", k, len(l[k]))
 		}
+		if !Printable(l[k]) {
+			return Errorf(Invalid, "label %s has a value with characters that can't be shown: %q", k, l[k])
+		}
 	}
 	return nil
 }

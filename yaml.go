@@ -367,6 +367,10 @@ func (d *yamlDecoder) scalar(n ast.Node, field string, at Position, needed strin
 func (d *yamlDecoder) integer(n ast.Node, field string, at Position, v reflect.Value) {
 	in, ok := n.(*ast.IntegerNode)
 	if !ok {
+		if s, ok := n.(*ast.StringNode); ok && s.Token.Type == token.StringType && strings.Trim(s.Value, "0123456789") == "" {
+			d.bad(at, field, "%.40s is out of range", s.Value) // so large that the parser took it for text
+			return
+		}
 		d.bad(at, field, "is %s; a whole number is needed", describe(n))
 		return
 	}
@@ -469,7 +473,7 @@ func (d *yamlDecoder) pairs(n ast.Node, field string, at Position) (pairs []yaml
 			continue
 		}
 		p := yamlPair{key: keyText(it.Key()), keyAt: positionOf(it.Key()), value: it.Value()}
-		if p.at = positionOf(p.value); isContainer(p.value) || p.at == (Position{}) {
+		if p.at = positionOf(p.value); isContainer(p.value) || p.value.Type() == ast.NullType || p.at == (Position{}) {
 			p.at = p.keyAt
 		}
 		if first, ok := seen[p.key]; ok {
