@@ -49,6 +49,7 @@ type Placement struct {
 	Step     int         `cbor:"2,keyasint"`
 	HoldEach pcm.Micro   `cbor:"3,keyasint"`
 	Open     int         `cbor:"4,keyasint"` // undecided tasks
+	Awarded  bool        `cbor:"5,keyasint"` // once; a trade that has closed is not opened again
 }
 
 // Step is a step of a job.
@@ -253,7 +254,7 @@ func (a *applying) place(o *pcm.Op) (bool, error) {
 	}
 	j.Fence = t.Fence
 	j.Held += hold
-	j.Places = append(j.Places, Placement{t.Trade(), t.Step, t.HoldEach(), t.Tasks.Len()})
+	j.Places = append(j.Places, Placement{Trade: t.Trade(), Step: t.Step, HoldEach: t.HoldEach(), Open: t.Tasks.Len()})
 	return true, nil
 }
 

@@ -1,7 +1,9 @@
 package ledger_test
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -44,25 +46,35 @@ type story struct {
 	invites map[string]pcm.Signed
 	named   map[string]pcm.CommandID // commands that were given a name
 	last    *pcm.Signed
-	names   []string // old, new, old, new …
+	words   map[string]string // for identifiers, in full and abbreviated
 }
 
 func newStory() *story {
 	s := &story{
 		cell: newCell(), jobs: map[string]pcm.JobID{}, trades: map[string]pcm.Terms{},
-		results: map[string]map[int]pcm.Result{}, invites: map[string]pcm.Signed{}, named: map[string]pcm.CommandID{},
+		words: map[string]string{}, results: map[string]map[int]pcm.Result{}, invites: map[string]pcm.Signed{}, named: map[string]pcm.CommandID{},
 	}
-	s.name(string(s.genesis.Cell), "cell home")
-	s.name(string(s.genesis.Mesh), "mesh one")
+	s.name(string(s.genesis.Cell), "cell-home")
+	s.name(string(s.genesis.Mesh), "mesh-one")
 	return s
 }
 
 // name has an identifier printed as a word, in full and abbreviated.
 func (s *story) name(id, word string) {
-	s.names = append(s.names, id, word, pcm.Short(id), word)
+	s.words[id], s.words[pcm.Short(id)] = word, word
 }
 
-func (s *story) plain(text string) string { return strings.NewReplacer(s.names...).Replace(text) }
+// plain prints words for identifiers: the longest first, as some begin with others.
+func (s *story) plain(text string) string {
+	ids := slices.SortedFunc(maps.Keys(s.words), func(a, b string) int {
+		return cmp.Or(cmp.Compare(len(b), len(a)), cmp.Compare(a, b))
+	})
+	var pairs []string
+	for _, id := range ids {
+		pairs = append(pairs, id, s.words[id])
+	}
+	return strings.NewReplacer(pairs...).Replace(text)
+}
 
 // line is one directive with its arguments.
 type line struct {
@@ -138,7 +150,7 @@ func (l line) job() pcm.JobID {
 	if !ok {
 		id = jobID(name)
 		l.s.jobs[name] = id
-		l.s.name(string(id), "job "+name)
+		l.s.name(string(id), "job-"+name)
 	}
 	return id
 }
@@ -159,7 +171,7 @@ func (s *story) tell(t *testing.T, d *datadriven.TestData) string {
 	case "peer":
 		a := s.actor(d.CmdArgs[0].Key, l.str("account", d.CmdArgs[0].Key))
 		s.name(string(a.peer), a.name)
-		s.name(string(a.buyer), "account "+l.str("account", a.name))
+		s.name(string(a.buyer), strings.ToTitle(l.str("account", a.name)[:1])+l.str("account", a.name)[1:])
 		if d.HasArg("stranger") {
 			return "ok"
 		}
@@ -171,6 +183,9 @@ func (s *story) tell(t *testing.T, d *datadriven.TestData) string {
 		s.wall += l.elapsed(0).Milliseconds()
 		return "ok"
 	case "leader":
+		if len(d.CmdArgs) > 0 {
+			s.stamp += l.elapsed(0).Milliseconds()
+		}
 		return s.answer(nil, s.apply(true))
 	case "repeat":
 		fx := s.apply(false, *s.last)
@@ -214,11 +229,11 @@ func (s *story) send(l line, a *actor, ops ...pcm.Op) string {
 	}
 	if name := l.str("for-cell", ""); name != "" {
 		cmd.Cell = pcm.CellID(idOf("cell-", name))
-		s.name(string(cmd.Cell), "cell "+name)
+		s.name(string(cmd.Cell), "cell-"+name)
 	}
 	if name := l.str("for-mesh", ""); name != "" {
 		cmd.Mesh = pcm.MeshID(idOf("mesh-", name))
-		s.name(string(cmd.Mesh), "mesh "+name)
+		s.name(string(cmd.Mesh), "mesh-"+name)
 	}
 	signed := a.key.Seal(pcm.DomainCommand, cmd)
 	if by := l.str("signed-by", ""); by != "" {
@@ -292,7 +307,7 @@ func (s *story) invite(l line) string {
 	}
 	if other := l.str("for-cell", ""); other != "" {
 		inv.Cell = pcm.CellID(idOf("cell-", other))
-		s.name(string(inv.Cell), "cell "+other)
+		s.name(string(inv.Cell), "cell-"+other)
 	}
 	s.invites[name] = a.key.Seal(pcm.DomainInvite, inv)
 	if by := l.str("signed-by", ""); by != "" {
@@ -323,7 +338,7 @@ func (s *story) draw(l line, a *actor) pcm.Terms {
 	}
 	name := l.str("as", "t1")
 	s.trades[name] = t
-	s.name(string(t.Trade()), "trade "+name)
+	s.name(string(t.Trade()), "trd-"+name)
 	return t
 }
 

@@ -212,6 +212,9 @@ func (a *applying) award(o *pcm.Op) (bool, error) {
 	if place < 0 || j.Places[place].HoldEach != t.HoldEach() || j.Buyer != t.Buyer || j.Spec != t.Spec || t.Price.Unit != j.Unit {
 		return false, pcm.Errorf(pcm.Conflict, "%s has no placement of %s on these terms", j.ID, id)
 	}
+	if j.Places[place].Awarded {
+		return false, pcm.Errorf(pcm.Conflict, "%s was awarded and has closed: abandon its tasks and place them anew", id)
+	}
 	for i := range t.Tasks.All {
 		tk, err := j.placedBy(id, t.Step, i)
 		if err != nil {
@@ -239,6 +242,7 @@ func (a *applying) award(o *pcm.Op) (bool, error) {
 		tr.Attempts[i].State = pcm.AttemptAwarded
 	}
 	a.trades[id] = tr
+	j.Places[place].Awarded = true
 	r, slots := tr.reserved()
 	p.Reserved, p.Slots = p.Reserved.Plus(r), p.Slots+slots
 	seller.Live += n
