@@ -31,7 +31,7 @@ const (
 // Spec is what a user submits: one or more steps, each with Count tasks.
 // Amounts are written in the units that people use; Validate reads them.
 type Spec struct {
-	Name     string   `json:"name" cbor:"1,keyasint" doc:"Name of the job, for people." example:"wordcount"`
+	Name     string   `json:"name" cbor:"1,keyasint" required:"false" doc:"Name of the job, for people; default job." example:"wordcount"`
 	Budget   string   `json:"budget,omitempty" cbor:"2,keyasint,omitempty" doc:"Most that the whole job may cost, e.g. '5' or '0.25 credit'. Without it the sellers' credit limits are the bound."`
 	Deadline Duration `json:"deadline,omitempty" cbor:"3,keyasint,omitempty" doc:"How long the whole job may take from its submission, e.g. '2h'. What is unfinished then is cancelled."`
 	Takeover Takeover `json:"takeover,omitempty" cbor:"4,keyasint,omitempty" enum:"account,any,none" doc:"Who may drive the job when the submitter's peer is gone: peers of its account (default), any member of its cell, or none."`

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"strings"
 
@@ -29,6 +30,14 @@ func (e *ErrorBody) Error() string { return e.Fault.Message }
 
 // GetStatus is the HTTP status; huma asks for it.
 func (e *ErrorBody) GetStatus() int { return e.status }
+
+// GetHeaders are the headers that go with the error; huma asks for them.
+func (e *ErrorBody) GetHeaders() http.Header {
+	if e.status == http.StatusUnauthorized {
+		return http.Header{"Www-Authenticate": {`Bearer realm="pcm"`}}
+	}
+	return nil
+}
 
 func newErrorBody(code pcm.Code, message string) *ErrorBody {
 	return &ErrorBody{Fault: ErrorView{Code: code, Message: message}, status: code.HTTPStatus()}
@@ -95,9 +104,7 @@ func codeOfStatus(status int) pcm.Code {
 func writeError(w http.ResponseWriter, e *ErrorBody) {
 	w.Header().Del("Content-Length")
 	w.Header().Set("Content-Type", "application/json")
-	if e.status == http.StatusUnauthorized {
-		w.Header().Set("WWW-Authenticate", `Bearer realm="pcm"`)
-	}
+	maps.Copy(w.Header(), e.GetHeaders())
 	w.WriteHeader(e.status)
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)

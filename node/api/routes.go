@@ -223,10 +223,11 @@ func (s *Server) viewRoutes() {
 		return l, nil
 	})
 
-	huma.Register(s.huma, huma.Operation{
-		OperationID: "job-schema", Method: http.MethodGet, Path: "/v1/schema/job", Summary: "JSON Schema of a job's spec",
-	}, func(context.Context, *none) (*answer[json.RawMessage], error) {
-		return &answer[json.RawMessage]{JobSchema()}, nil
+	route(s, false, http.MethodGet, "/v1/schema/job", "job-schema", "JSON Schema of a job's spec", func(context.Context, *none) (json.RawMessage, error) {
+		if s.cfg.JobSchema == nil {
+			return nil, pcm.Errorf(pcm.NotFound, "this build has no job schema")
+		}
+		return s.cfg.JobSchema, nil
 	})
 }
 

@@ -4,6 +4,7 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"net"
@@ -21,10 +22,11 @@ import (
 
 // Config is how a node is served.
 type Config struct {
-	Token   string       // for what needs one over TCP; "" lets nothing of that through
-	Hosts   []string     // further Host headers to accept, as "HOST:PORT"
-	Version string       // of the software, for the OpenAPI document
-	Logger  *slog.Logger // nil: none
+	Token     string          // for what needs one over TCP; "" lets nothing of that through
+	Hosts     []string        // further Host headers to accept, as "HOST:PORT"
+	Version   string          // of the software, for the OpenAPI document
+	JobSchema json.RawMessage // JSON Schema of a job's spec, to hand on
+	Logger    *slog.Logger    // nil: none
 }
 
 // Server serves one node.

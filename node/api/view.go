@@ -274,7 +274,7 @@ type Change struct {
 type Submission struct {
 	ID   pcm.JobID `json:"id,omitempty" doc:"Job ID chosen by the caller, so that a repeated request submits once. Default: drawn."`
 	Spec pcm.Spec  `json:"spec"`
-	Base string    `json:"base" doc:"Absolute folder that relative source paths start from."`
+	Base string    `json:"base,omitempty" doc:"Absolute folder that relative source paths start from."`
 }
 
 // Node is what the API serves. The node implements it. Errors are *pcm.Error.

@@ -429,3 +429,10 @@ func (n *Node) Down(context.Context) error {
 	n.DownCalls++
 	return n.Err
 }
+
+// Subscribers counts those who follow changes now.
+func (n *Node) Subscribers() int {
+	n.Lock()
+	defer n.Unlock()
+	return len(n.subscribers)
+}

@@ -1,0 +1,9 @@
+// Package configs holds what this folder publishes, for the program to hand on.
+package configs
+
+import _ "embed"
+
+// JobSchema is the JSON Schema (draft 2020-12) of a job's spec.
+//
+//go:embed job.schema.json
+var JobSchema []byte
