@@ -78,11 +78,21 @@ func (s *Store) sweep(goal int64) (freed int64) {
 	for _, sh := range s.shared {
 		budget -= sh.cost // those stay; the budget is for trees and chunks
 	}
+	held := map[sum]struct{}{} // by sessions
+	for ses := range s.sessions {
+		for b := range ses.blobs {
+			held[b] = struct{}{}
+		}
+	}
 	s.mu.Unlock()
 	slices.SortFunc(may, func(a, b candidate) int { return b.used.Compare(a.used) })
 
-	marked := map[sum]struct{}{}
-	kept := int64(0)
+	marked, kept := held, int64(0)
+	for b := range held {
+		if info, err := os.Lstat(s.blobPath(dirChunks, b)); err == nil {
+			kept += cost(info.Size())
+		}
+	}
 	mark := func(c candidate, limit int64) bool {
 		add := c.cost
 		var fresh []sum
