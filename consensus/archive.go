@@ -106,6 +106,9 @@ func openArchive(dir string, log *slog.Logger, fail func(error)) (a *archive, er
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, pcm.Errorf(pcm.Internal, "can't make %s: %w", dir, err)
 	}
+	if err := checkTables(dir); err != nil {
+		return nil, damaged(err)
+	}
 	// Small: an idle archive shall cost a few MiB, and its figures are those of
 	// one writer with values of some hundred bytes.
 	opt := badger.DefaultOptions(dir).
@@ -126,7 +129,8 @@ func openArchive(dir string, log *slog.Logger, fail func(error)) (a *archive, er
 		WithNumLevelZeroTables(2).
 		WithNumLevelZeroTablesStall(6).
 		WithNumGoroutines(1).
-		WithNumVersionsToKeep(1)
+		WithNumVersionsToKeep(1).
+		WithChecksumVerificationMode(options.OnBlockRead)
 	db, err := badger.Open(opt)
 	if err != nil {
 		return nil, damaged(err)

@@ -1,9 +1,7 @@
 package consensus
 
 import (
-	"encoding/binary"
 	"errors"
-	"hash/fnv"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +11,7 @@ import (
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 
 	"github.com/jointcloud/pcm"
 )
@@ -86,6 +85,9 @@ const boltAdvice = "restore the folder from a backup; or, if other voters of the
 // openLog opens Raft's log. A damaged file is an error that names it, never a
 // panic or a fault. The file's lock keeps a second process out.
 func openLog(path string) (store *raftboltdb.BoltStore, err error) {
+	if err := checkUnused(path); err != nil { // who writes to it makes it look damaged
+		return nil, err
+	}
 	if err := checkBolt(path); err != nil {
 		return nil, err
 	}
@@ -100,7 +102,7 @@ func openLog(path string) (store *raftboltdb.BoltStore, err error) {
 		Path: path,
 		BoltOptions: &bbolt.Options{
 			Timeout:         500 * time.Millisecond,
-			NoFreelistSync:  true, // rebuilt at open, which walks the pages: damage is found then
+			NoFreelistSync:  true, // rebuilt at open
 			FreelistType:    bbolt.FreelistMapType,
 			InitialMmapSize: 32 << 20,
 			OpenFile: func(name string, flag int, perm os.FileMode) (*os.File, error) {
@@ -112,11 +114,31 @@ func openLog(path string) (store *raftboltdb.BoltStore, err error) {
 	})
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
-		return nil, pcm.Errorf(pcm.Conflict, "%s is in use: another node runs on this data folder; stop it first or use another folder", path)
+		return nil, inUse(path)
 	case err != nil:
 		return nil, pcm.Errorf(pcm.Internal, "can't open %s: %w: %s", path, err, boltAdvice)
 	}
 	return store, nil
+}
+
+func inUse(path string) error {
+	return pcm.Errorf(pcm.Conflict, "%s is in use: another node runs on this data folder; stop it first or use another folder", path)
+}
+
+// checkUnused tells whether another process holds bbolt's lock on the file.
+func checkUnused(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return pcm.Errorf(pcm.Internal, "can't open %s: %w", path, err)
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return inUse(path)
+	}
+	return nil // where locks don't work, bbolt says so
 }
 
 // guard turns a panic, or a fault on a mapped file that is too short, into a
@@ -129,57 +151,4 @@ func guard(report func(cause any)) func() {
 			report(cause)
 		}
 	}
-}
-
-// checkBolt looks at a bbolt file's two meta pages before bbolt maps it: a file
-// that is shorter than its own account of itself would fault when read.
-// The layout is that of go.etcd.io/bbolt/internal/common (page header of 16
-// bytes, then meta).
-func checkBolt(path string) error {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return pcm.Errorf(pcm.Internal, "can't open %s: %w", path, err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return pcm.Errorf(pcm.Internal, "can't stat %s: %w", path, err)
-	}
-	if info.Size() == 0 {
-		return nil // just created: bbolt fills it
-	}
-	damaged := func(format string, args ...any) error {
-		return pcm.Errorf(pcm.Internal, "%s is damaged: %w: %s", path, pcm.Errorf(pcm.Internal, format, args...), boltAdvice)
-	}
-	var best struct{ pageSize, pages, tx uint64 }
-	le := binary.LittleEndian
-	at := int64(0)
-	for range 2 {
-		var page [16 + 64]byte
-		if _, err := f.ReadAt(page[:], at); err != nil {
-			break
-		}
-		meta := page[16:]
-		sum := fnv.New64a()
-		sum.Write(meta[:56])
-		size := uint64(le.Uint32(meta[8:]))
-		if le.Uint32(meta) == 0xED0CDAED && sum.Sum64() == le.Uint64(meta[56:]) {
-			if tx := le.Uint64(meta[48:]); best.pageSize == 0 || tx > best.tx {
-				best.pageSize, best.pages, best.tx = size, le.Uint64(meta[40:]), tx
-			}
-			at = int64(size)
-		} else {
-			at = int64(os.Getpagesize())
-		}
-	}
-	if best.pageSize == 0 {
-		return damaged("neither of its meta pages is valid")
-	}
-	if want := best.pageSize * best.pages; uint64(info.Size()) < want {
-		return damaged("it is cut short: %d bytes of %d", info.Size(), want)
-	}
-	return nil
 }

@@ -1,0 +1,320 @@
+package consensus
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/jointcloud/pcm"
+)
+
+// snapshotOften makes Raft keep so little of its log that a newcomer needs a snapshot.
+func snapshotOften(c *Config) {
+	tune := c.tune
+	c.tune = func(rc *raft.Config) {
+		tune(rc)
+		rc.TrailingLogs = 1
+	}
+}
+
+func fillAndSnapshot(t *testing.T, n *node, records int) {
+	t.Helper()
+	for range records {
+		n.propose(t, n.cfg.Self)
+	}
+	if err := n.raft.Snapshot().Error(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestNewReplicaPullsAndChecksHistory(t *testing.T) {
+	b := &book{}
+	a := found(t, b, snapshotOften)
+	fillAndSnapshot(t, a, 50)
+	a.propose(t, a.cfg.Self)
+	r := b.prepare(t, snapshotOften).open()
+	if err := a.AddReplica(t.Context(), r.cfg.Self); err != nil {
+		t.Fatal(err)
+	}
+	r.await("the whole history", func() bool {
+		complete, _, _ := r.History()
+		return complete && r.RecordCount() == 51
+	})
+	want := a.ids(t)
+	if got := r.ids(t); !slices.Equal(got, want) {
+		t.Errorf("records of the replica: %v", got)
+	}
+	for _, id := range want {
+		if _, err := r.Document("cmd/" + id.String()); err != nil {
+			t.Error(err)
+		}
+	}
+	// The history survives a restart of the replica, from its own snapshot.
+	if err := r.raft.Snapshot().Error(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.close(); err != nil {
+		t.Fatal(err)
+	}
+	r.open()
+	if complete, _, _ := r.History(); !complete {
+		t.Error("the history is incomplete after a restart")
+	}
+	if got := r.ids(t); !slices.Equal(got, want) {
+		t.Errorf("records after a restart: %v", got)
+	}
+}
+
+// One peer serves false records: they don't match the root, and are fetched
+// anew from another.
+func TestFalseHistoryIsNotBelieved(t *testing.T) {
+	b, nodes := three(t, snapshotOften)
+	lead := leaderOf(t, nodes...)
+	fillAndSnapshot(t, lead, 30)
+	if err := lead.archive.do(&archiveOp{index: 1, first: 7, records: [][]byte{[]byte("forged")}}); err != nil {
+		t.Fatal(err)
+	}
+	r := b.prepare(t, snapshotOften).open()
+	if err := lead.AddReplica(t.Context(), r.cfg.Self); err != nil {
+		t.Fatal(err)
+	}
+	r.await("the true history", func() bool {
+		complete, _, _ := r.History()
+		return complete && r.RecordCount() == 30
+	})
+	rec, err := r.Record(7)
+	if err != nil || string(rec) == "forged" {
+		t.Errorf("record 7 is %q, %v", rec, err)
+	}
+	if got, want := r.ids(t), nodes[1].ids(t); nodes[1] != lead && !slices.Equal(got, want) {
+		t.Errorf("records %v, want %v", got, want)
+	}
+}
+
+// A replica whose history is being fetched says so, and is not made a voter.
+func TestIncompleteReplicaIsNoVoter(t *testing.T) {
+	b := &book{}
+	a := found(t, b, snapshotOften)
+	fillAndSnapshot(t, a, 20)
+	// The founder's own history has lost a record: nobody can have it complete.
+	if err := a.archive.db.DropPrefix(recordKey(3)); err != nil {
+		t.Fatal(err)
+	}
+	var rest []*node
+	for range 2 {
+		r := b.prepare(t, snapshotOften).open()
+		if err := a.AddReplica(t.Context(), r.cfg.Self); err != nil {
+			t.Fatal(err)
+		}
+		rest = append(rest, r)
+	}
+	for _, r := range rest {
+		r.await("the snapshot", func() bool { return r.count() == 20 })
+		if complete, from, to := r.History(); complete || from > 3 || to != 20 {
+			t.Errorf("history: complete %v, missing %d to %d", complete, from, to)
+		}
+		if _, err := r.Record(5); pcm.ErrorCode(err) != pcm.Unavailable {
+			t.Errorf("a record of the gap: %v", err)
+		}
+	}
+	rounds := func() uint64 {
+		a.members.mu.Lock()
+		defer a.members.mu.Unlock()
+		return a.members.rounds
+	}
+	from := rounds()
+	a.await("several rounds", func() bool { a.members.wake(); return rounds() > from+5 })
+	if v := a.voters(); len(v) != 1 {
+		t.Errorf("voters: %v", v)
+	}
+}
+
+func TestLostHistoryIsFetchedAgain(t *testing.T) {
+	_, nodes := three(t, snapshotOften)
+	lead := leaderOf(t, nodes...)
+	for range 20 {
+		lead.propose(t, lead.cfg.Self)
+	}
+	var r *node
+	for _, n := range nodes {
+		if n != lead {
+			r = n
+		}
+	}
+	r.await("the records", func() bool { return r.count() == 20 })
+	if err := r.raft.Snapshot().Error(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(r.dir, dirHistory)); err != nil {
+		t.Fatal(err)
+	}
+	r.open()
+	r.await("the history", func() bool {
+		complete, _, _ := r.History()
+		return complete && r.RecordCount() == 20
+	})
+	if got := r.ids(t); !slices.Equal(got, lead.ids(t)) {
+		t.Errorf("records: %v", got)
+	}
+}
+
+func TestDamagedFiles(t *testing.T) {
+	whole := found(t, &book{}, nil)
+	for range 300 {
+		whole.propose(t, whole.cfg.Self)
+	}
+	if err := whole.close(); err != nil {
+		t.Fatal(err)
+	}
+	log := func(dir string) string { return filepath.Join(dir, fileLog) }
+	table := func(t *testing.T, dir string) string { return largest(t, filepath.Join(dir, dirHistory, "*.sst")) }
+	for name, c := range map[string]struct {
+		harm func(t *testing.T, dir string)
+		says []string // the error names the file and what to do
+	}{
+		"bolt cut short": {func(t *testing.T, dir string) {
+			if err := os.Truncate(log(dir), 20_000); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{fileLog, "cut short", "backup"}},
+		"bolt cut to one byte": {func(t *testing.T, dir string) {
+			if err := os.Truncate(log(dir), 1); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{fileLog, "damaged", "backup"}},
+		"bolt meta pages": {func(t *testing.T, dir string) {
+			flip(t, log(dir), 16)
+			flip(t, log(dir), int64(os.Getpagesize())+16)
+		}, []string{fileLog, "meta", "backup"}},
+		"bolt pages": {func(t *testing.T, dir string) {
+			info, err := os.Stat(log(dir))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for at := int64(2 * os.Getpagesize()); at+64 <= info.Size(); at += int64(os.Getpagesize()) {
+				flip(t, log(dir), at)
+			}
+		}, []string{fileLog, "backup"}},
+		"bolt gone": {func(t *testing.T, dir string) {
+			if err := os.Remove(log(dir)); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{fileLog, "lost", "backup"}},
+		"table cut short": {func(t *testing.T, dir string) {
+			if err := os.Truncate(table(t, dir), 100); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{dirHistory, "move that folder away"}},
+		"table gone": {func(t *testing.T, dir string) {
+			if err := os.Remove(table(t, dir)); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{dirHistory, "move that folder away"}},
+		"manifest": {func(t *testing.T, dir string) { flip(t, filepath.Join(dir, dirHistory, "MANIFEST"), 0) },
+			[]string{dirHistory, "move that folder away"}},
+		"identity": {func(t *testing.T, dir string) {
+			if err := os.WriteFile(filepath.Join(dir, fileIdentity), []byte("??"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{fileIdentity, "backup"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := os.CopyFS(dir, os.DirFS(whole.dir)); err != nil {
+				t.Fatal(err)
+			}
+			c.harm(t, dir)
+			cfg := whole.cfg
+			cfg.Dir, cfg.Machine = dir, newTally()
+			cell, err := Open(cfg)
+			if err == nil {
+				cell.Close(t.Context())
+				t.Fatal("opened without an error")
+			}
+			if pcm.ErrorCode(err) != pcm.Internal {
+				t.Errorf("code %q", pcm.ErrorCode(err))
+			}
+			for _, s := range append(c.says, dir) {
+				if !strings.Contains(err.Error(), s) {
+					t.Errorf("the error doesn't say %q: %v", s, err)
+				}
+			}
+		})
+	}
+}
+
+// What a replica can't take in stops it, loudly, and the state stays as it was.
+func TestReplicaHalts(t *testing.T) {
+	key := pcm.NewKey()
+	forged := key.Seal(pcm.DomainCommand, pcm.Command{Version: 1, Ops: []pcm.Op{{Cancel: &pcm.Cancel{}}}})
+	forged.Sig[0] ^= 1
+	bad := key.Seal(pcm.DomainCommand, pcm.Command{Version: 1, Ops: []pcm.Op{{Cancel: &pcm.Cancel{Reason: "panic"}}}})
+	for name, c := range map[string]struct {
+		data []byte
+		cell pcm.CellID
+		says string
+	}{
+		"malformed entry":      {[]byte("junk"), testCell, "malformed"},
+		"newer version":        {pcm.MustMarshal(pcm.Entry{Version: pcm.EntryVersion + 1}), testCell, "update this peer"},
+		"another cell":         {pcm.MustMarshal(pcm.Entry{Version: 1}), "cell-other", "cell-other"},
+		"invalid signature":    {pcm.MustMarshal(pcm.Entry{Version: 1, Commands: []pcm.Signed{forged}}), testCell, "invalid signature"},
+		"panic of the machine": {pcm.MustMarshal(pcm.Entry{Version: 1, Commands: []pcm.Signed{bad}}), testCell, "panicked"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			failed := make(chan error, 1)
+			n := found(t, &book{}, func(c *Config) { c.OnFailure = func(err error) { failed <- err } })
+			n.propose(t, n.cfg.Self)
+			n.raft.ApplyLog(raft.Log{Data: c.data, Extensions: []byte(c.cell)}, 0)
+			err := <-failed
+			if pcm.ErrorCode(err) != pcm.Internal || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("failure: %v", err)
+			}
+			if err := n.Run(context.Background()); err == nil {
+				t.Error("Run returned no error")
+			}
+			_, s := n.command(n.cfg.Self)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			if _, err := n.Propose(ctx, s); pcm.ErrorCode(err) != pcm.Internal {
+				t.Errorf("propose afterwards: %v", err)
+			}
+			if ok, why := n.Ready(); ok || why == "" {
+				t.Error("the cell still calls itself ready")
+			}
+			if got := n.count(); got != 1 {
+				t.Errorf("%d records, want the one of before", got)
+			}
+		})
+	}
+}
+
+func TestSnapshotOfAnotherCell(t *testing.T) {
+	n := found(t, &book{}, nil)
+	other := &fsm{c: &Cell{cfg: Config{Cell: "cell-other"}}}
+	snap, err := n.fsm.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := snap.(*fsmSnapshot)
+	data := append(slices.Clone(s.head), s.state...)
+	if _, _, err := other.openSnapshot(data); pcm.ErrorCode(err) != pcm.Conflict {
+		t.Errorf("snapshot of another cell: %v", err)
+	}
+	for _, cut := range []int{0, 5, len(snapshotMagic), len(s.head) - 1} {
+		if _, _, err := n.fsm.openSnapshot(data[:cut]); pcm.ErrorCode(err) != pcm.Internal {
+			t.Errorf("snapshot cut to %d bytes: %v", cut, err)
+		}
+	}
+	if _, state, err := n.fsm.openSnapshot(data); err != nil || string(state) != string(s.state) {
+		t.Errorf("own snapshot: %v", err)
+	}
+}
