@@ -3,6 +3,7 @@ package process
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -12,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/jointcloud/pcm/adapters/supervisor"
 )
@@ -136,7 +138,7 @@ func (r *Runner) start(s *spec, stdout, stderr *os.File, grp group) (*os.Process
 	}
 	done := make(chan result, 1)
 	r.spawn <- func() {
-		proc, err := grp.start(attr, func() (*os.Process, error) { return os.StartProcess(s.path, s.argv, attr) })
+		proc, err := grp.start(attr, func() (*os.Process, error) { return spawn(s, attr) })
 		done <- result{proc, err}
 	}
 	res := <-done
@@ -148,4 +150,17 @@ func (r *Runner) start(s *spec, stdout, stderr *os.File, grp group) (*os.Process
 		return nil, execError(s.program, res.err)
 	}
 	return res.proc, nil
+}
+
+// spawn starts the process. A program that was just copied may still be open
+// for writing in a child that another thread has forked but that has not yet
+// become its own program: that passes.
+func spawn(s *spec, attr *os.ProcAttr) (*os.Process, error) {
+	for wait := time.Millisecond; ; wait *= 2 {
+		proc, err := os.StartProcess(s.path, s.argv, attr)
+		if !errors.Is(err, syscall.ETXTBSY) || wait > time.Second {
+			return proc, err
+		}
+		time.Sleep(wait)
+	}
 }

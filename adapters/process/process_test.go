@@ -1,0 +1,92 @@
+package process
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/jointcloud/pcm/adapters"
+	"github.com/jointcloud/pcm/adapters/adaptertest"
+	"github.com/jointcloud/pcm/adapters/supervisor"
+)
+
+// Modes of the supervisor under test: "SANDBOX LIMITS".
+const (
+	plain       = "none cgroup"
+	plainRlimit = "none rlimit"
+	sandboxed   = "bubblewrap cgroup"
+)
+
+func TestMain(m *testing.M) {
+	adaptertest.Main(m, func(_ context.Context, dir, mode string) ([]supervisor.Runner, error) {
+		sandbox, limits, _ := strings.Cut(mode, " ")
+		r, err := NewRunner(RunnerConfig{Dir: dir, Sandbox: sandbox, NoCgroup: limits == "rlimit"})
+		return []supervisor.Runner{r}, err
+	})
+}
+
+// needs skips loudly what this machine can't do.
+func needs(t testing.TB, mode string) {
+	t.Helper()
+	if strings.HasPrefix(mode, "bubblewrap") {
+		if _, err := exec.LookPath("bwrap"); err != nil {
+			t.Skip("BUBBLEWRAP IS NOT INSTALLED: the sandbox is NOT tested here")
+		}
+	}
+	if strings.HasSuffix(mode, "cgroup") && limitsHere() == "rlimit" {
+		t.Skip("NO CGROUPS CAN BE USED HERE: their limits are NOT tested")
+	}
+}
+
+var limitsHere = sync.OnceValue(func() string {
+	l, err := findCgroups("/test-of-limits")
+	if err != nil {
+		return "rlimit"
+	}
+	if one, ok := l.(*cgroup1); ok {
+		removeGroups(one.base)
+	}
+	return l.name()
+})
+
+// script makes a task run the test binary, which the task finds as an input.
+func script(t *testing.T, task *adapters.Task, steps ...string) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	task.Command = append([]string{"./task"}, steps...)
+	task.Env = map[string]string{adaptertest.EnvTask: "1"}
+	task.Inputs = []adapters.Mount{{Path: exe, Target: "task"}}
+}
+
+func instance(mode string) func(*testing.T) adaptertest.Instance {
+	return func(t *testing.T) adaptertest.Instance {
+		box := adaptertest.NewBox(t, mode)
+		return adaptertest.Instance{
+			Adapter:   New(Config{}, box.Client()),
+			Reconnect: func() adapters.Adapter { return New(Config{}, box.Reconnect()) },
+			Hang: func() func() {
+				pid := box.PID()
+				syscall.Kill(pid, syscall.SIGSTOP)
+				return sync.OnceFunc(func() { syscall.Kill(pid, syscall.SIGCONT) })
+			},
+		}
+	}
+}
+
+func TestConformance(t *testing.T) {
+	for _, mode := range []string{plain, plainRlimit, sandboxed} {
+		t.Run(strings.ReplaceAll(mode, " ", "_"), func(t *testing.T) {
+			needs(t, mode)
+			adaptertest.Run(t, adaptertest.Subject{
+				New: instance(mode), Script: script, Signals: true, Links: true, Memory: mode != plainRlimit,
+				Missing: func(t *adapters.Task) { t.Command = []string{"no-such-program"} },
+			})
+		})
+	}
+}
