@@ -134,11 +134,23 @@ func ParseBytes(s string) (Bytes, error) {
 // String prints the size in the largest binary unit that is not below one: "64MiB", "1.5GiB".
 func (b Bytes) String() string {
 	units := []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB"}
-	f, i := float64(b), 0
-	for math.Abs(f) >= 1024 && i < len(units)-1 {
-		f, i = f/1024, i+1
+	sign, n, unit, i := "", uint64(b), uint64(1), 0
+	if b < 0 {
+		sign, n = "-", -n
 	}
-	return strconv.FormatFloat(math.Round(f*10)/10, 'f', -1, 64) + units[i]
+	for n/unit >= 1024 && i < len(units)-1 {
+		unit, i = unit*1024, i+1
+	}
+	// In whole numbers: the ledger's refusals, which replicas compare, print sizes.
+	whole, tenths := n/unit, (n%unit*10+unit/2)/unit
+	if tenths == 10 {
+		whole, tenths = whole+1, 0
+	}
+	s := sign + strconv.FormatUint(whole, 10)
+	if tenths > 0 {
+		s += "." + strconv.FormatUint(tenths, 10)
+	}
+	return s + units[i]
 }
 
 // Labels are facts about a peer, pool or task, e.g. {"region": "eu"}: at most 32,
