@@ -22,7 +22,7 @@ import (
 func (m *Mesh) startGossip() error {
 	name := "/pcm/offers/1/" + string(m.cfg.Mesh)
 	params := pubsub.DefaultGossipSubParams()
-	params.D, params.Dlo, params.Dhi, params.Dout, params.Dscore, params.Dlazy = 5, 4, 8, 2, 3, 5
+	params.D, params.Dlo, params.Dhi, params.Dout, params.Dscore = 5, 4, 8, 1, 3
 	ps, err := pubsub.NewGossipSub(m.ctx, m.host,
 		pubsub.WithGossipSubParams(params),
 		pubsub.WithMessageSignaturePolicy(pubsub.StrictNoSign),

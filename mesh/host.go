@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"context"
 	"crypto/hkdf"
 	"crypto/sha256"
 	"errors"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/jointcloud/pcm"
 	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/sec"
@@ -106,11 +108,28 @@ func newHost(key pcm.Key, announce []ma.Multiaddr, portMap bool) (*baseHost, err
 	return h, nil
 }
 
-// listen opens every address or fails.
-func (h *baseHost) listen(addrs []ma.Multiaddr) error {
+// listen opens every address or fails. When it returns, Addrs knows them.
+func (h *baseHost) listen(ctx context.Context, addrs []ma.Multiaddr) error {
+	if len(addrs) == 0 {
+		return nil
+	}
+	updates, err := h.EventBus().Subscribe(new(event.EvtLocalAddressesUpdated))
+	if err != nil {
+		return err
+	}
+	defer updates.Close()
 	for _, a := range addrs {
 		if err := h.swarm.AddListenAddr(a); err != nil {
 			return listenError(a, err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	for len(h.AllAddrs()) < len(addrs) {
+		select {
+		case <-updates.Out():
+		case <-ctx.Done():
+			return nil // e.g. a machine without an address but link-local ones
 		}
 	}
 	return nil

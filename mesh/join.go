@@ -69,7 +69,7 @@ func (m *Mesh) checkJoin(r JoinRequest, from peer.ID) (pcm.Invite, error) {
 	if err := r.Labels.Validate(); err != nil {
 		return inv, err
 	}
-	if err := m.bans.check(pcm.Passport{Peer: r.Peer, Issuer: &r.Invite}, now); pcm.ErrorCode(err) == pcm.Forbidden {
+	if err := m.bans.banned(r.Peer, false, now); err != nil {
 		return inv, err
 	}
 	return inv, m.mayInvite(inv.Issuer)

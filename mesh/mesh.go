@@ -103,7 +103,7 @@ func newMesh(cfg Config, oldest, newest uint32) (*Mesh, error) {
 	m.HandleCall(ProtoRenew, Limits{Request: 16, Concurrent: 2}, m.serveRenew)
 	m.HandleCall(ProtoOffers, Limits{Request: 1 << 20, Concurrent: 2}, m.serveOffers)
 	if err = m.startGossip(); err == nil {
-		err = m.base.listen(listen) // last: who dials finds everything in place
+		err = m.base.listen(m.ctx, listen) // last: who dials finds everything in place
 	}
 	if err != nil {
 		m.Close()

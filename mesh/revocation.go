@@ -119,18 +119,11 @@ func (rs *revocations) knows(s pcm.Signed) bool {
 	return false
 }
 
-// check returns why a passport doesn't count: its peer or one of its issuers is banned.
+// check returns why a checked passport doesn't count: its peer or one of its issuers is banned.
 func (rs *revocations) check(p pcm.Passport, now time.Time) error {
-	rs.mu.Lock()
-	defer rs.mu.Unlock()
-	for depth := 0; ; depth++ {
-		b, banned := rs.byPeer[p.Peer]
-		rootAdmitted := p.Issuer == nil
-		if banned && now.UnixMilli() <= b.NotAfter && (b.byRoot || !rootAdmitted) {
-			return pcm.Errorf(pcm.Forbidden, "peer %s was banned from %s: %s", pcm.Short(p.Peer), b.Mesh, b.Reason)
-		}
-		if rootAdmitted || depth > 8 {
-			return nil
+	for {
+		if err := rs.banned(p.Peer, p.Issuer == nil, now); err != nil || p.Issuer == nil {
+			return err
 		}
 		var issuer pcm.Passport
 		if err := pcm.Unmarshal(p.Issuer.Payload, &issuer); err != nil {
@@ -138,6 +131,18 @@ func (rs *revocations) check(p pcm.Passport, now time.Time) error {
 		}
 		p = issuer
 	}
+}
+
+// banned returns why a peer may not be in the mesh; byRoot: the root itself
+// signed its passport, so that only the root can ban it.
+func (rs *revocations) banned(p pcm.PeerID, byRoot bool, now time.Time) error {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	b, ok := rs.byPeer[p]
+	if ok && now.UnixMilli() <= b.NotAfter && (b.byRoot || !byRoot) {
+		return pcm.Errorf(pcm.Forbidden, "peer %s was banned from %s: %s", pcm.Short(p), b.Mesh, cleanText(b.Reason, 200))
+	}
+	return nil
 }
 
 // list returns at most limit valid revocations, newest first.
