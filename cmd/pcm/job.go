@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/configs"
 	"github.com/jointcloud/pcm/node/api"
 )
 
@@ -22,7 +23,7 @@ func (a *app) jobCommand() *cobra.Command {
 	c := &cobra.Command{Use: "job", Aliases: []string{"jobs"}, Short: "Run, follow and stop jobs"}
 	c.RunE = a.group(c)
 	c.AddCommand(a.jobRunCommand(), a.jobValidateCommand(), a.jobListCommand(), a.jobDescribeCommand(),
-		a.jobLogsCommand(), a.jobGetCommand(), a.jobStopCommand(), a.jobExplainCommand())
+		a.jobLogsCommand(), a.jobGetCommand(), a.jobStopCommand(), a.jobExplainCommand(), a.jobSchemaCommand())
 	return c
 }
 
@@ -43,9 +44,12 @@ func (a *app) readSpec(file string) (spec pcm.Spec, base string, err error) {
 	if err != nil {
 		return spec, "", pcm.Errorf(pcm.Invalid, "the current folder can't be found: %w", err)
 	}
-	raw, err := io.ReadAll(io.LimitReader(r, pcm.MaxSpec+1)) // one more, so that ParseSpec sees that it is too large
+	raw, err := io.ReadAll(io.LimitReader(r, pcm.MaxYAML+1))
 	if err != nil {
 		return spec, "", pcm.Errorf(pcm.Invalid, "can't read the spec: %w", err)
+	}
+	if len(raw) > pcm.MaxYAML {
+		return spec, "", pcm.Errorf(pcm.TooLarge, "%s is over the bound of %s for a spec: name large data as inputs instead of writing it there", file, pcm.Bytes(pcm.MaxYAML))
 	}
 	spec, err = pcm.ParseSpec(raw, file)
 	return spec, base, err
@@ -88,6 +92,16 @@ func (a *app) jobValidateCommand() *cobra.Command {
 			return a.print(spec, func(t *table) {
 				t.text("%s is good: job %s, %s, %s.", args[0], spec.Name, plural(len(spec.Steps), "step"), plural(spec.Tasks(), "task"))
 			})
+		},
+	}
+}
+
+func (a *app) jobSchemaCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "schema", Short: "Print the JSON Schema of a spec file, for editors", Args: noArgs,
+		RunE: func(*cobra.Command, []string) error {
+			_, err := a.out.Write(configs.JobSchema)
+			return written(err)
 		},
 	}
 }

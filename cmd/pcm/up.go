@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/configs"
 	"github.com/jointcloud/pcm/node/api"
 )
 
@@ -126,7 +126,9 @@ func (a *app) up(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	server := api.NewServer(node, api.Config{Token: token, Hosts: cfg.APIHosts, Version: a.versionString(), Logger: log.With("part", "api")})
+	server := api.NewServer(node, api.Config{
+		Token: token, Hosts: cfg.APIHosts, Version: a.versionString(), JobSchema: configs.JobSchema, Logger: log.With("part", "api"),
+	})
 
 	serveCtx, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopServing()
@@ -273,9 +275,4 @@ func newLogger(c Log, w io.Writer) *slog.Logger {
 		return slog.New(slog.NewTextHandler(w, opts))
 	}
 	return slog.New(slog.NewJSONHandler(w, opts))
-}
-
-// openNode makes the node that 'pcm up' runs.
-var openNode = func(context.Context, Config, surroundings) (daemon, error) {
-	return nil, fmt.Errorf("this build has no node")
 }

@@ -1,0 +1,250 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/mesh"
+	"github.com/jointcloud/pcm/node/api"
+)
+
+// openIdentity finds out who this peer is: it goes on in the mesh of its data
+// folder, joins the one of the token, or founds one.
+func (n *Node) openIdentity(ctx context.Context) error {
+	id, member, err := loadIdentity(n.cfg.Dir, n.cfg.AccountKey)
+	if err != nil {
+		return err
+	}
+	n.id = id
+	switch {
+	case member && n.cfg.Join != "":
+		_, inv, err := pcm.ParseToken(n.cfg.Join)
+		if err != nil {
+			return err
+		}
+		if inv.Mesh != id.Mesh.Mesh {
+			return pcm.Errorf(pcm.Conflict, "the data folder %s belongs to %s, the token is for %s: use another folder (--data), or give the membership up with 'pcm leave'", n.cfg.Dir, id.Mesh.Mesh, inv.Mesh)
+		}
+		return nil // joined before: the token has done its work
+	case member:
+		return nil
+	case n.cfg.Join != "":
+		return n.join(ctx, n.cfg.Join)
+	}
+	cell := n.cfg.CellName
+	if cell == "" {
+		cell = n.cfg.Name
+	}
+	return id.found(n.cfg.Dir, n.cfg.Name, cell, n.cfg.Labels, time.Now())
+}
+
+// join gets a passport for a token.
+func (n *Node) join(ctx context.Context, token string) error {
+	reply, err := mesh.Join(ctx, mesh.JoinConfig{
+		Key: n.id.Peer, Account: n.id.Account, Name: n.cfg.Name, Labels: n.cfg.Labels, Token: token, Logger: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	p, err := pcm.OpenPassport(reply.Passport, reply.Root, time.Now())
+	if err != nil {
+		return err
+	}
+	n.id.Mesh = membership{
+		Mesh: p.Mesh, Root: hex.EncodeToString(reply.Root), Cell: reply.Cell, CellName: reply.CellName,
+		Passport: reply.Passport, Bootstrap: reply.Peers,
+	}
+	return n.id.save(n.cfg.Dir)
+}
+
+// Join moves this peer, which must have nothing but its founding, into another mesh.
+func (n *Node) Join(ctx context.Context, token string) (api.Status, error) {
+	_, inv, err := pcm.ParseToken(token)
+	if err != nil {
+		return api.Status{}, err
+	}
+	if inv.Mesh == n.id.Mesh.Mesh {
+		return api.Status{}, pcm.Errorf(pcm.Conflict, "this peer is in %s already", inv.Mesh)
+	}
+	var used bool
+	n.cell.View(func() {
+		used = len(n.state.Members()) > 1 || len(n.state.Jobs()) > 0
+	})
+	if docs, _, err := n.documents("job/", "", 1); err == nil && len(docs) > 0 {
+		used = true
+	}
+	if used || !n.id.Mesh.Founded {
+		return api.Status{}, pcm.Errorf(pcm.Refused, "this peer has a ledger of its own in %s with more than its founding: leave it first with 'pcm leave', or start a second peer with 'pcm up --data DIR --join TOKEN'", n.id.Mesh.Mesh)
+	}
+	// The old membership is dropped only when the new one is certain.
+	reply, err := mesh.Join(ctx, mesh.JoinConfig{
+		Key: n.id.Peer, Account: n.id.Account, Name: n.cfg.Name, Labels: n.cfg.Labels, Token: token, Logger: n.log,
+	})
+	if err != nil {
+		return api.Status{}, err
+	}
+	status, _ := n.Status(ctx)
+	n.rejoin.Store(&membership{
+		Mesh: inv.Mesh, Root: hex.EncodeToString(reply.Root), Cell: reply.Cell, CellName: reply.CellName,
+		Passport: reply.Passport, Bootstrap: reply.Peers,
+	})
+	status.Mesh, status.Cell, status.CellName, status.Ready = inv.Mesh, reply.Cell, reply.CellName, false
+	status.Reason = "moving to the new mesh"
+	n.stop(ErrRejoin)
+	return status, nil
+}
+
+// maxInvite bounds how long a token may be valid.
+const maxInvite = 30 * 24 * time.Hour
+
+// Invite makes a token for one peer to join this node's cell.
+func (n *Node) Invite(_ context.Context, validFor time.Duration, issuer bool) (api.Invitation, error) {
+	if !n.mesh.Own().Has(pcm.RoleIssuer) {
+		return api.Invitation{}, pcm.Errorf(pcm.Forbidden, "this peer may not issue passports: run 'pcm invite' on the peer that founded the mesh, or have that one invite this one with --issuer")
+	}
+	if validFor <= 0 || validFor > maxInvite {
+		return api.Invitation{}, pcm.Errorf(pcm.Invalid, "a token is valid for up to %s, not for %s", maxInvite, validFor)
+	}
+	secret := make([]byte, 16)
+	rand.Read(secret) // never fails since Go 1.24
+	notAfter := time.Now().Add(validFor)
+	inv := pcm.Invite{
+		Mesh: n.id.Mesh.Mesh, Root: n.id.Mesh.root(), Cell: n.id.Mesh.Cell, Issuer: n.self,
+		Addrs: n.mesh.Addrs(), Hash: pcm.DigestOf(secret), NotAfter: notAfter.UnixMilli(),
+	}
+	if len(inv.Addrs) == 0 {
+		return api.Invitation{}, pcm.Errorf(pcm.Unavailable, "this peer listens nowhere that others could dial: set --listen or --announce")
+	}
+	if issuer {
+		inv.Roles = []pcm.Role{pcm.RoleIssuer}
+	}
+	token := pcm.Token{Invite: n.id.Peer.Seal(pcm.DomainInvite, inv), Secret: secret}
+	return api.Invitation{ID: string(inv.Hash[:16]), Token: token.String(), NotAfter: notAfter}, nil
+}
+
+// admit serves a join: the secret is burned by a committed record before a
+// passport is issued, so a token works once whatever fails in between.
+func (n *Node) admit(ctx context.Context, req mesh.JoinRequest, inv pcm.Invite, from pcm.PeerID) (mesh.JoinReply, error) {
+	none := mesh.JoinReply{}
+	if inv.Cell != n.id.Mesh.Cell {
+		return none, pcm.Errorf(pcm.Refused, "the token is for %s, this peer is of %s: a token works only in the cell that made it", inv.Cell, n.id.Mesh.Cell)
+	}
+	if !n.mesh.Own().Has(pcm.RoleIssuer) || inv.Issuer != n.self {
+		return none, pcm.Errorf(pcm.Refused, "the token was made by peer %s and is redeemed there", pcm.Short(inv.Issuer))
+	}
+	if _, err := n.must(ctx, pcm.Op{Burn: &pcm.Burn{Invite: req.Invite, Peer: from}}); err != nil {
+		return none, err
+	}
+	passport, err := n.issue(req.Statement(n.id.Mesh.Mesh, inv.Roles))
+	if err != nil {
+		return none, err
+	}
+	if _, err := n.must(ctx, pcm.Op{Enroll: &pcm.Enroll{Passport: passport}}); err != nil {
+		return none, err
+	}
+	if err := n.cell.AddReplica(ctx, from); err != nil {
+		return none, err
+	}
+	n.log.Info("a peer joined", "joined", pcm.Short(from), "name", req.Name, "account", pcm.Short(req.Account))
+	return mesh.JoinReply{
+		Passport: passport, Cell: n.id.Mesh.Cell, CellName: n.id.Mesh.CellName, Root: n.id.Mesh.root(), Peers: n.knownAddrs(),
+	}, nil
+}
+
+// knownAddrs are addresses for a newcomer to begin with: this peer's and those
+// of the peers that it is connected to, at most 64.
+func (n *Node) knownAddrs() []string {
+	addrs := n.mesh.Addrs()
+	for _, p := range n.mesh.Peers() {
+		if !p.Connected {
+			continue
+		}
+		for _, a := range p.Addrs {
+			if !strings.Contains(a, "/p2p/") {
+				a += "/p2p/" + string(p.Passport.Peer)
+			}
+			if !slices.Contains(addrs, a) && len(addrs) < 64 {
+				addrs = append(addrs, a)
+			}
+		}
+	}
+	return addrs
+}
+
+// issue signs a passport, with the root key where it is, else as an issuer.
+func (n *Node) issue(p pcm.Passport) (pcm.Signed, error) {
+	if n.id.Root != nil {
+		return pcm.IssuePassport(*n.id.Root, n.id.Mesh.root(), pcm.Signed{}, p, time.Now())
+	}
+	return pcm.IssuePassport(n.id.Peer, n.id.Mesh.root(), n.mesh.Signed(), p, time.Now())
+}
+
+// selfIssue renews this peer's passport where the root key is; nil elsewhere.
+func (n *Node) selfIssue() func() (pcm.Signed, error) {
+	if n.id.Root == nil {
+		return nil
+	}
+	return func() (pcm.Signed, error) { return n.id.issueOwn(n.cfg.Name, n.cfg.Labels, time.Now()), nil }
+}
+
+// keepPassport stores a renewed passport and has it enrolled.
+func (n *Node) keepPassport(s pcm.Signed) {
+	n.id.Mesh.Passport = s // read before Run and written by the mesh's loop only
+	if err := n.id.save(n.cfg.Dir); err != nil {
+		n.log.Error("can't store the renewed passport", "error", err)
+	}
+	select {
+	case n.renewed <- struct{}{}:
+	default:
+	}
+}
+
+// enrol sees to it that the cell knows this peer by its current passport.
+func (n *Node) enrol(ctx context.Context) error {
+	for {
+		if err := n.enrolOnce(ctx, n.mesh.Own()); err != nil && ctx.Err() == nil {
+			n.log.Warn("the cell does not know this peer yet", "error", err)
+			if !pause(ctx, time.Second) {
+				return nil
+			}
+			continue
+		}
+		select {
+		case <-n.renewed:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (n *Node) enrolOnce(ctx context.Context, p pcm.Passport) error {
+	known := false
+	n.cell.View(func() {
+		m, ok := n.state.Member(n.self)
+		known = ok && m.NotAfter >= p.NotAfter
+	})
+	if !known {
+		try, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		if _, err := n.must(try, pcm.Op{Enroll: &pcm.Enroll{Passport: n.mesh.Signed()}}); err != nil {
+			return err
+		}
+	}
+	n.enrolled.Do(func() { close(n.member) })
+	return nil
+}
+
+// eligible tells whether a peer may become a voter. A label on its passport says no.
+func (n *Node) eligible(peer pcm.PeerID) bool {
+	ok := false
+	n.cell.View(func() {
+		m, known := n.state.Member(peer)
+		ok = known && m.Labels["voter"] != "no"
+	})
+	return ok
+}

@@ -1,0 +1,148 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/node/api"
+)
+
+// changes tells readers of the local view what happens.
+type changes struct {
+	mu      sync.Mutex
+	next    uint64
+	readers map[chan api.Change]struct{}
+}
+
+// maxBehind bounds what a reader may lag; maxReaders how many there are.
+const (
+	maxBehind  = 4096
+	maxReaders = 256
+)
+
+func newChanges() *changes { return &changes{readers: map[chan api.Change]struct{}{}} }
+
+// Changes delivers changes until ctx ends. A reader that lags too far is cut off.
+func (n *Node) Changes(ctx context.Context) (<-chan api.Change, error) {
+	ch := make(chan api.Change, maxBehind)
+	c := n.changes
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.readers) >= maxReaders {
+		return nil, pcm.Errorf(pcm.Busy, "%d readers follow changes already", len(c.readers))
+	}
+	c.readers[ch] = struct{}{}
+	context.AfterFunc(ctx, func() { c.drop(ch) })
+	context.AfterFunc(n.run, func() { c.drop(ch) })
+	return ch, nil
+}
+
+func (c *changes) drop(ch chan api.Change) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cut(ch)
+}
+
+// cut needs the lock.
+func (c *changes) cut(ch chan api.Change) {
+	if _, ok := c.readers[ch]; ok {
+		delete(c.readers, ch)
+		close(ch)
+	}
+}
+
+func (c *changes) publish(ch api.Change) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.readers) == 0 {
+		return
+	}
+	c.next++
+	ch.ID, ch.At = strconv.FormatUint(c.next, 10), time.Now().UTC()
+	for r := range c.readers {
+		select {
+		case r <- ch:
+		default:
+			c.cut(r)
+		}
+	}
+}
+
+// observe turns an event into a change.
+func (c *changes) observe(n *Node, e *pcm.Event) {
+	c.mu.Lock()
+	idle := len(c.readers) == 0
+	c.mu.Unlock()
+	if idle {
+		return
+	}
+	ch := api.Change{Job: e.Job, Trade: e.Trade, Peer: e.By}
+	switch {
+	case e.Op != nil:
+		ch.Kind = e.Op.Kind()
+		ch.Text = describeOp(e)
+	case e.Fact != nil && e.Fact.Ended != nil:
+		ch.Kind, ch.State, ch.Text = "ended", string(e.Fact.Ended.State), "the job is "+string(e.Fact.Ended.State)
+		if r := e.Fact.Ended.Reason; r != "" {
+			ch.Text += ": " + r
+		}
+	case e.Fact != nil && e.Fact.Lost != nil:
+		ch.Kind, ch.Text = "lost", fmt.Sprintf("%d tasks are lost: %s", e.Fact.Lost.Tasks.Len(), e.Fact.Lost.Reason)
+	case e.Fact != nil && e.Fact.Closed != nil:
+		ch.Kind, ch.Text = "closed", "the trade is closed, paid "+e.Fact.Closed.Paid.String()
+	case e.Fact != nil && e.Fact.Overdue != nil:
+		ch.Kind, ch.Text = "overdue", "the job's deadline is over"
+	}
+	c.publish(ch)
+}
+
+func describeOp(e *pcm.Event) string {
+	op := e.Op
+	switch {
+	case op.Submit != nil:
+		return fmt.Sprintf("job %q was submitted", op.Submit.Name)
+	case op.Drive != nil:
+		return fmt.Sprintf("peer %s drives the job, term %d", pcm.Short(e.By), op.Drive.Term)
+	case op.Award != nil:
+		t := op.Award.Terms
+		return fmt.Sprintf("%d tasks were awarded to peer %s (%s)", t.Tasks.Len(), pcm.Short(t.Seller), t.Adapter)
+	case op.Reject != nil:
+		return fmt.Sprintf("%d tasks were rejected: %s", op.Reject.Tasks.Len(), op.Reject.Reason)
+	case op.Start != nil:
+		return fmt.Sprintf("%d tasks run", op.Start.Tasks.Len())
+	case op.Finish != nil:
+		return fmt.Sprintf("%d tasks finished", len(op.Finish.Results))
+	case op.Accept != nil:
+		return fmt.Sprintf("%d results were accepted", len(op.Accept.Results))
+	case op.Abandon != nil:
+		return fmt.Sprintf("%d attempts were given up: %s", op.Abandon.Tasks.Len(), op.Abandon.Reason)
+	case op.Settle != nil:
+		return fmt.Sprintf("%d tasks were paid: %s", op.Settle.Tasks.Len(), op.Settle.Amount)
+	case op.Dispute != nil:
+		return fmt.Sprintf("%d tasks are in dispute: %s", op.Dispute.Tasks.Len(), op.Dispute.Reason)
+	case op.Stop != nil:
+		return fmt.Sprintf("%d tasks are to stop: %s", op.Stop.Tasks.Len(), op.Stop.Reason)
+	case op.Cancel != nil:
+		return "the job was cancelled: " + op.Cancel.Reason
+	}
+	return op.Kind()
+}
+
+// watchPeers tells of peers and offers that come and go, and has waiting work
+// look for places when the book changes.
+func (n *Node) watchPeers(ctx context.Context) error {
+	for {
+		changed := n.mesh.OffersChanged()
+		n.drivers.nudgeAll()
+		n.changes.publish(api.Change{Kind: "offers", Text: "the offer book changed"})
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

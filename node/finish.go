@@ -1,0 +1,152 @@
+package node
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jointcloud/pcm"
+)
+
+// startAfter is how long an attempt runs before its start is committed: one
+// that ends sooner is reported by its end alone.
+const startAfter = 150 * time.Millisecond
+
+// maxResults bounds the results in one command, so that it stays within pcm.MaxCommand.
+const maxResults = 256
+
+// reports are what a seller has to tell its cell: starts and results. They wait
+// together, and go in as few commands as possible.
+type reports struct {
+	mu      sync.Mutex
+	results map[pcm.TradeID][]pcm.Result
+	starts  map[pcm.TradeID]map[int]time.Time
+	wake    chan struct{}
+}
+
+func newReports() *reports {
+	return &reports{results: map[pcm.TradeID][]pcm.Result{}, starts: map[pcm.TradeID]map[int]time.Time{}, wake: make(chan struct{}, 1)}
+}
+
+func (r *reports) nudge() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// started notes that an attempt runs.
+func (r *reports) started(id pcm.TradeID, i int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.starts[id] == nil {
+		r.starts[id] = map[int]time.Time{}
+	}
+	r.starts[id][i] = time.Now()
+}
+
+// finished notes a result.
+func (r *reports) finished(id pcm.TradeID, res pcm.Result) {
+	r.mu.Lock()
+	r.results[id] = append(r.results[id], res)
+	if starts := r.starts[id]; starts != nil {
+		delete(starts, res.Index)
+		if len(starts) == 0 {
+			delete(r.starts, id)
+		}
+	}
+	r.mu.Unlock()
+	r.nudge()
+}
+
+// take takes what is to be told now, as commands' ops, each with its results.
+func (r *reports) take(now time.Time) (batch []pcm.Op) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, id := range sortedKeys(r.results) {
+		list := r.results[id]
+		for len(list) > 0 {
+			n := min(len(list), maxResults)
+			batch = append(batch, pcm.Op{Finish: &pcm.Finish{Trade: id, Results: slices.Clone(list[:n])}})
+			list = list[n:]
+		}
+		delete(r.results, id)
+	}
+	for _, id := range sortedKeys(r.starts) {
+		var due []int
+		for _, i := range sortedKeys(r.starts[id]) {
+			if now.Sub(r.starts[id][i]) >= startAfter {
+				due = append(due, i)
+				delete(r.starts[id], i)
+			}
+		}
+		if len(r.starts[id]) == 0 {
+			delete(r.starts, id)
+		}
+		if len(due) > 0 {
+			batch = append(batch, pcm.Op{Start: &pcm.Start{Trade: id, Tasks: pcm.SpansOf(due)}})
+		}
+	}
+	return batch
+}
+
+// putBack returns results that could not be told.
+func (r *reports) putBack(batch []pcm.Op) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, op := range batch {
+		if op.Finish != nil {
+			r.results[op.Finish.Trade] = append(op.Finish.Results, r.results[op.Finish.Trade]...)
+		}
+	}
+}
+
+// report tells the cell what there is to tell, until ctx ends.
+func (s *seller) report(ctx context.Context) error {
+	tick := time.NewTicker(startAfter)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.reports.wake:
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		for {
+			batch := s.reports.take(time.Now())
+			if len(batch) == 0 {
+				break
+			}
+			if err := s.tell(ctx, batch); err != nil {
+				s.reports.putBack(batch)
+				if ctx.Err() != nil {
+					return nil // the results are with the supervisors: they are told after a restart
+				}
+				s.n.log.Warn("can't report results yet", "error", err)
+				pause(ctx, time.Second)
+			}
+		}
+	}
+}
+
+// tell proposes reports, each as a command of its own: one that is refused (its
+// attempt was lost meanwhile) takes no other with it.
+func (s *seller) tell(ctx context.Context, batch []pcm.Op) error {
+	commands := make([]pcm.Signed, len(batch))
+	for i, op := range batch {
+		commands[i] = s.n.command(op)
+	}
+	try, cancel := context.WithTimeout(ctx, commandValidity)
+	defer cancel()
+	results, err := s.n.proposeAll(try, commands)
+	if err != nil {
+		return err
+	}
+	for i, r := range results {
+		if why := r.First(); why != nil && batch[i].Finish != nil {
+			s.n.log.Info("results came too late", "trade", batch[i].Finish.Trade, "results", len(batch[i].Finish.Results), "reason", why)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,186 @@
+package node
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/jointcloud/pcm"
+)
+
+// The files of a data folder that say who this peer is. All are 0600.
+const (
+	peerKeyFile    = "peer.key"    // hex seed of the peer's Ed25519 key
+	accountKeyFile = "account.key" // hex seed of the account's
+	rootKeyFile    = "root.key"    // hex seed of the mesh root's: only where the mesh was founded
+	meshFile       = "mesh.json"
+)
+
+// identity is who this peer is and where it belongs.
+type identity struct {
+	Peer    pcm.Key
+	Account pcm.Key
+	Root    *pcm.Key // nil unless this peer holds the root key
+	Mesh    membership
+}
+
+// membership is the content of mesh.json.
+type membership struct {
+	Mesh      pcm.MeshID `json:"mesh"`
+	Root      string     `json:"root"` // the root's public key, hex
+	Cell      pcm.CellID `json:"cell"`
+	CellName  string     `json:"cell_name"`
+	Founded   bool       `json:"founded"`   // this peer founded the cell
+	Passport  pcm.Signed `json:"passport"`  // this peer's
+	Bootstrap []string   `json:"bootstrap"` // addresses of peers to begin with
+}
+
+func (m membership) root() []byte {
+	b, _ := hex.DecodeString(m.Root) // checked when it was read
+	return b
+}
+
+// knownPeers are the peers that the bootstrap addresses name.
+func (m membership) knownPeers() []pcm.PeerID {
+	var list []pcm.PeerID
+	for _, a := range m.Bootstrap {
+		if _, id, ok := strings.Cut(a, "/p2p/"); ok {
+			list = append(list, pcm.PeerID(id))
+		}
+	}
+	return list
+}
+
+// loadKey reads a key file, making it if it isn't there.
+func loadKey(path string) (pcm.Key, error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		k := pcm.NewKey()
+		return k, writeFile(path, []byte(hex.EncodeToString(k.Seed())+"\n"))
+	}
+	if err != nil {
+		return pcm.Key{}, pcm.Errorf(pcm.Internal, "can't read the key %s: %w", path, err)
+	}
+	return parseKey(path, data)
+}
+
+func parseKey(path string, data []byte) (pcm.Key, error) {
+	seed, err := hex.DecodeString(strings.TrimSpace(string(data)))
+	if err == nil {
+		var k pcm.Key
+		if k, err = pcm.KeyFromSeed(seed); err == nil {
+			return k, nil
+		}
+	}
+	return pcm.Key{}, pcm.Errorf(pcm.Internal, "the key %s is damaged (64 hex digits expected): restore it from a backup, or remove the data folder to begin as a new peer", path)
+}
+
+// writeFile replaces a file as a whole, durably, for its owner alone.
+func writeFile(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	if err != nil {
+		return pcm.Errorf(pcm.Internal, "can't write %s: %w", path, err)
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(path))
+	}
+	if err != nil {
+		return pcm.Errorf(pcm.Internal, "can't write %s: %w", path, err)
+	}
+	return nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// loadIdentity reads who this peer is. Its second result is false when the data
+// folder belongs to no mesh yet.
+func loadIdentity(dir, accountKey string) (*identity, bool, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, false, pcm.Errorf(pcm.Internal, "can't make the data folder %s: %w", dir, err)
+	}
+	if accountKey == "" {
+		accountKey = filepath.Join(dir, accountKeyFile)
+	}
+	id := &identity{}
+	var err error
+	if id.Peer, err = loadKey(filepath.Join(dir, peerKeyFile)); err != nil {
+		return nil, false, err
+	}
+	if id.Account, err = loadKey(accountKey); err != nil {
+		return nil, false, err
+	}
+	if data, err := os.ReadFile(filepath.Join(dir, rootKeyFile)); err == nil {
+		k, err := parseKey(filepath.Join(dir, rootKeyFile), data)
+		if err != nil {
+			return nil, false, err
+		}
+		id.Root = &k
+	}
+	path := filepath.Join(dir, meshFile)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return id, false, nil
+	}
+	if err != nil {
+		return nil, false, pcm.Errorf(pcm.Internal, "can't read %s: %w", path, err)
+	}
+	if err := json.Unmarshal(data, &id.Mesh); err != nil {
+		return nil, false, pcm.Errorf(pcm.Internal, "%s is damaged (%v): restore it from a backup", path, err)
+	}
+	if root, err := hex.DecodeString(id.Mesh.Root); err != nil || pcm.NewMeshID(root) != id.Mesh.Mesh || !id.Mesh.Cell.Valid() {
+		return nil, false, pcm.Errorf(pcm.Internal, "%s is damaged: mesh, root and cell don't belong together; restore it from a backup", path)
+	}
+	return id, true, nil
+}
+
+// save writes mesh.json.
+func (id *identity) save(dir string) error {
+	data, err := json.MarshalIndent(id.Mesh, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(dir, meshFile), append(data, '\n'))
+}
+
+// found makes a mesh of one: a root key, and a passport signed by it.
+func (id *identity) found(dir, name, cellName string, labels pcm.Labels, now time.Time) error {
+	root := pcm.NewKey()
+	if err := writeFile(filepath.Join(dir, rootKeyFile), []byte(hex.EncodeToString(root.Seed())+"\n")); err != nil {
+		return err
+	}
+	id.Root = &root
+	id.Mesh = membership{
+		Mesh: pcm.NewMeshID(root.Public()), Root: hex.EncodeToString(root.Public()),
+		Cell: pcm.NewCellID(), CellName: cellName, Founded: true,
+	}
+	id.Mesh.Passport = id.issueOwn(name, labels, now)
+	return id.save(dir)
+}
+
+// issueOwn signs this peer's own passport with the root key.
+func (id *identity) issueOwn(name string, labels pcm.Labels, now time.Time) pcm.Signed {
+	mesh, peer := id.Mesh.Mesh, id.Peer.Peer()
+	return id.Root.Seal(pcm.DomainPassport, pcm.Passport{
+		Mesh: mesh, Peer: peer, Account: id.Account.Account(), Name: name, Labels: labels,
+		Roles:    []pcm.Role{pcm.RoleIssuer},
+		IssuedAt: now.UnixMilli(), NotAfter: now.Add(pcm.PassportLifetime).UnixMilli(),
+		AccountBy: pcm.SignJoin(id.Account, mesh, peer),
+	})
+}

@@ -1,0 +1,408 @@
+// Package node is one peer: it ties mesh, cell, store and adapters together and
+// runs the loops by which work flows. Each step of the flow has a file of its own:
+// submit, drive, match, place, award, execute, finish, accept, settle.
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters"
+	"github.com/jointcloud/pcm/consensus"
+	"github.com/jointcloud/pcm/ledger"
+	"github.com/jointcloud/pcm/mesh"
+	"github.com/jointcloud/pcm/mesh/artifact"
+)
+
+// Config is what a peer is started with. Dir and Logger are required.
+type Config struct {
+	Dir        string // data folder
+	Name       string // for people
+	Version    string
+	Labels     pcm.Labels
+	AccountKey string // path of the account's key; "": in the data folder
+
+	Join      string   // token of the mesh to join; "": found one, or go on in the one of the data folder
+	CellName  string   // of a cell that is founded
+	Listen    []string // multiaddrs
+	Announce  []string
+	Bootstrap []string
+	MDNS      bool
+	PortMap   bool
+
+	Sales  []Sale    // what this peer sells
+	Credit pcm.Micro // most that any one other account may owe this peer
+
+	StoreQuota   pcm.Bytes
+	StoreReserve pcm.Bytes
+	Profile      string // of the cell's timing: lan or wan
+
+	API    func() []string // where the local API listens, for status
+	Logger *slog.Logger
+}
+
+// Sale is an adapter whose pools are sold at a price.
+type Sale struct {
+	Adapter adapters.Adapter
+	Price   pcm.Price
+}
+
+// Node is one running peer.
+type Node struct {
+	cfg         Config
+	log         *slog.Logger
+	id          *identity
+	self        pcm.PeerID
+	account     pcm.AccountID
+	incarnation uint64
+	startedAt   time.Time
+
+	mesh  *mesh.Mesh
+	cell  *consensus.Cell
+	state *ledger.State // read only within cell.View
+	store *artifact.Store
+	files *artifact.Service
+
+	specs   *specs
+	drivers *drivers
+	seller  *seller
+	offer   *selling
+	changes *changes
+	metrics *metrics
+
+	owners      *owners
+	awards      awards
+	lastRenewal atomic.Int64 // adapters.BootTime at which the last committed renewal was sent
+
+	renewed  chan struct{} // a renewed passport is to be enrolled
+	member   chan struct{} // closed when the cell knows this peer
+	enrolled sync.Once
+	rejoin   atomic.Pointer[membership] // where to go when the node ends
+
+	run      context.Context // ends when the node does; for work that outlives a request
+	stop     context.CancelCauseFunc
+	draining atomic.Bool // takes no new work
+	left     atomic.Bool // membership was given up
+	closing  sync.Once
+	closed   error
+}
+
+// ErrDown is why a node ends that was asked to.
+var ErrDown = errors.New("asked to go down")
+
+// ErrRejoin is why a node ends that has moved to another mesh: it is to be opened again.
+var ErrRejoin = errors.New("moved to another mesh")
+
+// Open brings the peer up: identity, mesh, cell, store. When it returns, the
+// peer listens; Run makes it work. Errors are for the operator to read.
+func Open(ctx context.Context, cfg Config) (*Node, error) {
+	n := &Node{
+		cfg: cfg, log: cfg.Logger, startedAt: time.Now(), incarnation: uint64(time.Now().UnixMilli()),
+		renewed: make(chan struct{}, 1), member: make(chan struct{}),
+	}
+	n.run, n.stop = context.WithCancelCause(context.Background())
+	ok := false
+	defer func() {
+		if !ok {
+			n.Close()
+		}
+	}()
+	if err := n.openIdentity(ctx); err != nil {
+		return nil, err
+	}
+	n.self, n.account = n.id.Peer.Peer(), n.id.Account.Account()
+	n.log = n.log.With("peer", pcm.Short(n.self))
+	n.changes = newChanges()
+	n.metrics = newMetrics(n)
+
+	var err error
+	member := n.id.Mesh
+	n.mesh, err = mesh.New(mesh.Config{
+		Key: n.id.Peer, Mesh: member.Mesh, Root: member.root(), Passport: member.Passport,
+		Listen: cfg.Listen, Announce: cfg.Announce, Bootstrap: append(append([]string{}, cfg.Bootstrap...), member.Bootstrap...),
+		MDNS: cfg.MDNS, PortMap: cfg.PortMap, PeersFile: filepath.Join(cfg.Dir, "peers"),
+		OnPassport: n.keepPassport, SelfIssue: n.selfIssue(), Logger: n.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.store, err = artifact.Open(artifact.Config{
+		Dir: filepath.Join(cfg.Dir, "artifacts"), Quota: cfg.StoreQuota, Reserve: cfg.StoreReserve, Logger: n.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.owners = newOwners()
+	n.loadOwners()
+	n.state = ledger.New(ledger.Genesis{Mesh: member.Mesh, Root: member.root(), Cell: member.Cell, Name: member.CellName})
+	n.specs = newSpecs(n)
+	n.files = artifact.NewService(artifact.ServiceConfig{Store: n.store, Network: n.mesh, Allow: n.specs.mayRead, Logger: n.log})
+	n.drivers = newDrivers(n)
+	n.seller = newSeller(n)
+	n.offer = newSelling(n)
+	n.cell, err = consensus.Open(consensus.Config{
+		Dir: filepath.Join(cfg.Dir, "cell"), Cell: member.Cell, Mesh: member.Mesh, Self: n.self,
+		Host: n.mesh.Host(), Machine: n.state, Bootstrap: member.Founded, Profile: consensus.Profile(cfg.Profile),
+		Check: checkCommand, Trust: member.knownPeers(), Eligible: n.eligible, Logger: n.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.serve()
+	ok = true
+	return n, nil
+}
+
+// serve registers what other peers may ask of this one.
+func (n *Node) serve() {
+	n.mesh.ServeJoin(n.admit)
+	n.mesh.HandleCall(protoSpec, mesh.Limits{Concurrent: 32}, n.specs.serve)
+	n.mesh.Handle(protoLogs, n.serveLogs)
+}
+
+// Run makes the peer work until ctx ends, Down or Leave is called, or a part
+// fails; then it closes everything, in the reverse order of Open.
+func (n *Node) Run(ctx context.Context) error {
+	defer n.Close()
+	stopped := context.AfterFunc(ctx, func() { n.stop(context.Cause(ctx)) })
+	defer stopped()
+	g, gctx := errgroup.WithContext(n.run)
+	for _, loop := range []struct {
+		name string
+		run  func(context.Context) error
+	}{
+		{"mesh", n.mesh.Run},
+		{"events", n.dispatch},
+		{"enrol", n.enrol},
+		{"sell", n.offer.run},
+		{"renew", n.renew},
+		{"take over", n.takeOver},
+		{"finish", n.seller.report},
+		{"watch", n.seller.watch},
+		{"disk", n.watchDisk},
+		{"cell", n.cell.Run},
+		{"peers", n.watchPeers},
+	} {
+		g.Go(func() error {
+			err := loop.run(gctx)
+			if err != nil && gctx.Err() == nil {
+				n.log.Error("a part of the node failed", "part", loop.name, "error", err)
+				return err
+			}
+			return nil
+		})
+	}
+	<-gctx.Done()
+	n.draining.Store(true)
+	err := g.Wait()
+	if cause := context.Cause(n.run); err == nil && errors.Is(cause, ErrRejoin) {
+		err = cause
+	}
+	return errors.Join(err, n.Close())
+}
+
+// Close stops what Open started: drivers, cell (leadership is handed over
+// first), mesh, store. Running tasks are left to their supervisors.
+func (n *Node) Close() error {
+	n.closing.Do(func() {
+		n.stop(ErrDown)
+		ctx, cancel := context.WithTimeout(context.Background(), 8*time.Second)
+		defer cancel()
+		var errs []error
+		if n.drivers != nil {
+			n.drivers.wait(ctx)
+		}
+		if n.cell != nil {
+			errs = append(errs, n.cell.Close(ctx))
+		}
+		if n.mesh != nil {
+			errs = append(errs, n.mesh.Close())
+		}
+		if n.store != nil {
+			errs = append(errs, n.store.Close())
+		}
+		n.closed = errors.Join(errs...)
+		if next := n.rejoin.Load(); n.left.Load() || next != nil {
+			n.closed = errors.Join(n.closed, n.forget())
+			if next != nil {
+				n.id.Mesh = *next
+				n.closed = errors.Join(n.closed, n.id.save(n.cfg.Dir))
+			}
+		}
+	})
+	return n.closed
+}
+
+// forget removes what binds the data folder to its mesh; keys and artifacts stay.
+func (n *Node) forget() error {
+	return errors.Join(
+		os.Remove(filepath.Join(n.cfg.Dir, meshFile)),
+		removeIfThere(filepath.Join(n.cfg.Dir, rootKeyFile)),
+		os.RemoveAll(filepath.Join(n.cfg.Dir, "cell")),
+		os.RemoveAll(filepath.Join(n.cfg.Dir, "specs")),
+		removeIfThere(filepath.Join(n.cfg.Dir, "peers")),
+	)
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// commandValidity is how long a proposed command may take effect: long enough
+// for a change of leader.
+const commandValidity = 60 * time.Second
+
+// command signs operations as one command for this node's cell.
+func (n *Node) command(ops ...pcm.Op) pcm.Signed {
+	return n.id.Peer.Seal(pcm.DomainCommand, pcm.Command{
+		Version: pcm.CommandVersion, ID: pcm.NewCommandID(), Mesh: n.id.Mesh.Mesh, Cell: n.id.Mesh.Cell,
+		Peer: n.self, NotAfter: n.cell.LogTime() + commandValidity.Milliseconds(), Ops: ops,
+	})
+}
+
+// propose has operations committed as one command. The error is that of the
+// proposal; what became of the operations is in the result.
+func (n *Node) propose(ctx context.Context, ops ...pcm.Op) (pcm.CommandResult, error) {
+	results, err := n.cell.Propose(ctx, n.command(ops...))
+	if err != nil {
+		return pcm.CommandResult{}, err
+	}
+	return results[0], nil
+}
+
+// proposeAll has commands committed, in their order, in as few entries as they
+// fit in. Results are of the commands, in order; on an error, of those before it.
+func (n *Node) proposeAll(ctx context.Context, commands []pcm.Signed) ([]pcm.CommandResult, error) {
+	var results []pcm.CommandResult
+	for len(commands) > 0 {
+		k, bytes := 0, 0
+		for k < len(commands) && k < pcm.MaxEntryCommands {
+			if bytes += len(commands[k].Payload) + 128; k > 0 && bytes > pcm.MaxEntryBytes/2 {
+				break
+			}
+			k++
+		}
+		r, err := n.cell.Propose(ctx, commands[:k]...)
+		if err != nil {
+			return results, err
+		}
+		results, commands = append(results, r...), commands[k:]
+	}
+	return results, nil
+}
+
+// checkCommand is what a leader checks of a command before it is proposed.
+func checkCommand(s pcm.Signed) error {
+	_, err := ledger.Check(s)
+	return err
+}
+
+// must is propose for operations that are all meant to take effect.
+func (n *Node) must(ctx context.Context, ops ...pcm.Op) (pcm.CommandResult, error) {
+	r, err := n.propose(ctx, ops...)
+	if err == nil {
+		err = r.First()
+	}
+	return r, err
+}
+
+// dispatch hands committed events to those whom they concern. An event may come
+// twice; all who get it are idempotent.
+func (n *Node) dispatch(ctx context.Context) error {
+	for ctx.Err() == nil {
+		events := n.cell.Events(ctx)
+		// After a gap, and at the start, the state says what events would have said.
+		if err := n.resync(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			n.log.Warn("can't read the ledger yet", "error", err)
+			if !pause(ctx, time.Second) {
+				return nil
+			}
+			continue
+		}
+		for batch := range events {
+			for i := range batch {
+				e := &batch[i]
+				n.seller.observe(e)
+				n.drivers.observe(e)
+				n.changes.observe(n, e)
+				n.metrics.observe(e)
+			}
+		}
+		if ctx.Err() == nil {
+			n.log.Warn("fell behind on events: reading the ledger anew")
+		}
+	}
+	return nil
+}
+
+// resync brings seller and drivers in line with the ledger.
+func (n *Node) resync(ctx context.Context) error {
+	sync, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := n.cell.Sync(sync); err != nil {
+		return err
+	}
+	n.seller.resync()
+	n.drivers.resync()
+	return nil
+}
+
+// pause waits for d; false if ctx ended first.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// Down makes Run return.
+func (n *Node) Down(context.Context) error {
+	n.draining.Store(true)
+	n.stop(ErrDown)
+	return nil
+}
+
+// Leave gives this peer's membership up for good: it sells nothing more, leaves
+// its cell and forgets the mesh. It is refused while work depends on it.
+func (n *Node) Leave(ctx context.Context) error {
+	var live, drives int
+	n.cell.View(func() {
+		if m, ok := n.state.Member(n.self); ok {
+			live, drives = m.Live, m.Drives
+		}
+	})
+	if live > 0 || drives > 0 {
+		return pcm.Errorf(pcm.Refused, "%d tasks run here and %d jobs are driven from here: wait for them, or stop them with 'pcm job stop'", live, drives)
+	}
+	n.draining.Store(true)
+	if err := n.offer.withdraw(ctx); err != nil {
+		return err
+	}
+	if n.cell.Status().Members != nil && len(n.cell.Status().Members) > 1 {
+		if err := n.cell.Remove(ctx, n.self); err != nil {
+			return err
+		}
+	}
+	n.left.Store(true)
+	n.stop(ErrDown)
+	return nil
+}

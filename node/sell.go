@@ -1,0 +1,144 @@
+package node
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jointcloud/pcm"
+)
+
+// Validity of offers, and how often pools are looked at.
+const (
+	offerLife  = 24 * time.Hour
+	offerCheck = 15 * time.Second
+)
+
+// selling states what this peer sells: to its cell, whose word binds, and by
+// gossip, so that buyers know.
+type selling struct {
+	n      *Node
+	mu     sync.Mutex
+	pools  []pcm.Pool // as declared
+	number uint64
+	again  chan struct{}
+	off    bool // sells nothing any more
+}
+
+func newSelling(n *Node) *selling { return &selling{n: n, again: make(chan struct{}, 1)} }
+
+// run declares the pools, and again when they change.
+func (s *selling) run(ctx context.Context) error {
+	select {
+	case <-s.n.member:
+	case <-ctx.Done():
+		return nil
+	}
+	var published time.Time
+	for {
+		wait := offerCheck
+		pools := s.describe(ctx)
+		s.mu.Lock()
+		changed := !slices.Equal(pcm.MustMarshal(pools), pcm.MustMarshal(s.pools)) || s.number == 0
+		s.mu.Unlock()
+		if changed || time.Since(published) > offerLife/2 {
+			if err := s.declare(ctx, pools); err != nil {
+				if ctx.Err() != nil {
+					return nil
+				}
+				s.n.log.Warn("can't declare what this peer sells", "error", err)
+				wait = time.Second
+			} else {
+				published = time.Now()
+			}
+		}
+		select {
+		case <-time.After(wait):
+		case <-s.again:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// describe asks the adapters what they have. A back end that can't be observed
+// sells nothing meanwhile.
+func (s *selling) describe(ctx context.Context) []pcm.Pool {
+	var pools []pcm.Pool
+	if s.n.draining.Load() || s.isOff() || s.n.diskLow() != "" {
+		return pools
+	}
+	for _, sale := range s.n.cfg.Sales {
+		try, cancel := context.WithTimeout(ctx, 5*time.Second)
+		list, err := sale.Adapter.Pools(try)
+		cancel()
+		if err != nil {
+			s.n.log.Warn("a back end can't be observed and is not offered", "adapter", sale.Adapter.Name(), "error", err)
+			continue
+		}
+		for _, p := range list {
+			p.Price = sale.Price
+			if err := p.Validate(); err != nil {
+				s.n.log.Warn("a pool is not valid and is not offered", "adapter", sale.Adapter.Name(), "error", err)
+				continue
+			}
+			pools = append(pools, p)
+		}
+	}
+	return pools
+}
+
+// declare commits the pools and publishes the offer that says the same.
+func (s *selling) declare(ctx context.Context, pools []pcm.Pool) error {
+	now := time.Now()
+	s.mu.Lock()
+	number := max(uint64(now.UnixMilli()), s.number+1)
+	s.mu.Unlock()
+	s.n.cell.View(func() {
+		if m, ok := s.n.state.Member(s.n.self); ok {
+			number = max(number, m.Offer+1)
+		}
+	})
+	try, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	if _, err := s.n.must(try, pcm.Op{Capacity: &pcm.Capacity{Offer: number, Pools: pools, Credit: s.n.cfg.Credit}}); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.pools, s.number = pools, number
+	s.mu.Unlock()
+	return s.n.mesh.Publish(s.n.id.Peer.Seal(pcm.DomainOffer, pcm.Offer{
+		Mesh: s.n.id.Mesh.Mesh, Cell: s.n.id.Mesh.Cell, Peer: s.n.self, Account: s.n.account, Name: s.n.cfg.Name,
+		Number: number, IssuedAt: now.UnixMilli(), NotAfter: now.Add(offerLife).UnixMilli(), Labels: s.n.cfg.Labels, Pools: pools,
+	}))
+}
+
+// withdraw stops selling.
+func (s *selling) withdraw(ctx context.Context) error {
+	s.mu.Lock()
+	s.off = true
+	s.mu.Unlock()
+	return s.declare(ctx, nil)
+}
+
+func (s *selling) isOff() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.off
+}
+
+// declared are the pools as last declared.
+func (s *selling) declared() []pcm.Pool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.pools)
+}
+
+// check has the pools looked at now.
+func (s *selling) check() {
+	select {
+	case s.again <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,85 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jointcloud/pcm"
+)
+
+// believed is how much longer than the buyer saw it an attempt may say that it ran.
+const believed = 2 * time.Second
+
+// settle makes the ops that pay for decided attempts of a trade: those whose use
+// agrees with what this peer saw; the others it disputes.
+func (d *driver) settle(id pcm.TradeID, m *tradeModel, pay map[int]pcm.Result) []pcm.Op {
+	var good, doubted []int
+	var amount pcm.Micro
+	seen := time.Since(m.since)
+	worst := time.Duration(0)
+	for _, i := range sortedKeys(pay) {
+		r := pay[i]
+		if w := r.Usage.Wall(); w > seen+believed {
+			doubted = append(doubted, i)
+			worst = max(worst, w)
+			continue
+		}
+		good = append(good, i)
+		amount = pcm.AddMicro(amount, m.terms.Charge(r.Usage))
+	}
+	var ops []pcm.Op
+	if len(good) > 0 {
+		ops = append(ops, pcm.Op{Settle: &pcm.Settle{Trade: id, Tasks: pcm.SpansOf(good), Amount: amount}})
+	}
+	if len(doubted) > 0 {
+		why := clip(fmt.Sprintf("the seller says that it ran for %s; its driver saw %s since the award", worst, seen.Round(time.Millisecond)))
+		ops = append(ops, pcm.Op{Dispute: &pcm.Dispute{Trade: id, Tasks: pcm.SpansOf(doubted), Reason: why}})
+	}
+	return ops
+}
+
+// settleEnded pays what is unpaid of jobs that have ended and that nobody
+// drives any more: a driver may have died between Accept and Settle.
+func (n *Node) settleEnded(ctx context.Context) {
+	type debt struct {
+		trade  pcm.TradeID
+		tasks  []int
+		amount pcm.Micro
+	}
+	var debts []debt
+	n.cell.View(func() {
+		for _, j := range n.state.Jobs() {
+			if j.EndedAt == 0 || j.Buyer != n.account && j.Driver != n.self || n.drivers.has(j.ID) {
+				continue
+			}
+			for _, t := range n.state.Trades() {
+				if t.Terms.Job != j.ID {
+					continue
+				}
+				b := debt{trade: t.ID}
+				for i, at := range t.All {
+					if at.State == pcm.AttemptFinished {
+						b.tasks = append(b.tasks, i)
+						b.amount = pcm.AddMicro(b.amount, t.Terms.Charge(at.Result.Usage))
+					}
+				}
+				if len(b.tasks) > 0 {
+					debts = append(debts, b)
+				}
+			}
+		}
+	})
+	for _, b := range debts {
+		if _, err := n.must(ctx, pcm.Op{Settle: &pcm.Settle{Trade: b.trade, Tasks: pcm.SpansOf(b.tasks), Amount: b.amount}}); err != nil && ctx.Err() == nil {
+			n.log.Info("can't settle a trade of an ended job yet", "trade", b.trade, "reason", err)
+		}
+	}
+}
+
+// has tells whether a job is driven here.
+func (ds *drivers) has(job pcm.JobID) bool {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	return ds.jobs[job] != nil
+}

@@ -1,0 +1,287 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/protocol"
+
+	"github.com/jointcloud/pcm"
+)
+
+// protoSpec hands signed specs to those who need them: sellers and eligible drivers.
+const protoSpec protocol.ID = "/pcm/spec/1.0.0"
+
+// specRequest either gives a spec (Spec set) or asks for one (Want set).
+type specRequest struct {
+	Job  pcm.JobID   `cbor:"1,keyasint"`
+	Want pcm.Digest  `cbor:"2,keyasint,omitempty"`
+	Spec *pcm.Signed `cbor:"3,keyasint,omitempty"`
+	Keep bool        `cbor:"4,keyasint,omitempty"` // with Spec: become able to drive the job: fetch and pin its inputs as well
+}
+
+// specs holds the signed specs of jobs that this peer submitted, drives, may
+// come to drive or runs tasks of. They are secret to others: the ledger has but
+// their digests.
+type specs struct {
+	n      *Node
+	dir    string
+	mu     sync.Mutex
+	cached map[pcm.JobID]heldSpec
+	wait   map[pcm.JobID]chan struct{} // closed when the spec arrives
+}
+
+type heldSpec struct {
+	signed pcm.Signed
+	spec   pcm.Spec
+	digest pcm.Digest
+}
+
+// maxCached bounds the specs in memory; those on disk have the bound of the ledger's open jobs.
+const maxCached = 4096
+
+func newSpecs(n *Node) *specs {
+	return &specs{n: n, dir: filepath.Join(n.cfg.Dir, "specs"), cached: map[pcm.JobID]heldSpec{}, wait: map[pcm.JobID]chan struct{}{}}
+}
+
+// openSpec decodes a signed spec.
+func openSpec(s pcm.Signed) (heldSpec, error) {
+	h := heldSpec{signed: s, digest: pcm.DigestOf(s.Payload)}
+	if len(s.Payload) > pcm.MaxSpec {
+		return h, pcm.Errorf(pcm.TooLarge, "a spec of %d bytes is over the bound of %d", len(s.Payload), pcm.MaxSpec)
+	}
+	if err := s.Open(pcm.DomainSpec, &h.spec); err != nil {
+		return h, err
+	}
+	if faults := h.spec.Normalize(); len(faults) > 0 {
+		return h, faults[0]
+	}
+	return h, nil
+}
+
+// inputs are the artifacts that the spec's tasks need.
+func (h heldSpec) inputs() []pcm.Digest {
+	var list []pcm.Digest
+	for _, st := range h.spec.Steps {
+		if st.ModuleAt != "" {
+			list = append(list, st.ModuleAt)
+		}
+		for _, in := range st.Inputs {
+			list = append(list, in.Digest)
+		}
+	}
+	return list
+}
+
+// keep stores a spec on disk, so that its job can be driven after a restart.
+func (s *specs) keep(job pcm.JobID, h heldSpec) error {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return pcm.Errorf(pcm.Internal, "can't store the spec of %s: %w", job, err)
+	}
+	if err := writeFile(filepath.Join(s.dir, string(job)), pcm.MustMarshal(h.signed)); err != nil {
+		return err
+	}
+	s.cache(job, h)
+	return nil
+}
+
+// cache holds a spec in memory.
+func (s *specs) cache(job pcm.JobID, h heldSpec) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.cached) >= maxCached {
+		for old := range s.cached { // any: what is needed again is on disk or asked for again
+			delete(s.cached, old)
+			break
+		}
+	}
+	s.cached[job] = h
+	if ch := s.wait[job]; ch != nil {
+		close(ch)
+		delete(s.wait, job)
+	}
+}
+
+// get finds a spec here; false if it isn't.
+func (s *specs) get(job pcm.JobID) (heldSpec, bool) {
+	s.mu.Lock()
+	h, ok := s.cached[job]
+	s.mu.Unlock()
+	if ok {
+		return h, true
+	}
+	data, err := os.ReadFile(filepath.Join(s.dir, string(job)))
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			s.n.log.Error("can't read a stored spec", "job", job, "error", err)
+		}
+		return heldSpec{}, false
+	}
+	var signed pcm.Signed
+	if err := pcm.Unmarshal(data, &signed); err != nil {
+		s.n.log.Error("a stored spec is damaged", "job", job, "error", err)
+		return heldSpec{}, false
+	}
+	if h, err = openSpec(signed); err != nil {
+		s.n.log.Error("a stored spec is damaged", "job", job, "error", err)
+		return heldSpec{}, false
+	}
+	s.cache(job, h)
+	return h, true
+}
+
+// obtain gets a spec for a seller: from here, or from the first peer that gives
+// it. Drivers usually send it ahead of the award, so it waits a moment first.
+func (s *specs) obtain(ctx context.Context, job pcm.JobID, want pcm.Digest, from ...pcm.PeerID) (heldSpec, error) {
+	if h, ok := s.get(job); ok && h.digest == want {
+		return h, nil
+	}
+	s.mu.Lock()
+	ch := s.wait[job]
+	if ch == nil {
+		ch = make(chan struct{})
+		s.wait[job] = ch
+	}
+	s.mu.Unlock()
+	select {
+	case <-ch:
+		if h, ok := s.get(job); ok && h.digest == want {
+			return h, nil
+		}
+	case <-time.After(50 * time.Millisecond):
+	case <-ctx.Done():
+		return heldSpec{}, ctx.Err()
+	}
+	err := error(pcm.Errorf(pcm.NotFound, "no peer has the spec of %s", job))
+	for _, peer := range from {
+		if peer == s.n.self {
+			continue
+		}
+		var resp []byte
+		if resp, err = s.n.mesh.Call(ctx, peer, protoSpec, pcm.MustMarshal(specRequest{Job: job, Want: want})); err != nil {
+			continue
+		}
+		var signed pcm.Signed
+		if err = pcm.Unmarshal(resp, &signed); err != nil {
+			continue
+		}
+		var h heldSpec
+		if h, err = openSpec(signed); err != nil {
+			continue
+		}
+		if h.digest != want {
+			err = pcm.Errorf(pcm.Invalid, "peer %s gave another spec for %s than the ledger names", pcm.Short(peer), job)
+			continue
+		}
+		s.cache(job, h)
+		return h, nil
+	}
+	return heldSpec{}, err
+}
+
+// send gives a spec to another peer.
+func (s *specs) send(ctx context.Context, to pcm.PeerID, job pcm.JobID, h heldSpec, keep bool) error {
+	_, err := s.n.mesh.Call(ctx, to, protoSpec, pcm.MustMarshal(specRequest{Job: job, Spec: &h.signed, Keep: keep}))
+	return err
+}
+
+// serve answers other peers.
+func (s *specs) serve(ctx context.Context, from pcm.Passport, req []byte) ([]byte, error) {
+	var r specRequest
+	if err := pcm.Unmarshal(req, &r); err != nil {
+		return nil, err
+	}
+	if !r.Job.Valid() {
+		return nil, pcm.Errorf(pcm.Invalid, "%q is not a job ID", r.Job)
+	}
+	if r.Spec == nil {
+		h, ok := s.get(r.Job)
+		if !ok || h.digest != r.Want {
+			return nil, pcm.Errorf(pcm.NotFound, "the spec of %s is not here", r.Job)
+		}
+		if !s.concerned(from, r.Job) {
+			return nil, pcm.Errorf(pcm.Forbidden, "the spec of %s is not for peer %s", r.Job, pcm.Short(from.Peer))
+		}
+		return pcm.MustMarshal(h.signed), nil
+	}
+	h, err := openSpec(*r.Spec)
+	if err != nil {
+		return nil, err
+	}
+	if old, ok := s.get(r.Job); ok && old.digest != h.digest {
+		return nil, pcm.Errorf(pcm.Conflict, "another spec of %s is here", r.Job)
+	}
+	if !r.Keep {
+		s.cache(r.Job, h)
+		return nil, nil
+	}
+	// Whoever asks another account to be ready to drive must have submitted the spec itself.
+	if string(from.Peer.Public()) != string(r.Spec.Signer) {
+		return nil, pcm.Errorf(pcm.Forbidden, "only the peer that submits a job can ask for it to be driven")
+	}
+	if s.n.draining.Load() {
+		return nil, pcm.Errorf(pcm.Unavailable, "peer %s is going down", pcm.Short(s.n.self))
+	}
+	inputs := h.inputs()
+	if err := s.n.pin(jobOwner(r.Job), inputs...); err != nil {
+		return nil, err
+	}
+	if len(inputs) > 0 {
+		if err := s.n.files.FetchAll(ctx, inputs, from.Peer); err != nil {
+			s.n.unpin(jobOwner(r.Job))
+			return nil, err
+		}
+	}
+	return nil, s.keep(r.Job, h)
+}
+
+// concerned tells whether a peer may see what belongs to a job: its buyer's
+// peers, its driver and those who may become it, and its sellers.
+func (s *specs) concerned(from pcm.Passport, job pcm.JobID) bool {
+	ok := false
+	s.n.cell.View(func() {
+		j, open := s.n.state.Job(job)
+		if !open {
+			return
+		}
+		ok = from.Account == j.Buyer || from.Peer == j.Driver || j.MayDrive(from.Peer, from.Account) == nil
+		for i := 0; !ok && i < len(j.Places); i++ {
+			t, open := s.n.state.Trade(j.Places[i].Trade)
+			ok = open && t.Terms.Seller == from.Peer
+		}
+	})
+	if ok {
+		return true
+	}
+	// A job that has ended is for its buyer alone; one so new that the ledger here
+	// has not got it yet is for whoever this peer drives it with.
+	if j, err := s.n.archivedJob(job); err == nil {
+		return from.Account == j.Buyer || from.Peer == j.Driver
+	}
+	return s.n.drivers.mayShare(job, from)
+}
+
+// mayRead says who may read which artifact: those whom a job concerns to which it belongs.
+func (s *specs) mayRead(from pcm.Passport, root pcm.Digest) bool {
+	for _, owner := range s.n.owners.of(root) {
+		if job, ok := jobOfOwner(owner); ok && s.concerned(from, job) {
+			return true
+		}
+	}
+	return false
+}
+
+// drop forgets a spec.
+func (s *specs) drop(job pcm.JobID) {
+	s.mu.Lock()
+	delete(s.cached, job)
+	s.mu.Unlock()
+	if err := removeIfThere(filepath.Join(s.dir, string(job))); err != nil {
+		s.n.log.Warn("can't remove a spec that is no longer needed", "job", job, "error", err)
+	}
+}
