@@ -221,13 +221,14 @@ func (m *members) round() (calm bool) {
 type statusAnswer struct {
 	Applied  uint64 `cbor:"1,keyasint"`
 	Complete bool   `cbor:"2,keyasint"`
+	Last     uint64 `cbor:"3,keyasint"` // in its log
 }
 
 // survey asks all others at the same time.
 func (m *members) survey(servers []raft.Server) {
 	ctx, cancel := context.WithTimeout(m.c.ctx, 2*time.Second)
 	defer cancel()
-	goal := m.c.Applied() // before asking: who has it by now is caught up
+	goal := m.c.Applied() // before asking: whose log holds it by now is caught up
 	var wg sync.WaitGroup
 	current := map[pcm.PeerID]bool{}
 	for _, s := range servers {
@@ -253,7 +254,7 @@ func (m *members) survey(servers []raft.Server) {
 			}
 			h.contact, h.applied, h.complete = now, a.Applied, a.Complete
 			switch {
-			case !a.Complete || a.Applied < goal:
+			case !a.Complete || a.Applied == 0 || a.Last < goal:
 				h.caught = time.Time{}
 			case h.caught.IsZero():
 				h.caught = now
@@ -465,7 +466,7 @@ func (c *Cell) onLeader(ctx context.Context, method string, id pcm.PeerID, out *
 func (c *Cell) answerAdmin(from pcm.PeerID, method string, body []byte, reply func([]byte, error)) {
 	if method == "status" {
 		s := c.archive.current()
-		reply(pcm.MustMarshal(statusAnswer{Applied: c.Applied(), Complete: s.Gap == nil}), nil)
+		reply(pcm.MustMarshal(statusAnswer{Applied: c.Applied(), Complete: s.Gap == nil, Last: c.raft.LastIndex()}), nil)
 		return
 	}
 	var id pcm.PeerID

@@ -387,7 +387,11 @@ func (p *proposer) lead(leads <-chan bool) (again bool) {
 		}
 		var units []*unit
 		units, u = p.pack(u)
-		p.launch(pcm.Entry{Version: pcm.EntryVersion, Stamp: st.next(), Wall: p.c.cfg.Now().UnixMilli(), NewTerm: first}, units)
+		stamp := st.next()
+		if first {
+			p.c.clock.observe(p.c.raft.CurrentTerm(), stamp)
+		}
+		p.launch(pcm.Entry{Version: pcm.EntryVersion, Stamp: stamp, Wall: p.c.cfg.Now().UnixMilli(), NewTerm: first}, units)
 		first, made = false, time.Now()
 		p.ready.Store(true)
 	}
