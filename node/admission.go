@@ -206,10 +206,15 @@ func (n *Node) keepPassport(s pcm.Signed) {
 
 // enrol sees to it that the cell knows this peer by its current passport.
 func (n *Node) enrol(ctx context.Context) error {
+	began := time.Now()
 	for {
 		if err := n.enrolOnce(ctx, n.mesh.Own()); err != nil && ctx.Err() == nil {
-			n.log.Warn("the cell does not know this peer yet", "error", err)
-			if !pause(ctx, time.Second) {
+			wait := 50 * time.Millisecond
+			if time.Since(began) > 5*time.Second { // a newcomer needs a moment to get the log
+				wait = time.Second
+				n.log.Warn("the cell does not know this peer yet", "error", err)
+			}
+			if !pause(ctx, wait) {
 				return nil
 			}
 			continue
@@ -229,6 +234,9 @@ func (n *Node) enrolOnce(ctx context.Context, p pcm.Passport) error {
 		known = ok && m.NotAfter >= p.NotAfter
 	})
 	if !known {
+		if n.cell.LogTime() == 0 {
+			return pcm.Errorf(pcm.Unavailable, "nothing is known of the cell yet")
+		}
 		try, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
 		if _, err := n.must(try, pcm.Op{Enroll: &pcm.Enroll{Passport: n.mesh.Signed()}}); err != nil {

@@ -34,6 +34,7 @@ func (n *Node) Logs(ctx context.Context, id pcm.JobID, step, index int, stream s
 	if stream != string(adapters.Stdout) && stream != string(adapters.Stderr) {
 		return nil, pcm.Errorf(pcm.Invalid, "a task has the streams stdout and stderr, not %q", stream)
 	}
+	n.fresh(ctx)
 	t, err := n.placeOf(id, step, index)
 	if err != nil {
 		return nil, err
@@ -67,6 +68,7 @@ func (n *Node) copyLog(ctx context.Context, w io.Writer, id pcm.JobID, step, ind
 	attempt := 0
 	var offset int64
 	for {
+		n.fresh(ctx)
 		t, err := n.placeOf(id, step, index)
 		if err != nil {
 			return err

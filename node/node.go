@@ -81,7 +81,8 @@ type Node struct {
 
 	owners      *owners
 	awards      awards
-	lastRenewal atomic.Int64 // adapters.BootTime at which the last committed renewal was sent
+	latest      atomic.Uint64 // highest Raft index that this peer has heard of
+	lastRenewal atomic.Int64  // adapters.BootTime at which the last committed renewal was sent
 
 	renewed  chan struct{} // a renewed passport is to be enrolled
 	member   chan struct{} // closed when the cell knows this peer
@@ -120,7 +121,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 		return nil, err
 	}
 	n.self, n.account = n.id.Peer.Peer(), n.id.Account.Account()
-	n.log = n.log.With("peer", pcm.Short(n.self))
+	n.log = n.log.With("self", pcm.Short(n.self))
 	n.changes = newChanges()
 	n.metrics = newMetrics(n)
 
@@ -275,7 +276,7 @@ func (n *Node) command(ops ...pcm.Op) pcm.Signed {
 // propose has operations committed as one command. The error is that of the
 // proposal; what became of the operations is in the result.
 func (n *Node) propose(ctx context.Context, ops ...pcm.Op) (pcm.CommandResult, error) {
-	results, err := n.cell.Propose(ctx, n.command(ops...))
+	results, err := n.proposeAll(ctx, []pcm.Signed{n.command(ops...)})
 	if err != nil {
 		return pcm.CommandResult{}, err
 	}
@@ -299,8 +300,36 @@ func (n *Node) proposeAll(ctx context.Context, commands []pcm.Signed) ([]pcm.Com
 			return results, err
 		}
 		results, commands = append(results, r...), commands[k:]
+		n.heardOf(r[len(r)-1].Index)
 	}
 	return results, nil
+}
+
+// heardOf notes that an entry is committed.
+func (n *Node) heardOf(index uint64) {
+	for {
+		old := n.latest.Load()
+		if index <= old || n.latest.CompareAndSwap(old, index) {
+			return
+		}
+	}
+}
+
+// staleFor bounds how long a view waits for this peer's copy of the ledger to
+// show what the peer has heard of.
+const staleFor = time.Second
+
+// fresh waits until what this peer has proposed or was told of is in its copy of
+// the ledger, so that who submits a job and asks for it finds it. A copy that
+// stays behind is read all the same: views are not judgements.
+func (n *Node) fresh(ctx context.Context) {
+	if index := n.latest.Load(); n.cell.Applied() < index {
+		ctx, cancel := context.WithTimeout(ctx, staleFor)
+		defer cancel()
+		if err := n.cell.WaitApplied(ctx, index); err != nil {
+			n.log.Debug("a view is behind", "error", err)
+		}
+	}
 }
 
 // checkCommand is what a leader checks of a command before it is proposed.
@@ -337,6 +366,7 @@ func (n *Node) dispatch(ctx context.Context) error {
 		for batch := range events {
 			for i := range batch {
 				e := &batch[i]
+				n.heardOf(e.Index)
 				n.seller.observe(e)
 				n.drivers.observe(e)
 				n.changes.observe(n, e)

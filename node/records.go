@@ -128,6 +128,7 @@ func (n *Node) Verify(ctx context.Context) (api.Verdict, error) {
 
 // Fetch writes a task's results as a tar stream.
 func (n *Node) Fetch(ctx context.Context, id pcm.JobID, step, index int, w io.Writer) error {
+	n.fresh(ctx)
 	t, err := n.placeOf(id, step, index)
 	if err != nil {
 		return err

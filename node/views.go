@@ -119,7 +119,8 @@ func (n *Node) Peers(context.Context) ([]api.Peer, error) {
 }
 
 // Offers is the offer book, a row for each pool.
-func (n *Node) Offers(context.Context) ([]api.Offer, error) {
+func (n *Node) Offers(ctx context.Context) ([]api.Offer, error) {
+	n.fresh(ctx)
 	var list []api.Offer
 	rows := n.mesh.Offers()
 	n.cell.View(func() {
@@ -271,7 +272,8 @@ func (n *Node) withJob(id pcm.JobID, f func(*ledger.Job)) error {
 }
 
 // Jobs lists open and ended jobs, newest first.
-func (n *Node) Jobs(context.Context) ([]api.Job, error) {
+func (n *Node) Jobs(ctx context.Context) ([]api.Job, error) {
+	n.fresh(ctx)
 	old, err := archived[ledger.Job](n, "job/")
 	if err != nil {
 		return nil, err
@@ -301,7 +303,8 @@ func (n *Node) Jobs(context.Context) ([]api.Job, error) {
 }
 
 // Job is one job.
-func (n *Node) Job(_ context.Context, id pcm.JobID) (api.Job, error) {
+func (n *Node) Job(ctx context.Context, id pcm.JobID) (api.Job, error) {
+	n.fresh(ctx)
 	var v api.Job
 	err := n.withJob(id, func(j *ledger.Job) { v = jobView(j) })
 	if err == nil && v.Counts.Waiting > 0 {
@@ -322,7 +325,8 @@ func (n *Node) names() map[pcm.PeerID]string {
 }
 
 // Tasks lists a job's tasks, by step and index.
-func (n *Node) Tasks(_ context.Context, id pcm.JobID) ([]api.Task, error) {
+func (n *Node) Tasks(ctx context.Context, id pcm.JobID) ([]api.Task, error) {
+	n.fresh(ctx)
 	var list []api.Task
 	names := n.names()
 	held, known := n.specs.get(id)
@@ -395,7 +399,8 @@ func tradeView(t *ledger.Trade, cell pcm.CellID, names map[pcm.PeerID]string) ap
 }
 
 // Trades lists open and closed trades, newest first.
-func (n *Node) Trades(context.Context) ([]api.Trade, error) {
+func (n *Node) Trades(ctx context.Context) ([]api.Trade, error) {
+	n.fresh(ctx)
 	names := n.names()
 	old, err := archived[ledger.Trade](n, "trade/")
 	if err != nil {
@@ -420,7 +425,8 @@ func (n *Node) Trades(context.Context) ([]api.Trade, error) {
 }
 
 // Balances lists what accounts owe each other in this node's cell.
-func (n *Node) Balances(context.Context) ([]api.Balance, error) {
+func (n *Node) Balances(ctx context.Context) ([]api.Balance, error) {
+	n.fresh(ctx)
 	var list []api.Balance
 	n.cell.View(func() {
 		limit := map[pcm.AccountID]pcm.Micro{}

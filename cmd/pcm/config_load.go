@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -66,10 +67,12 @@ func readBounded(file string) ([]byte, error) {
 
 // decodeConfig reads YAML over what c holds, strictly. A file of comments only is good.
 func decodeConfig(raw []byte, file string, c *Config) (pcm.Positions, error) {
-	if raw == nil {
-		return nil, nil
+	for line := range bytes.Lines(raw) {
+		if line = bytes.TrimSpace(line); len(line) > 0 && line[0] != '#' {
+			return pcm.DecodeYAML(raw, file, c)
+		}
 	}
-	return pcm.DecodeYAML(raw, file, c)
+	return nil, nil
 }
 
 // placeFault says where a faulty value comes from: the variable, or the line of the file.

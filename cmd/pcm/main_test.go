@@ -1,0 +1,201 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/configs"
+	"github.com/jointcloud/pcm/node/api"
+	"github.com/jointcloud/pcm/node/api/apitest"
+)
+
+var update = flag.Bool("update", false, "write what commands print into testdata/*.txtar anew")
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"pcm": func() {
+			// The fake's clock stands still; the program looks 192 s later.
+			now := func() time.Time { return apitest.Now.Add(192 * time.Second) }
+			a := &app{in: os.Stdin, out: os.Stdout, errOut: os.Stderr, getenv: os.Getenv, now: now}
+			os.Exit(a.run(context.Background(), os.Args[1:]))
+		},
+	})
+}
+
+// The scripts run the command line against a fake node that is served in this
+// process, over the unix socket in $PCM_DATA and over TCP at $ADDR.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		UpdateScripts:       *update,
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(env *testscript.Env) error {
+			dir := filepath.Join(env.WorkDir, "data")
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				return err
+			}
+			token, err := api.EnsureToken(dir)
+			if err != nil {
+				return err
+			}
+			listeners, addr, err := listenAPI(Config{Data: dir, API: "127.0.0.1:0"})
+			if err != nil {
+				return err
+			}
+			n := fakeNode()
+			n.StatusView.Data = dir
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() {
+				done <- api.NewServer(n, api.Config{Token: token, Version: "test", JobSchema: configs.JobSchema}).Serve(ctx, listeners...)
+			}()
+			env.Defer(func() {
+				cancel()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			})
+			env.Setenv("PCM_DATA", dir)
+			env.Setenv("ADDR", addr)
+			env.Setenv("TOKEN", token)
+			env.Setenv("HOME", env.WorkDir)
+			env.Values["node"] = n
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits":     exits,
+			"cancelled": cancelled,
+		},
+	})
+}
+
+// exits STATUS COMMAND… runs a command that must end with that status.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits STATUS COMMAND…")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	got := 0
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		var status interface{ ExitCode() int }
+		if ok := asExit(err, &status); !ok {
+			ts.Fatalf("%v", err)
+		}
+		got = status.ExitCode()
+	}
+	if got != want {
+		ts.Fatalf("exit status %d, want %d", got, want)
+	}
+}
+
+func asExit(err error, status *interface{ ExitCode() int }) bool {
+	s, ok := err.(interface{ ExitCode() int })
+	*status = s
+	return ok
+}
+
+// cancelled TEXT checks that a job was cancelled with that reason.
+func cancelled(ts *testscript.TestScript, _ bool, args []string) {
+	n := ts.Value("node").(*apitest.Node)
+	n.Lock()
+	defer n.Unlock()
+	if got := strings.Join(n.Cancelled, "\n"); !strings.Contains(got, args[0]) {
+		ts.Fatalf("cancelled: %q", got)
+	}
+}
+
+const (
+	alpha = pcm.PeerID("12D3KooWAlpha11111111111111111111111111111111111111")
+	beta  = pcm.PeerID("12D3KooWBeta222222222222222222222222222222222222222")
+)
+
+// fakeNode has one of everything, and runs what is submitted to it: echo prints,
+// fail fails with code 3, hang never ends, again loses its first attempt.
+func fakeNode() *apitest.Node {
+	n := apitest.New()
+	at := apitest.Now
+	slots, code := 3, 0
+	price := api.Price{Unit: "credit", PerTask: "0.001", PerCPUHour: "1", PerGiBHour: "0.1"}
+	pool := pcm.Pool{
+		ID: "local-process", Adapter: "process", Capacity: pcm.Resources{CPU: 2000, Memory: 4 << 30}, Slots: 4, Sandbox: "bubblewrap",
+		Price: pcm.Price{Unit: "credit", PerTask: 1000, PerCPUHour: 1_000_000, PerGiBHour: 100_000},
+	}
+	n.StatusView.Peers, n.StatusView.Pools = 2, []pcm.Pool{pool}
+	n.StatusView.Disk = api.Disk{Free: 10 << 30, Reserved: 512 << 20, Artifacts: 1 << 20, Quota: 10 << 30}
+	n.StatusView.Passport = at.Add(30 * 24 * time.Hour)
+	n.StatusView.Warnings = []string{"the clock of beta is 3 s off"}
+	n.PeerList = []api.Peer{
+		{ID: alpha, Name: "alpha", Account: "acc-alphaalphaalpha", Self: true, Role: "leader"},
+		{ID: beta, Name: "beta", Account: "acc-betabetabeta", Connected: true, Role: "replica", LatencyMS: 1.25, SeenAt: at, Transport: "quic", Addrs: []string{"/ip4/127.0.0.1/udp/7419/quic-v1"}},
+	}
+	n.OfferList = []api.Offer{{ID: string(beta) + "/local-process", Peer: beta, Name: "beta", Account: "acc-betabetabeta", Cell: "cell-aaaaaaaaaaaaaaaa",
+		Number: 7, Pool: pool, FreeSlots: &slots, Price: price, Source: alpha, AgeMS: 61_000, NotAfter: at.Add(time.Hour)}}
+	n.CellList = []api.Cell{{ID: "cell-aaaaaaaaaaaaaaaa", Name: "alpha", Leader: alpha, Term: 2, Index: 40, Applied: 40, Records: 12, Root: "c0ffee", LogTime: at,
+		Members: []api.CellMember{{ID: alpha, Name: "alpha", Role: "leader", Alive: true}, {ID: beta, Name: "beta", Role: "replica"}}}}
+	done := pcm.JobID("job-aaaaaaaaaaaaaaaa")
+	n.AddJob(api.Job{
+		ID: done, Name: "wordcount", State: pcm.JobDone, Account: "acc-alphaalphaalpha", Submitter: alpha, Driver: alpha, DriverTerm: 1, Takeover: "account",
+		SubmittedAt: at, EndedAt: at.Add(1500 * time.Millisecond), Settled: true, Unit: "credit", Budget: "5", Held: "0", Paid: "0.0025",
+		Counts: api.TaskCounts{Total: 2, Done: 2},
+	}, api.Task{ID: string(done) + "/count/0", Job: done, Step: "count", Index: 0, State: pcm.TaskDone, Attempt: 1, Seller: beta, SellerName: "beta",
+		Trade: "trd-cccccccccccccccc", Outcome: pcm.OutcomeOK, ExitCode: &code, Usage: &pcm.Usage{WallMS: 120, CPUMS: 80, MaxMemory: 3 << 20}},
+		api.Task{ID: string(done) + "/count/1", Job: done, Step: "count", Index: 1, State: pcm.TaskDone, Attempt: 2, Seller: alpha, SellerName: "alpha",
+			Trade: "trd-dddddddddddddddd", Outcome: pcm.OutcomeOK, ExitCode: &code, History: []string{"1 on beta: lost: silent for 12 s"}})
+	for i, words := range []string{"10 words\n", "20 words\n"} {
+		n.Output[fmt.Sprintf("%s/0/%d/stdout", done, i)] = []byte(words)
+		n.Output[fmt.Sprintf("%s/0/%d/stderr", done, i)] = []byte("reading\n")
+		n.Output[fmt.Sprintf("%s/0/%d/out/deep/result.txt", done, i)] = []byte(words)
+	}
+	n.TradeList = []api.Trade{{ID: "trd-cccccccccccccccc", Cell: "cell-aaaaaaaaaaaaaaaa", Job: done, Tasks: 2, Attempt: 1, Buyer: "acc-alphaalphaalpha", Seller: beta, SellerName: "beta",
+		SellerAccount: "acc-betabetabeta", Pool: "local-process", Adapter: "process", Price: price, States: map[pcm.AttemptState]int{"settled": 1, "lost": 1},
+		State: "closed", Unit: "credit", Held: "0", Paid: "0.0025", At: at}}
+	n.BalanceList = []api.Balance{{ID: "a/b/credit", Cell: "cell-aaaaaaaaaaaaaaaa", Buyer: "acc-alphaalphaalpha", Seller: "acc-betabetabeta", Unit: "credit", Owed: "0.0025", Held: "0", Limit: "1000"}}
+	n.RecordList = []api.RecordView{{ID: "0", Number: 0, Index: 3, Time: at, By: alpha, Kinds: []string{"enroll"}, Hash: "0123456789abcdef"}, {ID: "1", Number: 1, Index: 4, Time: at, Kinds: []string{"lost"}, Hash: "fedcba9876543210"}}
+	n.VerdictView = api.Verdict{ID: "cell-aaaaaaaaaaaaaaaa", Cell: "cell-aaaaaaaaaaaaaaaa", OK: true, Records: 12, Signatures: 11, Root: "c0ffee", Checks: []string{"signatures", "invariants"}, TookMS: 5}
+	n.Explained = api.Explanation{Steps: []api.StepExplain{{Step: "run", Shape: pcm.Resources{CPU: 100, Memory: 64 << 20}, Strategy: "cheapest", Summary: "1 of 2 pools fits",
+		Candidates: []api.CandidateView{{Peer: beta, Name: "beta", Pool: "local-process", OK: true, Room: 3, Score: 0.5, Cost: "0.1"}, {Peer: alpha, Name: "alpha", Pool: "local-wasm", Filter: "adapter", Reason: "it runs modules, the step is a command"}}}}}
+	n.AutoRun = runFake
+	return n
+}
+
+func runFake(s api.Submission, n *apitest.Node) {
+	state := pcm.JobDone
+	at := 0
+	for si, st := range s.Spec.Steps {
+		for i := range st.Count {
+			words := append(st.Command, "module")
+			ok, code := pcm.TaskDone, 0
+			switch words[0] {
+			case "hang":
+				n.Write(s.ID, si, i, "stdout", "hanging\n")
+				return
+			case "fail":
+				n.Write(s.ID, si, i, "stderr", "boom\n")
+				ok, code, state = pcm.TaskFailed, 3, pcm.JobFailed
+			case "echo":
+				n.Write(s.ID, si, i, "stdout", strings.Join(st.Command[1:], " ")+"\n")
+			}
+			n.Task(s.ID, at, func(t *api.Task) {
+				t.State, t.Attempt, t.ExitCode, t.Seller, t.SellerName = ok, 1, &code, beta, "beta"
+				t.Outcome = pcm.OutcomeOK
+				if code != 0 {
+					t.Outcome = pcm.OutcomeFailed
+				}
+			})
+			at++
+		}
+	}
+	n.End(s.ID, state, "")
+}
