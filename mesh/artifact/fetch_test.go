@@ -506,5 +506,8 @@ func forget(b *testing.B, s *Store) {
 	for _, folder := range []string{dirTrees, dirChunks} {
 		s.eachBlob(folder, func(name sum, _ os.FileInfo) { s.dropFile(folder, name) })
 	}
+	for name := range s.packs.refs {
+		s.unpack(name)
+	}
 	clear(s.trees)
 }

@@ -17,7 +17,7 @@ func (s *Store) touch(name sum) {
 	stamp := false
 	if t != nil {
 		t.used = now
-		if stamp = now.Sub(t.stamped) > time.Minute; stamp {
+		if stamp = now.Sub(t.stamped) > time.Minute && !t.plain; stamp {
 			t.stamped = now
 		}
 	}
@@ -135,8 +135,7 @@ func (s *Store) sweep(goal int64) (freed int64) {
 	for _, c := range may[keep:] {
 		s.mu.Lock()
 		if !s.needed(c.name) {
-			freed += s.dropFile(dirTrees, c.name)
-			delete(s.trees, c.name)
+			freed += s.dropTree(c.name)
 		}
 		s.mu.Unlock()
 	}
@@ -150,6 +149,7 @@ func (s *Store) sweep(goal int64) (freed int64) {
 			freed += s.dropFile(dirChunks, b)
 		}
 	})
+	s.repack()
 	return freed
 }
 

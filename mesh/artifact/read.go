@@ -30,8 +30,11 @@ func (s *Store) tree(name sum) (Tree, error) {
 
 // manifest reads a manifest's verified bytes.
 func (s *Store) manifest(name sum) ([]byte, error) {
-	file := s.blobPath(dirTrees, name)
-	data, err := readBounded(file, MaxManifest)
+	<-s.scanned
+	data, err := s.readPacked(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		data, err = readBounded(s.blobPath(dirTrees, name), MaxManifest)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errMissing
 	}

@@ -28,6 +28,7 @@ type Config struct {
 // Store keeps artifacts on disk. It is safe for concurrent use.
 //
 //	trees/ab/<sum>    manifests
+//	packs/<n>         small manifests, many to a file (see pack.go)
 //	chunks/ab/<sum>   chunks and lists of chunks
 //	shared/<sum>      trees laid out for tasks, read-only
 //	tmp/              what is being written
@@ -44,10 +45,12 @@ type Store struct {
 	stripes [64]sync.Mutex
 	gcMu    sync.Mutex // one collection at a time; taken before everything else
 	syncMu  sync.Mutex // one Sync at a time
+	packMu  sync.Mutex // one writer of packs at a time; taken before mu
 
 	mu       sync.Mutex // all below
 	used     int64      // bytes on disk, in blocks
 	trees    map[sum]*treeInfo
+	packs    packs
 	sessions map[*session]struct{}
 	shared   map[sum]*sharedTree
 	pins     pinTable
@@ -101,7 +104,7 @@ func Open(cfg Config) (*Store, error) {
 	if err := os.RemoveAll(s.path(dirTmp)); err != nil {
 		removeTree(s.path(dirTmp))
 	}
-	for _, d := range []string{"", dirTrees, dirChunks, dirShared, dirTmp} {
+	for _, d := range []string{"", dirTrees, dirPacks, dirChunks, dirShared, dirTmp} {
 		if err := os.MkdirAll(s.path(d), 0o700); err != nil {
 			return fail(err)
 		}
@@ -116,11 +119,19 @@ func Open(cfg Config) (*Store, error) {
 	return s, nil
 }
 
-// Close waits until nothing runs in the background. The store has no open files.
+// Close makes all content durable and closes the files. Nothing may use the store
+// any more.
 func (s *Store) Close() error {
 	close(s.stop)
 	<-s.scanned
-	return s.Sync()
+	err := s.Sync()
+	s.packMu.Lock()
+	defer s.packMu.Unlock()
+	if s.packs.file != nil {
+		s.packs.file.Close()
+		s.packs.file = nil
+	}
+	return err
 }
 
 func (s *Store) path(parts ...string) string {
@@ -135,7 +146,8 @@ func (s *Store) blobPath(folder string, name sum) string {
 // scan counts what is on disk.
 func (s *Store) scan() {
 	defer close(s.scanned)
-	used, trees := int64(0), map[sum]*treeInfo{}
+	trees := map[sum]*treeInfo{}
+	packs, used := s.scanPacks(trees)
 	for _, folder := range []string{dirTrees, dirChunks} {
 		s.eachBlob(folder, func(name sum, info fs.FileInfo) {
 			used += cost(info.Size())
@@ -147,7 +159,7 @@ func (s *Store) scan() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.used += used // what openShared counted is in it
-	s.trees = trees
+	s.trees, s.packs = trees, packs
 }
 
 // eachBlob visits the files of trees/ or chunks/. It ends early when the store is closed.
@@ -202,7 +214,6 @@ func (s *Store) Usage() Usage {
 // The error has code Refused and says what is short.
 func (s *Store) room(n int64) error {
 	<-s.scanned
-	n = cost(n)
 	for range 3 {
 		s.mu.Lock()
 		if s.short(n) <= 0 {
@@ -368,18 +379,16 @@ func (ses *session) putTree(name sum, t Tree, data []byte, complete bool) error 
 	stripe := &s.stripes[name[0]%64]
 	stripe.Lock()
 	defer stripe.Unlock()
-	file := s.blobPath(dirTrees, name)
-	if !s.same(file, data) {
-		if err := s.write(file, data); err != nil {
-			return err
-		}
+	cost, err := s.putManifest(name, t, data)
+	if err != nil {
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.now()
 	old := s.trees[name]
 	s.trees[name] = &treeInfo{
-		cost: cost(int64(len(data))), used: now, stamped: now, plain: t.plain(),
+		cost: cost, used: now, stamped: now, plain: t.plain(),
 		complete: complete || t.plain() || old != nil && old.complete,
 	}
 	return nil
@@ -412,7 +421,7 @@ func (s *Store) write(file string, data []byte) error {
 		s.release(old.Size()) // of another content: damaged
 		os.Remove(file)
 	}
-	if err := s.room(n); err != nil {
+	if err := s.room(cost(n)); err != nil {
 		return err
 	}
 	err := s.writeFile(file, data)
@@ -421,13 +430,18 @@ func (s *Store) write(file string, data []byte) error {
 		return s.diskError("store content", err)
 	}
 	s.mu.Lock()
+	s.unsync(file)
+	s.mu.Unlock()
+	return nil
+}
+
+// unsync notes that a file isn't durable yet; mu is held.
+func (s *Store) unsync(file string) {
 	if len(s.unsynced) < maxUnsynced {
 		s.unsynced = append(s.unsynced, file)
 	} else {
 		s.many = true
 	}
-	s.mu.Unlock()
-	return nil
 }
 
 func (s *Store) writeFile(file string, data []byte) error {
@@ -496,9 +510,10 @@ func (s *Store) damaged(folder string, name sum, why error) {
 	s.log.Warn("removed a damaged file of the artifact store", "file", s.blobPath(folder, name), "error", why)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.dropFile(folder, name)
 	if folder == dirTrees {
-		delete(s.trees, name)
+		s.dropTree(name)
+	} else {
+		s.dropFile(folder, name)
 	}
 	for _, t := range s.trees {
 		t.complete = t.plain // found out again by who asks
@@ -510,11 +525,12 @@ func (s *Store) damaged(folder string, name sum, why error) {
 func (s *Store) Sync() error {
 	s.syncMu.Lock()
 	defer s.syncMu.Unlock()
+	perr := s.syncPacks() // first: a segment that is full meanwhile is in the list then
 	s.mu.Lock()
 	files, many := s.unsynced, s.many
 	s.unsynced, s.many = nil, false
 	s.mu.Unlock()
-	err := s.syncFiles(files, many)
+	err := errors.Join(perr, s.syncFiles(files, many))
 	if err != nil {
 		s.mu.Lock()
 		s.many = true
@@ -537,6 +553,11 @@ func (s *Store) syncFiles(files []string, many bool) error {
 		for _, folder := range []string{dirTrees, dirChunks} {
 			s.eachBlob(folder, func(name sum, _ fs.FileInfo) { files = append(files, s.blobPath(folder, name)) })
 		}
+		s.mu.Lock()
+		for id := range s.packs.segments {
+			files = append(files, s.segmentPath(id))
+		}
+		s.mu.Unlock()
 	}
 	dirs := map[string]bool{}
 	for _, file := range files {

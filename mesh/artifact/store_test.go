@@ -344,6 +344,9 @@ func TestQuotaAndCollection(t *testing.T) {
 	for _, folder := range []string{dirTrees, dirChunks} {
 		s.eachBlob(folder, func(_ sum, info fs.FileInfo) { disk += cost(info.Size()) })
 	}
+	for _, seg := range s.packs.segments {
+		disk += seg.live
+	}
 	if u := s.Usage(); int64(u.Used) != disk {
 		t.Errorf("%d bytes counted, %d on disk", u.Used, disk)
 	}
