@@ -5,7 +5,6 @@ import (
 	"encoding/base32"
 	"fmt"
 	"strings"
-	"testing"
 	"time"
 
 	"github.com/jointcloud/pcm"
@@ -207,7 +206,10 @@ func verify(g ledger.Genesis, records [][]byte) (ledger.Verdict, *ledger.State) 
 	})
 }
 
-func (c *cell) mustAudit(t testing.TB) {
+func (c *cell) mustAudit(t interface {
+	Helper()
+	Fatalf(string, ...any)
+}) {
 	t.Helper()
 	if err := c.audit(); err != nil {
 		t.Fatalf("audit: %v", err)

@@ -490,7 +490,7 @@ func (s *story) show(l line) string {
 			for _, id := range []pcm.PoolID{"local", "other"} {
 				if p, ok := s.state.Pool(ledger.PoolKey{Peer: a.peer, Pool: id}); ok {
 					free, n := p.Free()
-					rows = append(rows, fmt.Sprintf("%s %s: offer %d, %d of %d slots reserved (%s), free %d (%s)%s%s\n", a.name, id, p.Offer, p.Slots, p.Pool.Slots, p.Reserved, n, free, flag(p.Closed, ", closed"), flag(p.Shrunk, ", shrunk")))
+					rows = append(rows, fmt.Sprintf("%s %s: offer %d, %d of %d slots reserved (%s), free %d (%s)%s%s\n", a.name, id, p.Offer, p.Slots, p.Pool.Slots, p.Reserved, n, free, when(p.Closed, ", closed"), when(p.Shrunk, ", shrunk")))
 				}
 			}
 		}
@@ -507,7 +507,7 @@ func (s *story) show(l line) string {
 	return b.String()
 }
 
-func flag(set bool, word string) string {
+func when(set bool, word string) string {
 	if set {
 		return word
 	}
@@ -519,7 +519,7 @@ func (s *story) showJob(b *strings.Builder, id pcm.JobID) {
 	if j == nil {
 		return
 	}
-	fmt.Fprintf(b, "%s%s%s, driven by %s in term %d, held %s, paid %s%s%s\n", j.State, flag(j.Stopping && j.EndedAt == 0, ", stopping"), because(j.Reason), j.Driver, j.Term, j.Held, j.Paid, flag(j.Trades > 0, fmt.Sprintf(", %d open trades", j.Trades)), flag(archived, ", archived"))
+	fmt.Fprintf(b, "%s%s%s, driven by %s in term %d, held %s, paid %s%s%s\n", j.State, when(j.Stopping && j.EndedAt == 0, ", stopping"), because(j.Reason), j.Driver, j.Term, j.Held, j.Paid, when(j.Trades > 0, fmt.Sprintf(", %d open trades", j.Trades)), when(archived, ", archived"))
 	for si, st := range j.Steps {
 		for i, tk := range st.Tasks {
 			fmt.Fprintf(b, "%d/%d %s", si, i, tk.State)
@@ -542,12 +542,12 @@ func (s *story) showTrade(b *strings.Builder, id pcm.TradeID) {
 	if t == nil {
 		return
 	}
-	fmt.Fprintf(b, "%s for %s, held %s, paid %s%s\n", t.Terms.Seller, t.Terms.Buyer, t.Held, t.Paid, flag(archived, ", archived"))
+	fmt.Fprintf(b, "%s for %s, held %s, paid %s%s\n", t.Terms.Seller, t.Terms.Buyer, t.Held, t.Paid, when(archived, ", archived"))
 	for i, at := range t.All {
 		fmt.Fprintf(b, "%d %s%s", i, at.State, because(at.Reason))
 		if at.Metered.WallMS > 0 {
 			fmt.Fprintf(b, ", ran %s", at.Metered.Wall())
 		}
-		b.WriteString(flag(at.Stop != "", ", asked to stop: "+at.Stop) + "\n")
+		b.WriteString(when(at.Stop != "", ", asked to stop: "+at.Stop) + "\n")
 	}
 }
