@@ -114,7 +114,7 @@ func (b *bubblewrap) prepare(t *supervisor.Run) (*spec, error) {
 		}
 		argv = append(argv, "--ro-bind", in.Path, path.Join(workInside, in.Target))
 	}
-	argv = append(argv, "--clearenv")
+	argv = append(argv, "--remount-ro", "/", "--clearenv")
 	for _, e := range supervisor.Environ(t.Task, workInside, defaultPath) {
 		k, v, _ := strings.Cut(e, "=")
 		argv = append(argv, "--setenv", k, v)

@@ -35,11 +35,16 @@ func (a *Attempts) Start(ctx context.Context, t adapters.Task) error {
 func (a *Attempts) Watch(ctx context.Context) (<-chan adapters.Status, error) {
 	dial, cancel := bounded(ctx)
 	defer cancel()
-	l, err := a.client.connect(dial)
-	if err != nil {
-		return nil, err
+	for try := 1; ; try++ {
+		l, err := a.client.connect(dial)
+		if err != nil {
+			return nil, err
+		}
+		ch, err := l.subscribe(ctx, a.runner)
+		if err == nil || try == 2 {
+			return ch, err
+		}
 	}
-	return l.subscribe(ctx, a.runner)
 }
 
 // List tells of all attempts that were not removed, sorted by key.

@@ -106,15 +106,21 @@ func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, callTimeout)
 }
 
-// call sends one request and waits for its answer.
+// call sends one request and waits for its answer. All requests are idempotent:
+// one that is lost with its connection is sent once more.
 func (c *Client) call(ctx context.Context, m *message) (*message, error) {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
-	l, err := c.connect(ctx)
-	if err != nil {
-		return nil, err
+	for try := 1; ; try++ {
+		l, err := c.connect(ctx)
+		if err != nil {
+			return nil, err
+		}
+		reply, err := l.call(ctx, m)
+		if err == nil || l.alive() || ctx.Err() != nil || try == 2 {
+			return reply, err
+		}
 	}
-	return l.call(ctx, m)
 }
 
 // connect gives the live connection, or makes one.

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -79,6 +81,9 @@ func Serve(ctx context.Context, cfg Config) error {
 		return pcm.Errorf(pcm.Invalid, "folder %q: %w", cfg.Dir, err)
 	}
 	cfg.Dir = dir
+	if err := sealDescriptors(); err != nil {
+		return pcm.Errorf(pcm.Unavailable, "can't keep inherited files from tasks: %w", err)
+	}
 	if err := os.MkdirAll(filepath.Join(dir, "tasks"), 0o700); err != nil {
 		return pcm.Errorf(pcm.Unavailable, "can't make the supervisor's folder: %w", err)
 	}
@@ -137,6 +142,21 @@ func Serve(ctx context.Context, cfg Config) error {
 	conns.Wait()
 	log.Info("ended", "dir", dir)
 	return nil
+}
+
+// sealDescriptors makes sure that no file that we have inherited is passed on
+// to a task.
+func sealDescriptors() error {
+	if unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) == nil { // since Linux 5.11
+		return nil
+	}
+	entries, err := os.ReadDir("/proc/self/fd")
+	for _, e := range entries {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
+			unix.CloseOnExec(fd)
+		}
+	}
+	return err
 }
 
 // lockFolder takes the folder's lock, which lives as long as the file is open.

@@ -1,0 +1,164 @@
+package process
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/jointcloud/pcm"
+)
+
+func TestLocate(t *testing.T) {
+	for name, c := range map[string]struct {
+		mounts, self string
+		want         map[string]string
+	}{
+		"version 2": {
+			"30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n",
+			"0::/user.slice/app.scope\n",
+			map[string]string{"": "/sys/fs/cgroup/user.slice/app.scope"},
+		},
+		"hybrid": {
+			"31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n32 30 0:28 / /sys/fs/cgroup/cpu,cpuacct rw shared:4 - cgroup cgroup rw,cpu,cpuacct\n33 30 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n",
+			"4:memory:/a/b\n3:cpu,cpuacct:/\n2:name=systemd:/x\n0::/c\n",
+			map[string]string{"memory": "/sys/fs/cgroup/memory/a/b", "cpu": "/sys/fs/cgroup/cpu,cpuacct", "cpuacct": "/sys/fs/cgroup/cpu,cpuacct", "": "/sys/fs/cgroup/unified/c"},
+		},
+		"container that sees only its own part": {
+			"31 30 0:27 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n",
+			"4:memory:/docker/abc/job\n",
+			map[string]string{"memory": "/sys/fs/cgroup/memory/job"},
+		},
+		"outside of what is mounted": {
+			"31 30 0:27 /docker/abc /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n",
+			"4:memory:/other\n",
+			map[string]string{"memory": "/sys/fs/cgroup/memory"},
+		},
+		"none": {"22 1 0:20 / /proc rw - proc proc rw\nshort\n - \n", "0::/\nnonsense\n", map[string]string{}},
+	} {
+		if got := locate(c.mounts, c.self); !maps.Equal(got, c.want) {
+			t.Errorf("%s: %v, expected %v", name, got, c.want)
+		}
+	}
+}
+
+// tree makes files as the kernel would in a new group.
+func tree(t *testing.T, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func contents(t *testing.T, dir string, files ...string) string {
+	t.Helper()
+	var all []string
+	for _, f := range files {
+		data, err := os.ReadFile(filepath.Join(dir, f))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, strings.TrimSpace(string(data)))
+	}
+	return strings.Join(all, " ")
+}
+
+// The files of version 2, which many a machine with version 1 can't try out.
+func TestLimits2(t *testing.T) {
+	dir := tree(t, map[string]string{
+		"memory.max": "", "memory.swap.max": "", "memory.oom.group": "", "pids.max": "", "cpu.weight": "", "cgroup.kill": "",
+		"memory.peak": "4096\n", "memory.events": "low 0\noom 1\noom_kill 2\n", "cgroup.procs": "",
+	})
+	r := pcm.Resources{CPU: 2500, Memory: 64 << 20}
+	for _, kind := range []string{"memory", "pids", "cpu"} {
+		if err := limit2(kind, dir, r, 99); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := contents(t, dir, "memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.weight"); got != "67108864 0 1 99 250" {
+		t.Errorf("limits %s", got)
+	}
+	g := &group2{dir: dir}
+	if peak, oom := g.usage(); peak != 4096 || !oom {
+		t.Errorf("usage %d, %v", peak, oom)
+	}
+	if !g.kill() || contents(t, dir, "cgroup.kill") != "1" {
+		t.Error("not killed")
+	}
+}
+
+func TestFindCgroup2(t *testing.T) {
+	home := tree(t, map[string]string{"cgroup.controllers": "cpu io memory pids\n", "cgroup.subtree_control": "", "cgroup.procs": ""})
+	base := filepath.Join(home, "pcm-x")
+	if err := os.Mkdir(base, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	os.WriteFile(filepath.Join(base, "cgroup.subtree_control"), nil, 0o600)
+	c, err := newCgroup2(home, "pcm-x")
+	if err != nil || strings.Join(c.has, " ") != "memory pids cpu" {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	if _, err := newCgroup2(tree(t, map[string]string{"cgroup.controllers": "hugetlb\n"}), "x"); err == nil || !strings.Contains(err.Error(), "memory") {
+		t.Errorf("without the memory controller: %v", err)
+	}
+	if _, err := newCgroup2("", "x"); err == nil {
+		t.Error("without a hierarchy")
+	}
+}
+
+// Version 1 against the real kernel.
+func TestLimits1(t *testing.T) {
+	l, err := findCgroups(t.TempDir())
+	one, ok := l.(*cgroup1)
+	if !ok {
+		t.Skipf("NO CGROUPS OF VERSION 1 HERE (%v): NOT tested", err)
+	}
+	defer removeGroups(one.base)
+	g, err := one.make("k", pcm.Resources{CPU: 250, Memory: 64 << 20}, 77)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.remove()
+	for i, kind := range one.kinds {
+		dir := g.(*group1).dirs[i]
+		switch kind {
+		case "memory":
+			if n := number(dir, "memory.limit_in_bytes"); n != 64<<20 {
+				t.Errorf("memory %d", n)
+			}
+		case "pids":
+			if n := number(dir, "pids.max"); n != 77 {
+				t.Errorf("pids %d", n)
+			}
+		case "cpu":
+			if n := number(dir, "cpu.shares"); n != 256 {
+				t.Errorf("shares %d", n)
+			}
+		}
+	}
+	if err := one.sweep(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(g.(*group1).dirs[0]); err == nil {
+		t.Error("a swept group is still there")
+	}
+}
+
+func TestRunnerConfig(t *testing.T) {
+	if _, err := NewRunner(RunnerConfig{Dir: t.TempDir(), Sandbox: "jail"}); pcm.ErrorCode(err) != pcm.Invalid {
+		t.Errorf("an unknown sandbox: %v", err)
+	}
+	t.Setenv("PATH", t.TempDir())
+	if _, err := NewRunner(RunnerConfig{Dir: t.TempDir(), Sandbox: SandboxBubblewrap}); pcm.ErrorCode(err) != pcm.Unavailable || !strings.Contains(err.Error(), "bwrap") {
+		t.Errorf("no bubblewrap: %v", err)
+	}
+	r, err := NewRunner(RunnerConfig{Dir: t.TempDir()})
+	if err != nil || r.Facts().Sandbox != SandboxNone {
+		t.Errorf("auto without bubblewrap: %v", err)
+	}
+}
