@@ -318,3 +318,30 @@ func TestSnapshotOfAnotherCell(t *testing.T) {
 		t.Errorf("own snapshot: %v", err)
 	}
 }
+
+// A copy of the folder of a running cell is what kill -9 leaves behind: what
+// was acknowledged is all there.
+func TestCrashLosesNothing(t *testing.T) {
+	n := found(t, &book{}, snapshotOften)
+	fillAndSnapshot(t, n, 40)
+	for range 40 {
+		n.propose(t, n.cfg.Self)
+	}
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(n.dir)); err != nil {
+		t.Fatal(err)
+	}
+	want := n.ids(t)
+	if err := n.close(); err != nil {
+		t.Fatal(err)
+	}
+	n.dir, n.cfg.Dir = dir, dir
+	n.open()
+	n.await("all to be applied again", func() bool { return n.count() == 80 })
+	if got := n.ids(t); !slices.Equal(got, want) {
+		t.Errorf("records after the crash: %d, want %d, in order", len(got), len(want))
+	}
+	if complete, from, to := n.History(); !complete {
+		t.Errorf("records %d to %d are missing", from, to)
+	}
+}

@@ -98,11 +98,37 @@ func (l *streamLayer) Dial(address raft.ServerAddress, timeout time.Duration) (n
 	}
 	ctx, cancel := context.WithTimeout(l.ctx, timeout)
 	defer cancel()
-	s, err := l.host.NewStream(ctx, id, l.protocol)
-	if err != nil {
-		return nil, err
+	for {
+		s, err := l.host.NewStream(ctx, id, l.protocol)
+		if err == nil {
+			return l.wrap(s), nil
+		}
+		// Raft doubles its wait with each failed call, up to 10 s: a voter that
+		// comes back would stay behind for as long. So a call waits here, and
+		// goes on as soon as the peer is there again.
+		if !l.awaitConnection(ctx, id) {
+			return nil, err
+		}
 	}
-	return l.wrap(s), nil
+}
+
+// reconnectPoll is how often a waiting call looks whether its peer is back.
+const reconnectPoll = 50 * time.Millisecond
+
+// awaitConnection waits until there is a connection to the peer; false if ctx ends before.
+func (l *streamLayer) awaitConnection(ctx context.Context, id peer.ID) bool {
+	poll := time.NewTicker(reconnectPoll)
+	defer poll.Stop()
+	for {
+		select {
+		case <-poll.C:
+			if l.host.Network().Connectedness(id) == network.Connected {
+				return true
+			}
+		case <-ctx.Done():
+			return false
+		}
+	}
 }
 
 func (l *streamLayer) Accept() (net.Conn, error) {
