@@ -205,6 +205,9 @@ func judge(err error, ctx context.Context, mem *allocator, limit pcm.Bytes) supe
 		return supervisor.Exit{Outcome: pcm.OutcomeFailed, Code: code, Reason: fmt.Sprintf("exit code %d", exit.ExitCode())}
 	}
 	text := strings.Join(strings.Fields(err.Error()), " ")
+	if _, trap, ok := strings.Cut(text, "wasm error: "); ok {
+		text = trap
+	}
 	return supervisor.Exit{Outcome: pcm.OutcomeFailed, Code: exitTrap, Reason: "trap: " + text}
 }
 
