@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"sync"
 	"time"
 
@@ -113,7 +114,11 @@ func (m *Mesh) serveCall(s network.Stream, from pcm.Passport, limits Limits, h C
 		}
 		s.SetWriteDeadline(time.Now().Add(helloTimeout))
 		m.respond(s, nil, err)
-		s.CloseRead() // what follows is dropped unread
+		// An honest sender still pushes and would not hear the answer before it is through.
+		s.SetReadDeadline(time.Now().Add(helloTimeout))
+		if n, _ := io.CopyN(io.Discard, s, pcm.MaxMessage); n == pcm.MaxMessage {
+			s.ResetWithError(network.StreamProtocolViolation)
+		}
 		return
 	}
 	ctx, cancel := context.WithTimeout(m.ctx, callTime(patience))

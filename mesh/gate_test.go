@@ -346,8 +346,8 @@ func TestHugeMessages(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", c.proto, err)
 		}
-		st.SetDeadline(time.Now().Add(20 * time.Second))
-		go io.Copy(io.Discard, st) // takes the refusal
+		st.SetDeadline(time.Now().Add(time.Second)) // whom nobody reads any more blocks
+		go io.Copy(io.Discard, st)                  // takes the refusal
 		_, err = st.Write(c.head)
 		block := make([]byte, 64<<10)
 		sent := 0
@@ -357,9 +357,6 @@ func TestHugeMessages(t *testing.T) {
 			sent += n
 		}
 		st.Reset()
-		if c.from == member.base && c.proto == protoEcho && sent >= huge {
-			continue // refused with an answer; the rest was dropped unread
-		}
 		if sent >= huge {
 			t.Errorf("%s took all %d bytes", c.proto, sent)
 		}

@@ -25,6 +25,7 @@ func (m *Mesh) startGossip() error {
 	params.D, params.Dlo, params.Dhi, params.Dout, params.Dscore = 5, 4, 8, 1, 3
 	ps, err := pubsub.NewGossipSub(m.ctx, m.host,
 		pubsub.WithGossipSubParams(params),
+		pubsub.WithFloodPublish(true), // own offers are rare: to every neighbour, grafted yet or not
 		pubsub.WithMessageSignaturePolicy(pubsub.StrictNoSign),
 		pubsub.WithNoAuthor(),
 		pubsub.WithMessageIdFn(func(msg *pb.Message) string {

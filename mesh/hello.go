@@ -267,6 +267,7 @@ func (m *Mesh) admit(s *session, body helloBody, passport pcm.Passport, rtt time
 	if first {
 		m.log.Info("peer connected", "peer", short(s.peer), "name", passport.Name, "account", pcm.Short(passport.Account))
 		m.touch(passport.Peer)
+		m.spawn(func() { m.compareSoon(s.peer) })
 	}
 	if body.Book != m.book.digest() {
 		m.spawn(func() { m.pullOffers(s.peer) })

@@ -281,8 +281,11 @@ func TestCalls(t *testing.T) {
 	_, err := b.Call(ctx, a.key.Peer(), protoEcho, []byte("no"))
 	wantCode(t, err, pcm.Conflict)
 	wantText(t, err, "moved on to 7")
-	_, err = b.Call(ctx, a.key.Peer(), protoEcho, make([]byte, 1<<20+1))
-	wantCode(t, err, pcm.TooLarge)
+	for _, size := range []int{1<<20 + 1, pcm.MaxMessage} {
+		_, err = b.Call(ctx, a.key.Peer(), protoEcho, make([]byte, size))
+		wantCode(t, err, pcm.TooLarge)
+		wantText(t, err, "bound of 1048576")
+	}
 	_, err = b.Call(ctx, a.key.Peer(), protoEcho, make([]byte, pcm.MaxMessage+1))
 	wantCode(t, err, pcm.TooLarge)
 	_, err = b.Call(ctx, a.key.Peer(), "/test/nothing/1.0.0", nil)

@@ -37,7 +37,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 	g.Go(func() error { m.dialLoop(ctx); return nil })
 	g.Go(func() error { m.renewLoop(ctx); return nil })
 	g.Go(func() error { m.every(ctx, sweepEvery, m.sweep); return nil })
-	g.Go(func() error { m.every(ctx, syncInterval, m.compare); return nil })
+	g.Go(func() error { m.every(ctx, syncInterval, m.compareAny); return nil })
 	g.Go(func() error {
 		m.every(ctx, saveEvery, func() {
 			if err := m.savePeers(); err != nil {

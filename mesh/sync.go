@@ -34,7 +34,8 @@ const (
 	pullRounds   = 32 // enough for a full book at 64 MiB
 	pullTimeout  = 30 * time.Second
 	maxPullRows  = maxBook
-	syncInterval = 5 * time.Minute
+	syncInterval = time.Minute
+	settleTime   = 2 * time.Second // for gossip to know a new neighbour
 )
 
 func (m *Mesh) serveOffers(_ context.Context, _ pcm.Passport, req []byte) ([]byte, error) {
@@ -103,13 +104,27 @@ func (m *Mesh) pull(ctx context.Context, p peer.ID, r pullRequest) (pullReply, e
 	return reply, pcm.Unmarshal(resp, &reply)
 }
 
-// compare asks one random neighbour whether its book differs, and pulls if so.
-func (m *Mesh) compare() {
-	open := m.connected()
-	if len(open) == 0 {
-		return
+// compareAny compares books with a random neighbour.
+func (m *Mesh) compareAny() {
+	if open := m.connected(); len(open) > 0 {
+		m.compare(open[rand.IntN(len(open))])
 	}
-	p := open[rand.IntN(len(open))]
+}
+
+// compareSoon compares again with a new neighbour: an offer published between
+// its hello and the moment that gossip knows it would else wait for chance.
+func (m *Mesh) compareSoon(p peer.ID) {
+	t := time.NewTimer(settleTime)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		m.compare(p)
+	case <-m.ctx.Done():
+	}
+}
+
+// compare asks a neighbour whether its book differs, and pulls if so.
+func (m *Mesh) compare(p peer.ID) {
 	ctx, cancel := context.WithTimeout(m.ctx, pullTimeout)
 	defer cancel()
 	reply, err := m.pull(ctx, p, pullRequest{Sum: m.book.digest()})
