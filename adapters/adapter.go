@@ -125,6 +125,8 @@ type Adapter interface {
 
 	// Results opens what an ended attempt left: "stdout", "stderr" and, under
 	// "out/", the declared outputs that exist. Links that lead outside are not followed.
+	// Inputs are no outputs, even where a declared folder holds them. Only regular
+	// files and folders show.
 	Results(ctx context.Context, k Key) (fs.FS, error)
 
 	// Stop ends the attempt: gracefully, after grace by force. Nothing happens if

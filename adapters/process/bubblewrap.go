@@ -62,6 +62,13 @@ func findBubblewrap(cfg RunnerConfig) (*bubblewrap, error) {
 	for _, dir := range cfg.ReadOnly {
 		b.args = append(b.args, "--ro-bind", dir, dir)
 	}
+	for _, dir := range append([]string{cfg.Dir}, cfg.Hide...) {
+		for _, shown := range append([]string{"/usr"}, cfg.ReadOnly...) {
+			if rel, err := filepath.Rel(shown, dir); err == nil && filepath.IsLocal(rel) {
+				b.args = append(b.args, "--tmpfs", dir)
+			}
+		}
+	}
 	plain := b.args
 	b.args = append([]string{"--disable-userns"}, plain...) // since 0.8.0
 	if err = b.try(); err != nil {

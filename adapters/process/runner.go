@@ -32,6 +32,7 @@ type RunnerConfig struct {
 	Dir      string   // the supervisor's folder, as in supervisor.Config
 	Sandbox  string   // default auto
 	ReadOnly []string // host folders that sandboxed tasks see beside the system's, e.g. /opt
+	Hide     []string // host folders that they must not see, should one lie within those; Dir is hidden anyway
 	MaxPIDs  int      // processes and threads of one task; default 1,024
 	NoCgroup bool     // limit by rlimits also where cgroups can be had
 	Logger   *slog.Logger

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -284,6 +285,24 @@ func TestSandbox(t *testing.T) {
 	defer s.close()
 	if strings.Contains(strings.Join(s.env, " "), "LD_PRELOAD") {
 		t.Errorf("the task's environment reaches bwrap itself: %q", s.env)
+	}
+}
+
+// The data folder stays hidden even where a visible folder holds it.
+func TestSandboxHides(t *testing.T) {
+	needs(t, sandboxed)
+	shown := t.TempDir()
+	dir := filepath.Join(shown, "data", "supervisor")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	b, err := findBubblewrap(RunnerConfig{Dir: dir, ReadOnly: []string{shown}, Hide: []string{filepath.Join(shown, "data")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(b.path, append(append([]string{}, b.args...), "--", "ls", "-A", shown, filepath.Join(shown, "data"))...).CombinedOutput()
+	if err != nil || strings.Contains(string(out), "supervisor") || !strings.Contains(string(out), "data") {
+		t.Errorf("%q, %v", out, err)
 	}
 }
 

@@ -97,14 +97,14 @@ func (c *Client) launch() (ended <-chan struct{}, err error) {
 	if err := os.MkdirAll(c.cfg.Dir, 0o700); err != nil {
 		return nil, pcm.Errorf(pcm.Unavailable, "can't make the supervisor's folder: %w", err)
 	}
-	log, err := os.OpenFile(logFile(c.cfg.Dir), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	log, err := openLog(logFile(c.cfg.Dir))
 	if err != nil {
 		return nil, pcm.Errorf(pcm.Unavailable, "can't open the supervisor's log: %w", err)
 	}
 	defer log.Close()
 	cmd := exec.Command(c.cfg.Argv[0], c.cfg.Argv[1:]...)
 	cmd.Dir = "/"
-	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Stdout, cmd.Stderr = log.file, log.file
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}, c.cfg.Env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {

@@ -20,18 +20,25 @@ func openLog(name string) (*logWriter, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &logWriter{file: f}, nil
+	w := &logWriter{file: f}
+	w.bound()
+	return w, nil
 }
 
-func (w *logWriter) Write(p []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+// bound cuts the file when it is too long.
+func (w *logWriter) bound() {
 	if info, err := w.file.Stat(); err == nil && info.Size() > maxLog {
 		old := make([]byte, maxLog)
 		n, _ := w.file.ReadAt(old, info.Size()-maxLog)
 		os.WriteFile(w.file.Name()+".1", old[:n], 0o600) // a lost copy of old lines is no reason to stop
 		w.file.Truncate(0)
 	}
+}
+
+func (w *logWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.bound()
 	return w.file.Write(p)
 }
 

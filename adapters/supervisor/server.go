@@ -349,7 +349,8 @@ func (s *Server) start(ctx context.Context, runner string, w *task) error {
 	}
 	s.mu.Lock()
 	s.live[a.key] = a
-	s.alarm.by(a.deadline)
+	at, _ := a.due() // it may have been asked to stop already
+	s.alarm.by(at)
 	s.mu.Unlock()
 	close(a.ready)
 	go s.run(runCtx, a, r, t)
