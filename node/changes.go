@@ -11,6 +11,31 @@ import (
 	"github.com/jointcloud/pcm/node/api"
 )
 
+// pulse wakes those who wait for anything to be committed. The zero value is ready.
+type pulse struct {
+	mu sync.Mutex
+	ch chan struct{}
+}
+
+// next is closed at the next beat.
+func (p *pulse) next() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ch == nil {
+		p.ch = make(chan struct{})
+	}
+	return p.ch
+}
+
+func (p *pulse) beat() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ch != nil {
+		close(p.ch)
+		p.ch = nil
+	}
+}
+
 // changes tells readers of the local view what happens.
 type changes struct {
 	mu      sync.Mutex

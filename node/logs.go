@@ -68,6 +68,7 @@ func (n *Node) copyLog(ctx context.Context, w io.Writer, id pcm.JobID, step, ind
 	attempt := 0
 	var offset int64
 	for {
+		news := n.pulse.next()
 		n.fresh(ctx)
 		t, err := n.placeOf(id, step, index)
 		if err != nil {
@@ -97,16 +98,19 @@ func (n *Node) copyLog(ctx context.Context, w io.Writer, id pcm.JobID, step, ind
 				return err
 			}
 		}
-		if err := n.await(ctx, time.Second/4); err != nil {
+		if err := n.await(ctx, news); err != nil {
 			return err
 		}
 	}
 }
 
-// await waits a moment, or until ctx or the node ends.
-func (n *Node) await(ctx context.Context, d time.Duration) error {
+// await waits until something is committed, at most a moment; an error if ctx or
+// the node ended.
+func (n *Node) await(ctx context.Context, news <-chan struct{}) error {
 	select {
-	case <-time.After(d):
+	case <-news:
+		return nil
+	case <-time.After(time.Second):
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()

@@ -77,6 +77,7 @@ type Node struct {
 	seller  *seller
 	offer   *selling
 	changes *changes
+	pulse   pulse
 	metrics *metrics
 
 	owners      *owners
@@ -189,6 +190,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{"take over", n.takeOver},
 		{"finish", n.seller.report},
 		{"watch", n.seller.watch},
+		{"meter", n.seller.meter},
 		{"disk", n.watchDisk},
 		{"cell", n.cell.Run},
 		{"peers", n.watchPeers},
@@ -372,6 +374,7 @@ func (n *Node) dispatch(ctx context.Context) error {
 				n.changes.observe(n, e)
 				n.metrics.observe(e)
 			}
+			n.pulse.beat()
 		}
 		if ctx.Err() == nil {
 			n.log.Warn("fell behind on events: reading the ledger anew")

@@ -66,9 +66,10 @@ func (n *Node) Submit(ctx context.Context, s api.Submission) (api.Job, error) {
 	result, err := n.must(ctx, pcm.Op{Submit: op})
 	standby.Wait()
 	if err != nil {
-		// Unless the cell said no, the command may still be on its way: what it needs stays.
+		// Unless the cell said no, the command may still be on its way: what it
+		// needs stays, and if the job comes to be, takeOver finds it.
+		n.drivers.cancelPrepared(job)
 		if pcm.ErrorCode(err) != pcm.Unavailable {
-			n.drivers.cancelPrepared(job)
 			n.unpin(jobOwner(job))
 			n.specs.drop(job)
 		}

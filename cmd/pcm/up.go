@@ -17,6 +17,7 @@ import (
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/configs"
+	"github.com/jointcloud/pcm/node"
 	"github.com/jointcloud/pcm/node/api"
 )
 
@@ -83,7 +84,7 @@ config.yaml in the data folder (or --config FILE).`,
 			if err != nil {
 				return err
 			}
-			return a.up(cmd.Context(), cfg)
+			return a.upAgain(cmd.Context(), cfg)
 		},
 	}
 	fl := c.Flags()
@@ -96,6 +97,17 @@ config.yaml in the data folder (or --config FILE).`,
 	fl.BoolVar(&f.MDNS, "mdns", false, "find peers on the local network")
 	fl.StringVar(&f.Log.Level, "log-level", "", "debug, info, warn or error")
 	return c
+}
+
+// upAgain runs the node, and again when it has moved to another mesh.
+func (a *app) upAgain(ctx context.Context, cfg Config) error {
+	for {
+		err := a.up(ctx, cfg)
+		if !errors.Is(err, node.ErrRejoin) {
+			return err
+		}
+		cfg.Join = "" // it has done its work
+	}
 }
 
 // up runs the node. What is started in order (lock, listeners, node, API) ends in
@@ -122,11 +134,11 @@ func (a *app) up(ctx context.Context, cfg Config) error {
 	defer os.Remove(filepath.Join(cfg.Data, api.AddrFile))
 	defer os.Remove(filepath.Join(cfg.Data, api.SocketFile))
 
-	node, err := openNode(ctx, cfg, surroundings{Version: a.versionString(), API: []string{addr}, Logger: log})
+	d, err := openNode(ctx, cfg, surroundings{Version: a.versionString(), API: []string{addr}, Logger: log})
 	if err != nil {
 		return err
 	}
-	server := api.NewServer(node, api.Config{
+	server := api.NewServer(d, api.Config{
 		Token: token, Hosts: cfg.APIHosts, Version: a.versionString(), JobSchema: configs.JobSchema, Logger: log.With("part", "api"),
 	})
 
@@ -136,10 +148,10 @@ func (a *app) up(ctx context.Context, cfg Config) error {
 	g.Go(func() error { return server.Serve(serveCtx, listeners...) })
 	g.Go(func() error {
 		defer stopServing() // the API answers until the node has ended
-		return node.Run(ctx)
+		return d.Run(ctx)
 	})
 	g.Go(func() error {
-		a.greet(ctx, cfg, node, addr)
+		a.greet(ctx, cfg, d, addr)
 		return nil
 	})
 	return g.Wait()
@@ -207,19 +219,19 @@ func closeAll(ls []net.Listener) {
 }
 
 // greet says what was started, once it is ready, and what to do next.
-func (a *app) greet(ctx context.Context, cfg Config, node api.Node, addr string) {
+func (a *app) greet(ctx context.Context, cfg Config, d api.Node, addr string) {
 	poll := time.NewTicker(20 * time.Millisecond)
 	defer poll.Stop()
 	patience := time.After(5 * time.Second)
 	for {
-		st, err := node.Status(ctx)
+		st, err := d.Status(ctx)
 		late := false
 		select {
 		case <-patience:
 			late = true
 		default:
 		}
-		if err == nil && (st.Ready || late) {
+		if err == nil && (st.Ready && (len(st.Pools) > 0 || !sells(cfg)) || late) {
 			a.greeting(st, cfg, addr)
 			return
 		}
@@ -230,6 +242,9 @@ func (a *app) greet(ctx context.Context, cfg Config, node api.Node, addr string)
 		}
 	}
 }
+
+// sells tells whether the node has anything to sell.
+func sells(cfg Config) bool { return cfg.Adapters.Process.Enabled || cfg.Adapters.Wasm.Enabled }
 
 func (a *app) greeting(st api.Status, cfg Config, addr string) {
 	t := &table{wide: true, now: a.now()}
