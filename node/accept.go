@@ -95,6 +95,9 @@ func (d *driver) bring(seller pcm.PeerID, results []pcm.Result) error {
 		err = d.n.files.FetchAll(ctx, digests, seller)
 		cancel()
 		if err == nil {
+			err = d.n.store.Sync() // what is accepted must be had after a crash
+		}
+		if err == nil {
 			return nil
 		}
 		d.n.log.Warn("can't fetch outputs yet", "job", d.job, "seller", pcm.Short(seller), "try", try+1, "error", err)

@@ -133,6 +133,13 @@ func (s *seller) report(ctx context.Context) error {
 // tell proposes reports, each as a command of its own: one that is refused (its
 // attempt was lost meanwhile) takes no other with it.
 func (s *seller) tell(ctx context.Context, batch []pcm.Op) error {
+	// What is reported must not be lost by a crash of this machine. One sync is
+	// for the whole batch.
+	if slices.ContainsFunc(batch, hasOutput) {
+		if err := s.n.store.Sync(); err != nil {
+			return err
+		}
+	}
 	commands := make([]pcm.Signed, len(batch))
 	for i, op := range batch {
 		commands[i] = s.n.command(op)
@@ -149,4 +156,8 @@ func (s *seller) tell(ctx context.Context, batch []pcm.Op) error {
 		}
 	}
 	return nil
+}
+
+func hasOutput(op pcm.Op) bool {
+	return op.Finish != nil && slices.ContainsFunc(op.Finish.Results, func(r pcm.Result) bool { return r.Output != "" })
 }

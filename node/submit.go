@@ -88,17 +88,8 @@ func (n *Node) prepareSpec(ctx context.Context, job pcm.JobID, s api.Submission)
 	if _, err := placement.FindStrategy(spec.Strategy); err != nil {
 		return heldSpec{}, err
 	}
-	source := func(p string) (string, error) {
-		if filepath.IsAbs(p) {
-			return filepath.Clean(p), nil
-		}
-		if !filepath.IsAbs(s.Base) {
-			return "", pcm.Errorf(pcm.Invalid, "the source %q is relative, and no folder is given that it starts from", p)
-		}
-		return filepath.Join(s.Base, p), nil
-	}
 	store := func(field, p string) (pcm.Digest, error) {
-		path, err := source(p)
+		path, err := sourcePath(s.Base, p)
 		if err != nil {
 			return "", err
 		}
@@ -134,6 +125,34 @@ func (n *Node) prepareSpec(ctx context.Context, job pcm.JobID, s api.Submission)
 	}
 	signed := n.id.Peer.Seal(pcm.DomainSpec, spec)
 	return openSpec(signed)
+}
+
+// sourcePath is the path of a spec's source. A relative one that stands below
+// the spec's folder must not lead out of it by a link: who wrote the spec may
+// not be who submits it.
+func sourcePath(base, p string) (string, error) {
+	if filepath.IsAbs(p) {
+		return filepath.Clean(p), nil
+	}
+	if !filepath.IsAbs(base) {
+		return "", pcm.Errorf(pcm.Invalid, "the source %q is relative, and no folder is given that it starts from", p)
+	}
+	path := filepath.Join(base, p)
+	if !filepath.IsLocal(p) {
+		return path, nil // it says itself that it is elsewhere
+	}
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return path, nil // not there: the import says so
+	}
+	folder, err := filepath.EvalSymlinks(base)
+	if err != nil {
+		return "", pcm.Errorf(pcm.Invalid, "the folder %s of the spec can't be read: %w", base, err)
+	}
+	if rel, err := filepath.Rel(folder, real); err != nil || !filepath.IsLocal(rel) {
+		return "", pcm.Errorf(pcm.Invalid, "the source %q leads out of %s by a symbolic link, to %s: name the real path if you mean it", p, base, real)
+	}
+	return path, nil
 }
 
 // findStandbys gives spec and inputs to up to two peers that could take over.
