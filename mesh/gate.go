@@ -72,7 +72,7 @@ func (m *Mesh) admitted(p peer.ID) (pcm.Passport, error) {
 	passport := s.passport
 	m.mu.Unlock()
 	if err := m.stillValid(passport); err != nil {
-		m.cut(p, err)
+		m.cut(s, err)
 		return pcm.Passport{}, err
 	}
 	return passport, nil
@@ -128,23 +128,42 @@ func (m *Mesh) waitOpen(ctx context.Context, p peer.ID, inbound bool) (pcm.Passp
 
 var errClosed = pcm.Errorf(pcm.Unavailable, "this peer is shutting down")
 
-// cut ends a session for cause and closes its connections.
-func (m *Mesh) cut(p peer.ID, why error) {
+// condemn settles a session with the reason why its peer may not stay. The
+// connections stand until cut, so that the reason can still be told.
+func (m *Mesh) condemn(s *session, why error) {
 	m.mu.Lock()
-	s := m.sessions[p]
-	if s == nil {
+	if s.err != nil || m.sessions[s.peer] != s {
 		m.mu.Unlock()
 		return
 	}
 	wasOpen := s.open
-	m.endSessionLocked(s, why)
+	s.open, s.err = false, why
+	s.settle()
 	m.mu.Unlock()
-	if wasOpen {
-		m.log.Warn("peer cut off", "peer", short(p), "reason", why)
-		m.touch(pcm.PeerID(p.String()))
+	switch {
+	case wasOpen:
+		m.log.Warn("peer cut off", "peer", short(s.peer), "reason", why)
+		m.touch(pcm.PeerID(s.peer.String()))
+	case pcm.ErrorCode(why) == pcm.Unavailable:
+		m.log.Debug("hello failed", "peer", short(s.peer), "reason", why)
+	default:
+		m.log.Warn("hello refused", "peer", short(s.peer), "reason", why)
 	}
-	m.roster.refused(p, why, m.cfg.Now())
-	m.base.Network().ClosePeer(p)
+	m.roster.refused(s.peer, why, m.cfg.Now())
+}
+
+// cut condemns a session and closes its connections.
+func (m *Mesh) cut(s *session, why error) {
+	m.condemn(s, why)
+	m.mu.Lock()
+	current := m.sessions[s.peer] == s
+	if current {
+		m.endSessionLocked(s, why)
+	}
+	m.mu.Unlock()
+	if current {
+		m.base.Network().ClosePeer(s.peer)
+	}
 }
 
 // gatedHost is a host on which only peers with a checked passport exist.

@@ -114,24 +114,8 @@ func (m *Mesh) greet(s *session) {
 	s.greeting--
 	m.mu.Unlock()
 	if err != nil {
-		m.failed(s, err)
+		m.cut(s, err)
 	}
-}
-
-// failed ends a session whose hello came to nothing.
-func (m *Mesh) failed(s *session, err error) {
-	m.mu.Lock()
-	current := m.sessions[s.peer] == s
-	m.mu.Unlock()
-	if !current {
-		return
-	}
-	if pcm.ErrorCode(err) != pcm.Unavailable {
-		m.log.Warn("hello refused", "peer", short(s.peer), "reason", err)
-	} else {
-		m.log.Debug("hello failed", "peer", short(s.peer), "reason", err)
-	}
-	m.cut(s.peer, err)
 }
 
 func (m *Mesh) sayHello(ctx context.Context, s *session) error {
@@ -166,9 +150,14 @@ func (m *Mesh) sayHello(ctx context.Context, s *session) error {
 		return err
 	}
 	if g.Refusal != nil {
-		return pcm.Errorf(g.Refusal.Code, "peer %s refused this peer: %s", short(s.peer), g.Refusal.Message)
+		err := pcm.Errorf(g.Refusal.Code, "peer %s refused this peer: %s", short(s.peer), g.Refusal.Message)
+		m.condemn(s, err) // before the stream ends and the other side cuts
+		return err
 	}
 	body, passport, refusal := m.judge(g, s.peer)
+	if refusal != nil {
+		m.condemn(s, refusal)
+	}
 	if err := writeFrame(stream, pcm.MustMarshal(m.verdict(refusal))); err != nil && refusal == nil {
 		stream.Reset()
 		return pcm.Errorf(pcm.Unavailable, "hello to peer %s was cut short: %w", short(s.peer), err)
@@ -197,7 +186,7 @@ func (m *Mesh) hearHello(stream network.Stream) {
 	}
 	stream.SetDeadline(time.Now().Add(helloTimeout))
 	if err := m.answerHello(stream, s, from); err != nil {
-		m.failed(s, err)
+		m.cut(s, err)
 	}
 }
 
@@ -214,6 +203,7 @@ func (m *Mesh) answerHello(stream network.Stream, s *session, from peer.ID) erro
 		body, passport, err = m.judge(g, from)
 	}
 	if err != nil {
+		m.condemn(s, err)
 		defer stream.Close()
 		if writeFrame(stream, pcm.MustMarshal(m.verdict(err))) == nil {
 			stream.CloseWrite()
@@ -228,7 +218,7 @@ func (m *Mesh) answerHello(stream network.Stream, s *session, from peer.ID) erro
 	}
 	frame, err = readFrame(stream, maxHello)
 	rtt := time.Since(sentAt)
-	stream.Close()
+	defer stream.Close()
 	if err != nil {
 		return frameError(from, "hello", err)
 	}
@@ -237,7 +227,9 @@ func (m *Mesh) answerHello(stream network.Stream, s *session, from peer.ID) erro
 		return err
 	}
 	if verdict.Refusal != nil {
-		return pcm.Errorf(verdict.Refusal.Code, "peer %s refused this peer: %s", short(from), verdict.Refusal.Message)
+		err := pcm.Errorf(verdict.Refusal.Code, "peer %s refused this peer: %s", short(from), verdict.Refusal.Message)
+		m.condemn(s, err)
+		return err
 	}
 	m.admit(s, body, passport, rtt)
 	return nil
@@ -247,9 +239,9 @@ func (m *Mesh) answerHello(stream network.Stream, s *session, from peer.ID) erro
 func (m *Mesh) admit(s *session, body helloBody, passport pcm.Passport, rtt time.Duration) {
 	now := m.cfg.Now()
 	m.mu.Lock()
-	if m.sessions[s.peer] != s {
+	if m.sessions[s.peer] != s || s.err != nil {
 		m.mu.Unlock()
-		return // disconnected meanwhile
+		return // gone or condemned meanwhile
 	}
 	first := !s.open
 	s.open, s.passport, s.signed, s.seenAt = true, passport, body.Passport, now

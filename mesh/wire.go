@@ -18,7 +18,11 @@ const maxErrorText = 2048
 // asError is err as it goes over the wire: code, message and operation, bounded.
 func asError(err error) *pcm.Error {
 	var e *pcm.Error
-	if !errors.As(err, &e) {
+	switch {
+	case errors.As(err, &e):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		e = &pcm.Error{Code: pcm.Unavailable, Message: "it took longer than the caller would wait"}
+	default:
 		e = &pcm.Error{Code: pcm.Internal, Message: err.Error()}
 	}
 	return cleanError(&pcm.Error{Code: e.Code, Message: e.Message, Op: e.Op})
