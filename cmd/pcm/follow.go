@@ -41,7 +41,7 @@ func (a *app) follow(ctx context.Context, c *api.Client, job api.Job) (api.Job, 
 		for _, t := range tasks.Items {
 			for stream, w := range map[string]io.Writer{"stdout": a.out, "stderr": a.errOut} {
 				if len(tasks.Items) > 1 {
-					w = &lineWriter{w: w, screen: screen, prefix: taskPrefix(t, job.Counts.Total, len(tasks.Items))}
+					w = &lineWriter{w: w, screen: screen, prefix: taskPrefix(t)}
 				}
 				g.Go(func() error {
 					f := follower{c: c, task: t, stream: stream, w: w, over: over, notice: a.errOut}
@@ -50,11 +50,12 @@ func (a *app) follow(ctx context.Context, c *api.Client, job api.Job) (api.Job, 
 			}
 		}
 	}
-	return ended, g.Wait()
+	err = g.Wait()
+	return ended, err
 }
 
 // taskPrefix names a task at the beginning of a line.
-func taskPrefix(t api.Task, _, _ int) string { return fmt.Sprintf("[%s/%d] ", t.Step, t.Index) }
+func taskPrefix(t api.Task) string { return fmt.Sprintf("[%s/%d] ", t.Step, t.Index) }
 
 // follower shows one output of one task, through lost attempts and broken
 // connections, each byte of the attempt that counts once.
@@ -64,7 +65,7 @@ type follower struct {
 	stream  string
 	w       io.Writer
 	notice  io.Writer       // nil: no notices
-	over    <-chan struct{} // closed when the job has ended
+	over    <-chan struct{} // closed when the job has ended; nil: nobody watches
 	shown   int64           // bytes of attempt that were shown
 	attempt int             // 0: none yet
 }
@@ -84,18 +85,19 @@ func (f *follower) run(ctx context.Context) error {
 		if f.shown > before {
 			wait = 10 * time.Millisecond
 		}
+		over := f.isOver() // before the task is read, which then can't change any more
 		t, err := f.c.Task(ctx, string(f.task.Job), f.task.Step, f.task.Index)
 		if err != nil {
 			return err
 		}
-		if t.State.Final() {
+		if over || t.State.Final() {
 			f.settle(t.Attempt)
 			if t.Attempt == 0 {
 				return nil // it never ran
 			}
 			err := f.read(ctx, false)
-			if code := pcm.ErrorCode(err); code == pcm.NotFound || code == pcm.Conflict {
-				return nil // it ended without an output of its own
+			if code := pcm.ErrorCode(err); code == pcm.NotFound || code == pcm.Conflict || !t.State.Final() || t.State == pcm.TaskCancelled {
+				return nil // it ended without a result: there need be no output
 			}
 			return err
 		}
@@ -106,6 +108,16 @@ func (f *follower) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+	}
+}
+
+// isOver tells whether the whole job has ended.
+func (f *follower) isOver() bool {
+	select {
+	case <-f.over:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -158,7 +170,7 @@ func (a *app) showEnded(ctx context.Context, c *api.Client, id pcm.JobID, screen
 			if t.Attempt == 0 {
 				continue
 			}
-			g.Go(func() error { return a.showTask(gctx, c, t, screen, taskPrefix(t, 0, 0)) })
+			g.Go(func() error { return a.showTask(gctx, c, t, screen, taskPrefix(t)) })
 		}
 		if err := g.Wait(); err != nil {
 			return err

@@ -92,7 +92,7 @@ func (a *app) showLogs(ctx context.Context, c *api.Client, tasks []api.Task, str
 	for _, t := range tasks {
 		w := a.out
 		if len(tasks) > 1 {
-			w = &lineWriter{w: a.out, screen: screen, prefix: taskPrefix(t, 0, 0)}
+			w = &lineWriter{w: a.out, screen: screen, prefix: taskPrefix(t)}
 		}
 		g.Go(func() error {
 			f := follower{c: c, task: t, stream: stream, w: w, notice: a.errOut}
