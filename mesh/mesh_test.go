@@ -183,6 +183,15 @@ func TestThreePeersThatKnowOneKnowEachOther(t *testing.T) {
 	}
 }
 
+// Two that say hello to a third at the same moment are not yet in what it tells of others.
+func TestPeersThatComeAtOnceFindEachOther(t *testing.T) {
+	s := newSite(t)
+	a := s.peer("a")
+	b, c := s.peer("b", a), s.peer("c", a)
+	eventually(t, "b and c connected", sees(b, c))
+	eventually(t, "c and b connected", sees(c, b))
+}
+
 func TestQUICAlone(t *testing.T) {
 	s := newSite(t)
 	a := s.prepare("a", nil)

@@ -21,7 +21,7 @@ const (
 // Run keeps this peer in the mesh until ctx ends or Close: it dials bootstrap
 // and known peers again and again, finds peers on the LAN (Config.MDNS),
 // compares offer books, renews the passport, cuts who may not stay and saves
-// the peers file. It returns nil when ctx ends, and an error if mDNS was asked for and can't start.
+// the peers file. It returns nil when ctx ends or the mesh closes.
 func (m *Mesh) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -29,9 +29,10 @@ func (m *Mesh) Run(ctx context.Context) error {
 	if m.cfg.MDNS {
 		lan := mdns.NewMdnsService(m.base, "_"+string(m.cfg.Mesh)+"._udp", lanPeers{m})
 		if err := lan.Start(); err != nil {
-			return pcm.Errorf(pcm.Unavailable, "can't look for peers on the LAN: %w; turn mDNS off to do without", err)
+			m.log.Warn("can't look for peers on the LAN; bootstrap addresses still work", "reason", err)
+		} else {
+			defer lan.Close()
 		}
-		defer lan.Close()
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { m.dialLoop(ctx); return nil })

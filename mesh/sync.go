@@ -21,12 +21,15 @@ type pullRequest struct {
 	Sum  bookSum   `cbor:"1,keyasint"`
 	Full bool      `cbor:"2,keyasint,omitempty"` // Have is the whole digest; else only Sum is compared
 	Have []haveRow `cbor:"3,keyasint,omitempty"`
+
+	Peers bool `cbor:"4,keyasint,omitempty"` // tell what other members you know
 }
 
 type pullReply struct {
 	Sum    bookSum        `cbor:"1,keyasint"`
 	Offers []announcement `cbor:"2,keyasint,omitempty"`
 	More   bool           `cbor:"3,keyasint,omitempty"`
+	Peers  []peerAddrs    `cbor:"4,keyasint,omitempty"`
 }
 
 const (
@@ -35,10 +38,10 @@ const (
 	pullTimeout  = 30 * time.Second
 	maxPullRows  = maxBook
 	syncInterval = time.Minute
-	settleTime   = 2 * time.Second // for gossip to know a new neighbour
+	settleTime   = time.Second // for gossip to know a new neighbour
 )
 
-func (m *Mesh) serveOffers(_ context.Context, _ pcm.Passport, req []byte) ([]byte, error) {
+func (m *Mesh) serveOffers(_ context.Context, from pcm.Passport, req []byte) ([]byte, error) {
 	var r pullRequest
 	if err := pcm.Unmarshal(req, &r); err != nil {
 		return nil, err
@@ -47,6 +50,9 @@ func (m *Mesh) serveOffers(_ context.Context, _ pcm.Passport, req []byte) ([]byt
 		return nil, pcm.Errorf(pcm.TooLarge, "digest has %d rows, over the bound of %d", len(r.Have), maxPullRows)
 	}
 	reply := pullReply{Sum: m.book.digest()}
+	if p, err := peer.Decode(string(from.Peer)); err == nil && r.Peers {
+		reply.Peers = m.roster.exchange(p, maxExchange)
+	}
 	if r.Full && r.Sum != reply.Sum {
 		have := make(map[pcm.PeerID]uint64, len(r.Have))
 		for _, h := range r.Have {
@@ -112,7 +118,8 @@ func (m *Mesh) compareAny() {
 }
 
 // compareSoon compares again with a new neighbour: an offer published between
-// its hello and the moment that gossip knows it would else wait for chance.
+// its hello and the moment that gossip knows it, or a peer that came at the same
+// moment, would else wait for chance.
 func (m *Mesh) compareSoon(p peer.ID) {
 	t := time.NewTimer(settleTime)
 	defer t.Stop()
@@ -123,12 +130,19 @@ func (m *Mesh) compareSoon(p peer.ID) {
 	}
 }
 
-// compare asks a neighbour whether its book differs, and pulls if so.
+// compare asks a neighbour whether its book differs and whom it knows, and pulls what is missing.
 func (m *Mesh) compare(p peer.ID) {
 	ctx, cancel := context.WithTimeout(m.ctx, pullTimeout)
 	defer cancel()
-	reply, err := m.pull(ctx, p, pullRequest{Sum: m.book.digest()})
-	if err == nil && reply.Sum != m.book.digest() {
+	reply, err := m.pull(ctx, p, pullRequest{Sum: m.book.digest(), Peers: true})
+	if err != nil {
+		return
+	}
+	if reply.Sum != m.book.digest() {
 		m.pullOffers(p)
+	}
+	if len(reply.Peers) <= maxExchange {
+		m.roster.hearsay(m.self, reply.Peers)
+		m.wake()
 	}
 }
