@@ -26,6 +26,7 @@ type Config struct {
 	Join        string     `json:"join"`
 	Bootstrap   []string   `json:"bootstrap"`
 	MDNS        bool       `json:"mdns"`
+	PortMap     bool       `json:"port_map"`
 	Labels      pcm.Labels `json:"labels"`
 	AccountKey  string     `json:"account_key"`
 	CreditLimit Amount     `json:"credit_limit"`
@@ -37,8 +38,9 @@ type Config struct {
 
 // Adapters are what this machine is sold through.
 type Adapters struct {
-	Process Process `json:"process"`
-	Wasm    Wasm    `json:"wasm"`
+	MaxOutput string  `json:"max_output"` // of one task
+	Process   Process `json:"process"`
+	Wasm      Wasm    `json:"wasm"`
 }
 
 // Process sells native processes.
@@ -49,16 +51,14 @@ type Process struct {
 	Capacity         Capacity `json:"capacity"`
 	Slots            int      `json:"slots"` // 0: by the machine's cores
 	Price            Price    `json:"price"`
-	MaxOutput        string   `json:"max_output"`
 }
 
 // Wasm sells WebAssembly.
 type Wasm struct {
-	Enabled   bool     `json:"enabled"`
-	Capacity  Capacity `json:"capacity"`
-	Slots     int      `json:"slots"` // 0: by the machine's cores
-	Price     Price    `json:"price"`
-	MaxOutput string   `json:"max_output"`
+	Enabled  bool     `json:"enabled"`
+	Capacity Capacity `json:"capacity"`
+	Slots    int      `json:"slots"` // 0: by the machine's cores
+	Price    Price    `json:"price"`
 }
 
 // Capacity is how much is sold; empty parts are the machine's.
@@ -110,8 +110,9 @@ func DefaultConfig(dataDir string) Config {
 		Labels:      pcm.Labels{},
 		CreditLimit: "1000",
 		Adapters: Adapters{
-			Process: Process{Enabled: true, Sandbox: "auto", Price: price, MaxOutput: "1GiB"},
-			Wasm:    Wasm{Enabled: true, Price: price, MaxOutput: "1GiB"},
+			MaxOutput: "1GiB",
+			Process:   Process{Enabled: true, Sandbox: "auto", Price: price},
+			Wasm:      Wasm{Enabled: true, Price: price},
 		},
 		Store: Store{Quota: "10GiB", Reserve: "512MiB"},
 		Cell:  Cell{Profile: "lan", VoterEligible: true},
@@ -190,6 +191,7 @@ func (c Config) Validate() error {
 		{"credit_limit", func() error { return checkAmount(c.CreditLimit) }},
 		{"store.quota", func() error { return checkBytes(c.Store.Quota) }},
 		{"store.reserve", func() error { return checkBytes(c.Store.Reserve) }},
+		{"adapters.max_output", func() error { return checkBytes(c.Adapters.MaxOutput) }},
 		{"adapters.process.sandbox", func() error { return oneOf(c.Adapters.Process.Sandbox, "auto", "bubblewrap", "none") }},
 		{"cell.profile", func() error { return oneOf(c.Cell.Profile, "lan", "wan") }},
 		{"log.format", func() error { return oneOf(c.Log.Format, "auto", "text", "json") }},
@@ -201,14 +203,14 @@ func (c Config) Validate() error {
 		}
 	}
 	p, w := c.Adapters.Process, c.Adapters.Wasm
-	if err := validateSale("adapters.process", p.Capacity, p.Slots, p.Price, p.MaxOutput); err != nil {
+	if err := validateSale("adapters.process", p.Capacity, p.Slots, p.Price); err != nil {
 		return err
 	}
-	return validateSale("adapters.wasm", w.Capacity, w.Slots, w.Price, w.MaxOutput)
+	return validateSale("adapters.wasm", w.Capacity, w.Slots, w.Price)
 }
 
 // validateSale checks what all adapters have.
-func validateSale(at string, capacity Capacity, slots int, price Price, maxOutput string) error {
+func validateSale(at string, capacity Capacity, slots int, price Price) error {
 	checks := []struct {
 		field string
 		check func() error
@@ -224,7 +226,6 @@ func validateSale(at string, capacity Capacity, slots int, price Price, maxOutpu
 		{"price.per_cpu_hour", func() error { return checkAmount(price.PerCPUHour) }},
 		{"price.per_gib_hour", func() error { return checkAmount(price.PerGiBHour) }},
 		{"price", func() error { p, err := price.pcm(); return firstError(err, p.Validate()) }},
-		{"max_output", func() error { return checkBytes(maxOutput) }},
 	}
 	for _, k := range checks {
 		if err := k.check(); err != nil {

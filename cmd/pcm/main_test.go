@@ -54,7 +54,6 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			n := fakeNode()
-			n.StatusView.Data = dir
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan error, 1)
 			go func() {

@@ -49,7 +49,7 @@ func nodeConfig(cfg Config, s surroundings) (node.Config, error) {
 	}
 	return node.Config{
 		Dir: cfg.Data, Name: cfg.Name, Version: s.Version, Labels: labels, AccountKey: cfg.AccountKey,
-		Join: cfg.Join, Listen: cfg.Listen, Announce: cfg.Announce, Bootstrap: cfg.Bootstrap, MDNS: cfg.MDNS,
+		Join: cfg.Join, Listen: cfg.Listen, Announce: cfg.Announce, Bootstrap: cfg.Bootstrap, MDNS: cfg.MDNS, PortMap: cfg.PortMap,
 		Sales: sales, Credit: credit, StoreQuota: quota, StoreReserve: reserve, Profile: cfg.Cell.Profile,
 		API: func() []string { return s.API }, Logger: s.Logger,
 	}, nil

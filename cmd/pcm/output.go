@@ -93,14 +93,16 @@ func (t *table) text(format string, args ...any) {
 }
 
 func (t *table) flush() {
-	w := tabwriter.NewWriter(&t.buf, 0, 8, 3, ' ', 0)
+	var aligned bytes.Buffer
+	w := tabwriter.NewWriter(&aligned, 0, 8, 3, ' ', 0)
 	for _, r := range t.rows {
-		for len(r) > 1 && r[len(r)-1] == "" {
-			r = r[:len(r)-1] // no blanks at a line's end
-		}
 		fmt.Fprintln(w, strings.Join(r, "\t"))
 	}
 	w.Flush()
+	for line := range bytes.Lines(aligned.Bytes()) {
+		t.buf.Write(bytes.TrimRight(line, " \n"))
+		t.buf.WriteByte('\n')
+	}
 	t.rows = nil
 }
 

@@ -67,7 +67,7 @@ func (f superviseFlags) serve(ctx context.Context) error {
 func supervisorClient(cfg Config, executable, version string, log *slog.Logger) *supervisor.Client {
 	f := superviseFlags{
 		dir: filepath.Join(cfg.Data, "tasks"), cache: filepath.Join(cfg.Data, "cache", "wasm"),
-		sandbox: cfg.Adapters.Process.Sandbox, maxOutput: cfg.Adapters.Process.MaxOutput,
+		sandbox: cfg.Adapters.Process.Sandbox, maxOutput: cfg.Adapters.MaxOutput,
 	}
 	f.version = version + " " + f.sandbox + " " + f.maxOutput
 	return supervisor.NewClient(supervisor.ClientConfig{

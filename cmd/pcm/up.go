@@ -142,16 +142,22 @@ func (a *app) up(ctx context.Context, cfg Config) error {
 		Token: token, Hosts: cfg.APIHosts, Version: a.versionString(), JobSchema: configs.JobSchema, Logger: log.With("part", "api"),
 	})
 
+	runCtx, stopRunning := context.WithCancelCause(ctx)
+	defer stopRunning(nil)
 	serveCtx, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopServing()
 	var g errgroup.Group
-	g.Go(func() error { return server.Serve(serveCtx, listeners...) })
 	g.Go(func() error {
-		defer stopServing() // the API answers until the node has ended
-		return d.Run(ctx)
+		err := server.Serve(serveCtx, listeners...)
+		stopRunning(err) // a node without its API could not be stopped
+		return err
 	})
 	g.Go(func() error {
-		a.greet(ctx, cfg, d, addr)
+		defer stopServing() // the API answers until the node has ended
+		return d.Run(runCtx)
+	})
+	g.Go(func() error {
+		a.greet(serveCtx, cfg, d, addr)
 		return nil
 	})
 	return g.Wait()

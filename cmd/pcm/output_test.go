@@ -1,0 +1,209 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jointcloud/pcm"
+)
+
+type entry struct {
+	name, link, body string
+	kind             byte
+	mode             int64
+}
+
+func archive(t *testing.T, entries ...entry) *bytes.Buffer {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, e := range entries {
+		if err := w.WriteHeader(&tar.Header{Name: e.name, Linkname: e.link, Typeflag: e.kind, Mode: e.mode, Size: int64(len(e.body))}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte(e.body)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return &b
+}
+
+func TestUntar(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "new", "folder")
+	files, size, err := untar(archive(t,
+		entry{name: "out/", kind: tar.TypeDir, mode: 0o755},
+		entry{name: "out/a/b.txt", kind: tar.TypeReg, mode: 0o4644, body: "hello"},
+		entry{name: "out/run", kind: tar.TypeReg, mode: 0o755, body: "#!"},
+		entry{name: "out/empty", kind: tar.TypeReg, mode: 0o644},
+		entry{name: "out/link", kind: tar.TypeSymlink, link: "a/b.txt"},
+	), dir)
+	if err != nil || files != 3 || size != 7 {
+		t.Fatalf("%d files, %d bytes, %v", files, size, err)
+	}
+	for name, want := range map[string]string{"out/a/b.txt": "hello", "out/link": "hello", "out/empty": ""} {
+		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != want {
+			t.Errorf("%s: %q %v", name, got, err)
+		}
+	}
+	for name, want := range map[string]fs.FileMode{"out/a/b.txt": 0o644, "out/run": 0o755} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode() != want {
+			t.Errorf("%s: mode %v, want %v, %v", name, info.Mode(), want, err)
+		}
+	}
+}
+
+// Whatever another peer packs, nothing outside the folder is touched.
+func TestUntarStaysInside(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		entries []entry
+	}{
+		{"parent", []entry{{name: "../escaped", kind: tar.TypeReg, body: "x"}}},
+		{"parent deep down", []entry{{name: "a/../../escaped", kind: tar.TypeReg, body: "x"}}},
+		{"absolute", []entry{{name: "/tmp/../escaped", kind: tar.TypeReg, body: "x"}}},
+		{"link to the parent", []entry{{name: "l", kind: tar.TypeSymlink, link: ".."}}},
+		{"absolute link", []entry{{name: "l", kind: tar.TypeSymlink, link: "/etc"}}},
+		{"link out, deep down", []entry{{name: "a/b/l", kind: tar.TypeSymlink, link: "../../../escaped"}}},
+		{"through a link that was there", []entry{{name: "old/escaped", kind: tar.TypeReg, body: "x"}}},
+		{"hard link", []entry{{name: "h", kind: tar.TypeLink, link: "../secret"}}},
+		{"device", []entry{{name: "d", kind: tar.TypeChar}}},
+		{"pipe", []entry{{name: "p", kind: tar.TypeFifo}}},
+		{"nameless", []entry{{name: "", kind: tar.TypeReg, body: "x"}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			outside := t.TempDir()
+			dir := filepath.Join(outside, "results")
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink("..", filepath.Join(dir, "old")); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := untar(archive(t, tt.entries...), dir); err == nil {
+				t.Error("it was unpacked")
+			} else if pcm.ErrorCode(err) == "" {
+				t.Errorf("%v", err)
+			}
+			left, err := os.ReadDir(outside)
+			if err != nil || len(left) != 1 {
+				t.Errorf("outside now: %v %v", left, err)
+			}
+		})
+	}
+	// A link that was there is replaced, not written through.
+	outside := t.TempDir()
+	secret := filepath.Join(outside, "secret")
+	dir := filepath.Join(outside, "results")
+	if err := os.WriteFile(secret, []byte("keep"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(secret, filepath.Join(dir, "stdout")); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := untar(archive(t, entry{name: "stdout", kind: tar.TypeReg, body: "new"}), dir); err != nil {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(secret); string(got) != "keep" {
+		t.Errorf("%q %v", got, err)
+	}
+}
+
+func TestUntarCutShort(t *testing.T) {
+	whole := archive(t, entry{name: "a", kind: tar.TypeReg, body: strings.Repeat("x", 5000)}).Bytes()
+	if _, _, err := untar(bytes.NewReader(whole[:2000]), t.TempDir()); err == nil || !strings.Contains(err.Error(), `"a"`) {
+		t.Errorf("%v", err)
+	}
+	if _, _, err := untar(strings.NewReader(strings.Repeat("no archive ", 100)), t.TempDir()); err == nil || !strings.Contains(err.Error(), "cut short or damaged") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestLineWriter(t *testing.T) {
+	var out bytes.Buffer
+	w := &lineWriter{w: &out, screen: &sync.Mutex{}, prefix: "[1] "}
+	for _, piece := range []string{"on", "e\ntwo\n\nth", "ree"} {
+		if n, err := w.Write([]byte(piece)); n != len(piece) || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	if got := out.String(); got != "[1] one\n[1] two\n[1] \n" {
+		t.Errorf("%q", got)
+	}
+	w.flush()
+	w.flush()
+	if got := out.String(); !strings.HasSuffix(got, "[1] three\n") || strings.Count(got, "three") != 1 {
+		t.Errorf("%q", got)
+	}
+	// A line without end is passed on in pieces, losing nothing.
+	out.Reset()
+	if _, err := w.Write([]byte(strings.Repeat("y", 3*maxLine/2))); err != nil {
+		t.Fatal(err)
+	}
+	if len(w.rest) >= maxLine {
+		t.Errorf("%d bytes are kept back", len(w.rest))
+	}
+	w.flush()
+	if n := strings.Count(out.String(), "y"); n != 3*maxLine/2 {
+		t.Errorf("%d of %d bytes arrived", n, 3*maxLine/2)
+	}
+}
+
+func TestHumanDuration(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-time.Second: "0s", 0: "0s", 59 * time.Second: "59s", 119 * time.Second: "119s", 120 * time.Second: "2m", 192 * time.Second: "3m12s", 130 * time.Second: "2m10s",
+		2 * time.Hour: "120m", 5*time.Hour + 2*time.Minute: "5h2m", 10 * time.Hour: "10h", 13 * 24 * time.Hour: "13d",
+	} {
+		if got := humanDuration(d); got != want {
+			t.Errorf("%s: %q, want %q", d, got, want)
+		}
+	}
+}
+
+// What another peer wrote can't move the cursor or forge a column.
+func TestPlain(t *testing.T) {
+	tb := &table{now: time.Now()}
+	tb.row("a\x1b[2Jb", "c\td\ne", "\u202eright")
+	if got := tb.String(); strings.ContainsAny(got, "\x1b\t\u202e") || strings.Count(got, "\n") != 1 {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestLockData(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	unlock, err := lockData(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("%v %v", info.Mode(), err)
+	}
+	if _, err := lockData(dir); pcm.ErrorCode(err) != pcm.Conflict || !strings.Contains(err.Error(), "in use by process") {
+		t.Errorf("%v", err)
+	}
+	unlock()
+	unlock, err = lockData(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockData(file); pcm.ErrorCode(err) != pcm.Invalid || !strings.Contains(err.Error(), "--data") {
+		t.Errorf("%v", err)
+	}
+}
