@@ -50,6 +50,17 @@ func lockData(dir string) (unlock func(), err error) {
 	return func() { f.Close() }, nil
 }
 
+// lockHeld tells whether a node runs on the data folder, if that can be seen from here.
+func lockHeld(dir string) (held, known bool) {
+	f, err := os.Open(filepath.Join(dir, "lock"))
+	if err != nil {
+		return false, false
+	}
+	defer f.Close()
+	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	return errors.Is(err, unix.EWOULDBLOCK), err == nil || errors.Is(err, unix.EWOULDBLOCK)
+}
+
 // writeAddr notes where the API listens, for people and scripts.
 func writeAddr(dir, addr string) error {
 	path := filepath.Join(dir, api.AddrFile)

@@ -59,6 +59,7 @@ func TestScripts(t *testing.T) {
 			go func() {
 				done <- api.NewServer(n, api.Config{Token: token, Version: "test", JobSchema: configs.JobSchema}).Serve(ctx, listeners...)
 			}()
+			n.OnDown = cancel
 			env.Defer(func() {
 				cancel()
 				if err := <-done; err != nil {
@@ -75,6 +76,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits":     exits,
 			"cancelled": cancelled,
+			"ready":     ready,
 		},
 	})
 }
@@ -112,6 +114,27 @@ func cancelled(ts *testscript.TestScript, _ bool, args []string) {
 	defer n.Unlock()
 	if got := strings.Join(n.Cancelled, "\n"); !strings.Contains(got, args[0]) {
 		ts.Fatalf("cancelled: %q", got)
+	}
+}
+
+// ready waits until the node of $PCM_DATA is ready.
+func ready(ts *testscript.TestScript, _ bool, _ []string) {
+	c, err := api.Dial(api.Target{Data: ts.Getenv("PCM_DATA")})
+	ts.Check(err)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := c.Ready(ctx)
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			ts.Fatalf("the node is not ready: %v", err)
+		}
 	}
 }
 

@@ -236,10 +236,55 @@ func (a *app) leaveCommand() *cobra.Command {
 	}
 }
 
+// downWait bounds how long 'pcm down' waits for the node's end: a little longer
+// than the node may take.
+const downWait = stopGrace + 5*time.Second
+
 func (a *app) downCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "down", Short: "Stop this node; running tasks stay with their supervisors", Args: noArgs,
-		RunE: a.ack(func(ctx context.Context, c *api.Client) (api.Ack, error) { return c.Down(ctx) }),
+		Use: "down", Short: "Stop this node and wait for its end; running tasks stay with their supervisor", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), downWait)
+			defer cancel()
+			st, err := c.Status(ctx)
+			if err != nil {
+				return err
+			}
+			ack, err := c.Down(ctx)
+			if err != nil {
+				return err
+			}
+			ack.Text = "the node has ended"
+			if !ended(ctx, c, st.Data) {
+				return pcm.Errorf(pcm.Unavailable, "the node was told to end, but did not within %s; its log says why", downWait)
+			}
+			return a.print(ack, func(t *table) { t.text("%s: %s", st.Name, ack.Text) })
+		},
+	}
+}
+
+// ended waits until a node's process is gone: it has let go of its data folder or,
+// where that can't be seen, no longer answers.
+func ended(ctx context.Context, c *api.Client, data string) bool {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		held, known := lockHeld(data)
+		if known && !held {
+			return true
+		}
+		if _, err := c.Status(ctx); !known && pcm.ErrorCode(err) == pcm.Unavailable && ctx.Err() == nil {
+			return true
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return false
+		}
 	}
 }
 

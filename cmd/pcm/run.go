@@ -259,7 +259,7 @@ func taskEnd(t api.Task) string {
 			s = fmt.Sprintf("%s (exit code %d)", t.Outcome, *t.ExitCode)
 		}
 	}
-	if t.Reason != "" {
+	if t.Reason != "" && t.Reason != s {
 		s = or(s, string(t.State)) + ": " + plain(t.Reason)
 	}
 	return or(s, string(t.State))

@@ -39,6 +39,7 @@ type Node struct {
 	JoinedBy     []string // tokens
 	LeaveCalls   int
 	DownCalls    int
+	OnDown       func()                      // called in a goroutine of its own by Down
 	AutoRun      func(api.Submission, *Node) // called in a goroutine of its own after a submission
 	jobs         []api.Job                   // newest first
 	tasks        map[pcm.JobID][]api.Task
@@ -427,6 +428,9 @@ func (n *Node) Down(context.Context) error {
 	n.Lock()
 	defer n.Unlock()
 	n.DownCalls++
+	if n.OnDown != nil {
+		go n.OnDown()
+	}
 	return n.Err
 }
 
