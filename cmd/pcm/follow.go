@@ -153,13 +153,13 @@ func (f *follower) read(ctx context.Context, live bool) error {
 // showEnded shows the outputs of tasks as they end.
 func (a *app) showEnded(ctx context.Context, c *api.Client, id pcm.JobID, screen *sync.Mutex, over <-chan struct{}) error {
 	shown := map[string]bool{}
-	tick := time.NewTicker(maxRetryWait)
-	defer tick.Stop()
 	for last := false; ; {
+		begun := time.Now()
 		tasks, err := c.Tasks(ctx, string(id), api.Query{})
 		if err != nil {
 			return err
 		}
+		pause := max(maxRetryWait, 10*time.Since(begun)) // looking shall not slow the tasks down
 		g, gctx := errgroup.WithContext(ctx)
 		g.SetLimit(fetchers)
 		for _, t := range tasks.Items {
@@ -181,7 +181,7 @@ func (a *app) showEnded(ctx context.Context, c *api.Client, id pcm.JobID, screen
 		select {
 		case <-over:
 			last = true
-		case <-tick.C:
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
