@@ -18,6 +18,8 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 
 	"github.com/jointcloud/pcm"
@@ -263,7 +265,7 @@ func (c *Cell) startRaft(logPath string) (err error) {
 		return pcm.Errorf(pcm.Internal, "%s and %s end at entry %d, but the history in %s holds entry %d: a part of the folder was lost or replaced; %s",
 			logPath, filepath.Join(c.cfg.Dir, dirSnapshots), last, c.archive.dir, have, boltAdvice)
 	}
-	c.layer = newStreamLayer(c.cfg.Host, c.cfg.Self, c.protocol(protoRaft), c.speaksRaft)
+	c.layer = newStreamLayer(c.ctx, c.cfg.Host, c.cfg.Self, c.protocol(protoRaft), c.speaksRaft)
 	trans := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: c.layer, MaxPool: maxPool, Timeout: 10 * rc.HeartbeatTimeout, Logger: rlog.hclog(),
 	})
@@ -361,13 +363,27 @@ func (c *Cell) Close(ctx context.Context) error {
 	return c.closeErr
 }
 
-// handOver gives leadership to another voter. Failing is no error: the others elect one.
+// handOverTime bounds handing leadership over when a cell is closed.
+const handOverTime = 3 * time.Second
+
+// handOver gives leadership to another voter that can be reached. Failing is no
+// error: the others elect one.
 func (c *Cell) handOver(ctx context.Context) {
-	if c.raft.State() != raft.Leader || len(c.voters()) < 2 {
+	if c.raft.State() != raft.Leader {
 		return
 	}
-	if err := c.TransferLeadership(ctx, ""); err != nil {
-		c.log.Warn("could not hand leadership over", "cell", c.cfg.Cell, "error", err)
+	ctx, cancel := context.WithTimeout(ctx, handOverTime)
+	defer cancel()
+	for _, v := range c.voters() {
+		id, err := peer.Decode(string(v))
+		if err != nil || v == c.cfg.Self || c.cfg.Host.Network().Connectedness(id) != network.Connected {
+			continue
+		}
+		if err := c.transfer(ctx, v); err != nil {
+			c.log.Warn("could not hand leadership over", "cell", c.cfg.Cell, "to", pcm.Short(v), "error", err)
+			continue
+		}
+		return
 	}
 }
 

@@ -23,9 +23,10 @@ type streamLayer struct {
 	protocol protocol.ID
 	allow    func(pcm.PeerID) bool // who may open a stream to us
 
-	ctx    context.Context
-	cancel context.CancelFunc
-	accept chan net.Conn
+	ctx      context.Context
+	cancel   context.CancelFunc
+	dialling context.Context // ends before ctx
+	accept   chan net.Conn
 
 	mu   sync.Mutex
 	open map[*streamConn]struct{} // accepted ones, to be cut by Close
@@ -38,10 +39,12 @@ const (
 	maxAccepted  = 256
 )
 
-func newStreamLayer(h host.Host, self pcm.PeerID, proto protocol.ID, allow func(pcm.PeerID) bool) *streamLayer {
+// dialling ends the calls that wait for their peer: before Raft is stopped, since
+// that waits for its calls.
+func newStreamLayer(dialling context.Context, h host.Host, self pcm.PeerID, proto protocol.ID, allow func(pcm.PeerID) bool) *streamLayer {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &streamLayer{
-		host: h, self: self, protocol: proto, allow: allow, ctx: ctx, cancel: cancel,
+		host: h, self: self, protocol: proto, allow: allow, ctx: ctx, cancel: cancel, dialling: dialling,
 		accept: make(chan net.Conn, maxAccepting), open: map[*streamConn]struct{}{},
 	}
 }
@@ -96,7 +99,7 @@ func (l *streamLayer) Dial(address raft.ServerAddress, timeout time.Duration) (n
 	if err != nil {
 		return nil, pcm.Errorf(pcm.Invalid, "server address %q is not a peer ID", address)
 	}
-	ctx, cancel := context.WithTimeout(l.ctx, timeout)
+	ctx, cancel := context.WithTimeout(l.dialling, timeout)
 	defer cancel()
 	for {
 		s, err := l.host.NewStream(ctx, id, l.protocol)
