@@ -425,10 +425,15 @@ func (d *driver) placed(trade pcm.TradeID, step, i int) bool {
 func (d *driver) run(ctx context.Context) {
 	log := d.n.log.With("job", d.job, "term", d.term)
 	d.fetchAll(ctx)
+	var proposed time.Time
 	for ctx.Err() == nil {
 		if deposed := d.absorb(ctx); deposed {
 			log.Info("another peer drives the job now")
 			return
+		}
+		if wait := reportPace - time.Since(proposed); wait > 0 && d.liveAttempts() > 0 {
+			d.sleep(ctx, wait) // more results will come soon: they go along
+			continue
 		}
 		round := d.decide()
 		round = append(round, d.halt()...)
@@ -443,13 +448,10 @@ func (d *driver) run(ctx context.Context) {
 				d.n.jobEnded(d.job)
 				return
 			}
-			select {
-			case <-d.wake:
-			case <-time.After(wait):
-			case <-ctx.Done():
-			}
+			d.sleep(ctx, wait)
 			continue
 		}
+		proposed = time.Now()
 		if err := d.propose(ctx, round); err != nil && ctx.Err() == nil {
 			log.Warn("can't get on with the job", "error", err)
 			pause(ctx, time.Second)
@@ -460,6 +462,26 @@ func (d *driver) run(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// sleep waits until there is news for this driver, for d at most.
+func (d *driver) sleep(ctx context.Context, most time.Duration) {
+	t := time.NewTimer(most)
+	defer t.Stop()
+	select {
+	case <-d.wake:
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// liveAttempts counts the attempts that may run.
+func (d *driver) liveAttempts() int {
+	n := 0
+	for _, m := range d.trades {
+		n += len(m.live)
+	}
+	return n
 }
 
 // maxRound bounds the commands of one round.

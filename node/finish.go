@@ -13,6 +13,10 @@ import (
 // that ends sooner is reported by its end alone.
 const startAfter = 150 * time.Millisecond
 
+// reportPace is the least time between two commands of results while more
+// attempts run: a commit for each would cost more than the attempts themselves.
+const reportPace = 20 * time.Millisecond
+
 // maxResults bounds the results in one command, so that it stays within pcm.MaxCommand.
 const maxResults = 256
 
@@ -106,6 +110,7 @@ func (r *reports) putBack(batch []pcm.Op) {
 func (s *seller) report(ctx context.Context) error {
 	tick := time.NewTicker(startAfter)
 	defer tick.Stop()
+	var told time.Time
 	for {
 		select {
 		case <-s.reports.wake:
@@ -114,10 +119,16 @@ func (s *seller) report(ctx context.Context) error {
 			return nil
 		}
 		for {
+			if running, _ := s.busy(); running > 0 { // more will come soon: it goes along
+				if wait := reportPace - time.Since(told); wait > 0 && !pause(ctx, wait) {
+					return nil
+				}
+			}
 			batch := s.reports.take(time.Now())
 			if len(batch) == 0 {
 				break
 			}
+			told = time.Now()
 			if err := s.tell(ctx, batch); err != nil {
 				s.reports.putBack(batch)
 				if ctx.Err() != nil {

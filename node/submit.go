@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/ledger"
 	"github.com/jointcloud/pcm/node/api"
 	"github.com/jointcloud/pcm/node/placement"
 )
@@ -31,8 +32,9 @@ func (n *Node) Submit(ctx context.Context, s api.Submission) (api.Job, error) {
 	if !job.Valid() {
 		return api.Job{}, pcm.Errorf(pcm.Invalid, "%q is not a job ID: leave it out, and one is drawn", job)
 	}
-	if j, err := n.Job(ctx, job); err == nil {
-		return j, nil // a repeated request
+	var again api.Job
+	if err := n.withJob(job, func(j *ledger.Job) { again = jobView(j) }); err == nil {
+		return again, nil // a repeated request; one that the copy here doesn't show yet, the ledger knows
 	}
 	held, err := n.prepareSpec(ctx, job, s)
 	if err != nil {
