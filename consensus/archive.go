@@ -26,11 +26,13 @@ import (
 type archive struct {
 	db   *badger.DB
 	dir  string
+	log  *slog.Logger
 	fail func(error) // called once when the store can't be written any more
 
 	queue    chan *archiveOp
 	reserved atomic.Uint64 // ops that were promised, in the order of Apply
 	wrote    atomic.Uint64 // ops that were written
+	closing  chan struct{} // closed when the archive is to end
 	done     chan struct{} // closed when the writer has ended
 
 	mu      sync.Mutex
@@ -106,6 +108,9 @@ func openArchive(dir string, log *slog.Logger, fail func(error)) (a *archive, er
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, pcm.Errorf(pcm.Internal, "can't make %s: %w", dir, err)
 	}
+	if !hasRoom(dir) {
+		return nil, noRoom(dir)
+	}
 	if err := checkTables(dir); err != nil {
 		return nil, damaged(err)
 	}
@@ -136,8 +141,8 @@ func openArchive(dir string, log *slog.Logger, fail func(error)) (a *archive, er
 		return nil, damaged(err)
 	}
 	a = &archive{
-		db: db, dir: dir, fail: fail,
-		queue: make(chan *archiveOp, archiveQueue), done: make(chan struct{}), written: make(chan struct{}),
+		db: db, dir: dir, log: log, fail: fail,
+		queue: make(chan *archiveOp, archiveQueue), closing: make(chan struct{}), done: make(chan struct{}), written: make(chan struct{}),
 	}
 	err = db.View(func(txn *badger.Txn) error {
 		item, err := txn.Get(keyState)
@@ -176,8 +181,12 @@ func (a *archive) flush() error { return a.do(&archiveOp{sync: true}) }
 
 // close writes what waits and closes the store. Nobody puts any more.
 func (a *archive) close() error {
+	close(a.closing)
 	close(a.queue)
 	<-a.done
+	if !hasRoom(a.dir) {
+		return noRoom(a.dir) // to close Badger is to write; as after a crash, it is mended when it is opened
+	}
 	if err := a.db.Close(); err != nil {
 		return pcm.Errorf(pcm.Internal, "can't close %s: %w", a.dir, err)
 	}
@@ -201,7 +210,10 @@ func (a *archive) run() {
 			}
 			break
 		}
-		err := a.write(batch)
+		err := awaitRoom(a.dir, a.closing, a.log)
+		if err == nil {
+			err = a.write(batch)
+		}
 		a.mu.Lock()
 		if err != nil && a.broken == nil {
 			a.broken = pcm.Errorf(pcm.Internal, "can't write the history in %s: %w", a.dir, err)
