@@ -69,6 +69,7 @@ type Config struct {
 	maxQueued   int                // tests: bound of the proposer's queue
 	memberEvery time.Duration      // tests: between rounds of the member loop
 	tune        func(*raft.Config) // tests
+	silent      bool               // tests: commits are not announced
 }
 
 func (cfg *Config) complete() error {
@@ -124,7 +125,7 @@ func (cfg *Config) complete() error {
 
 // raftConfig is Raft's part of the profile. CommitTimeout is also how often a
 // busy leader tells followers of a commit when nothing new is to be sent; they
-// needn't wait for it (see hub).
+// needn't wait for it (see hub and announce).
 func (cfg *Config) raftConfig(log *raftLogger) *raft.Config {
 	rc := raft.DefaultConfig()
 	rc.LocalID = raft.ServerID(cfg.Self)
@@ -164,6 +165,7 @@ type Cell struct {
 	raft     *raft.Raft
 	bolt     *raftboltdb.BoltStore
 	layer    *streamLayer
+	trans    *raft.NetworkTransport
 	fsm      *fsm
 	archive  *archive
 	hub      *hub
@@ -282,6 +284,7 @@ func (c *Cell) startRaft(logPath string) (err error) {
 		trans.Close()
 		return pcm.Errorf(pcm.Internal, "can't start from %s and %s: %w: %s", logPath, filepath.Join(c.cfg.Dir, dirSnapshots), err, boltAdvice)
 	}
+	c.trans = trans
 	c.layer.listen()
 	if v := c.voters(); len(v) == 1 && v[0] == c.cfg.Self {
 		// Nobody else can lead: don't wait for the silence of a leader.

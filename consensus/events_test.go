@@ -14,11 +14,8 @@ import (
 // only with the next entry: what they learn without one was pushed.
 func TestEventsArePushedAheadOfApply(t *testing.T) {
 	_, nodes := three(t, func(c *Config) {
-		tune := c.tune
-		c.tune = func(rc *raft.Config) {
-			tune(rc)
-			rc.CommitTimeout = 10 * time.Minute
-		}
+		patientRaft(c)
+		c.silent = true
 	})
 	lead := leaderOf(t, nodes...)
 	var seller, other *node
@@ -53,12 +50,55 @@ func TestEventsArePushedAheadOfApply(t *testing.T) {
 	}
 }
 
+// patientRaft makes Raft itself tell followers of a commit only with the next entry.
+func patientRaft(c *Config) {
+	tune := c.tune
+	c.tune = func(rc *raft.Config) {
+		tune(rc)
+		rc.CommitTimeout = 10 * time.Minute
+	}
+}
+
+// Those whom an entry concerns apply it at once, though Raft has nothing to send them.
+func TestCommitsAreAnnounced(t *testing.T) {
+	_, nodes := three(t, patientRaft)
+	lead := leaderOf(t, nodes...)
+	lead.await("the streams of events", func() bool {
+		lead.hub.mu.Lock()
+		defer lead.hub.mu.Unlock()
+		return len(lead.hub.members) == 2
+	})
+	for _, n := range nodes {
+		if n == lead {
+			continue
+		}
+		for range 3 {
+			_, result := lead.propose(t, n.cfg.Self)
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			if err := n.WaitApplied(ctx, result.Index); err != nil {
+				t.Error(err)
+			}
+			cancel()
+		}
+	}
+}
+
+func TestOfferKeepsTheLatest(t *testing.T) {
+	commits := make(chan commit, 1)
+	for i := range 3 {
+		offer(commits, commit{index: uint64(i)})
+	}
+	if k := <-commits; k.index != 2 || len(commits) != 0 {
+		t.Errorf("commit %d, and %d more", k.index, len(commits))
+	}
+}
+
 func TestSlowSubscriberIsCutOff(t *testing.T) {
 	h := newHub(&Cell{log: quiet(), ctx: context.Background()})
 	h.c.hub = h
 	ch := h.c.Events(t.Context())
 	for i := range subscriberQueue + 1 {
-		h.applied(uint64(i+1), []pcm.Event{{Index: uint64(i + 1)}})
+		h.applied(uint64(i+1), 0, []pcm.Event{{Index: uint64(i + 1)}})
 	}
 	n := 0
 	for range ch {
@@ -77,7 +117,7 @@ func TestEventsDedupe(t *testing.T) {
 	push := eventFrame{Index: 7, At: []int{1}, Events: all[1:2]}
 	h.arrived(push)
 	h.arrived(push)
-	h.applied(7, all)
+	h.applied(7, 0, all)
 	h.arrived(push) // late: applied already
 	var got []pcm.JobID
 	for len(ch) > 0 {

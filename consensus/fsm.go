@@ -158,7 +158,11 @@ func (f *fsm) applyOne(l *raft.Log, e pcm.Entry) (resp any, err error) {
 	}
 	f.c.archive.put(&archiveOp{index: l.Index, first: effects.First, records: effects.Records, docs: effects.Documents, reserved: true})
 	f.c.clock.observe(l.Term, e.Stamp)
-	f.c.hub.applied(l.Index, effects.Events)
+	led := uint64(0)
+	if f.c.proposer.mine(l.Data) {
+		led = l.Term
+	}
+	f.c.hub.applied(l.Index, led, effects.Events)
 	return &applied{index: l.Index, results: effects.Results}, nil
 }
 

@@ -55,6 +55,8 @@ type eventFrame struct {
 	Events []pcm.Event `cbor:"3,keyasint,omitempty"`
 	Term   uint64      `cbor:"4,keyasint,omitempty"`
 	Stamp  int64       `cbor:"5,keyasint,omitempty"` // log time at the sender; 0: not known
+
+	led uint64 // the entry's term, if this peer led in it; not sent
 }
 
 func newHub(c *Cell) *hub {
@@ -105,8 +107,9 @@ func (h *hub) deliver(events []pcm.Event) {
 	}
 }
 
-// applied takes the events of an entry that was applied here.
-func (h *hub) applied(index uint64, events []pcm.Event) {
+// applied takes the events of an entry that was applied here. led is the entry's
+// term if this peer has proposed it as the leader, else 0.
+func (h *hub) applied(index, led uint64, events []pcm.Event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.index = index
@@ -123,7 +126,7 @@ func (h *hub) applied(index uint64, events []pcm.Event) {
 		if len(f.Events) == 0 {
 			continue
 		}
-		f.Index = index
+		f.Index, f.led = index, led
 		select {
 		case m.frames <- f:
 		default:
@@ -210,6 +213,9 @@ func (h *hub) push(s network.Stream, to pcm.PeerID) {
 		}
 		return len(m.frames) > 0 || w.Flush() == nil
 	}
+	over, commits := make(chan struct{}), make(chan commit, 1)
+	defer close(over)
+	go h.c.announce(to, commits, over)
 	alive := time.NewTicker(eventsAlive)
 	defer alive.Stop()
 	if !send(h.logTime()) {
@@ -220,6 +226,9 @@ func (h *hub) push(s network.Stream, to pcm.PeerID) {
 		case f := <-m.frames:
 			if !send(f) {
 				return
+			}
+			if f.led > 0 && len(m.frames) == 0 {
+				offer(commits, commit{f.Index, f.led})
 			}
 		case <-alive.C:
 			if !send(h.logTime()) {
