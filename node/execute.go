@@ -276,7 +276,7 @@ func (s *seller) ended(st adapters.Status) {
 		Index: st.Index, Outcome: st.Outcome, ExitCode: st.ExitCode, Usage: st.Usage, Reason: clip(st.Reason),
 	}
 	if r.Outcome != pcm.OutcomeSeller {
-		out, err := s.collect(x, st.Key)
+		out, err := s.collect(x, st.Key, r.Outcome != pcm.OutcomeOutput)
 		if err != nil {
 			s.n.log.Warn("can't keep the outputs of a task", "trade", st.Trade, "task", st.Index, "error", err)
 			r = pcm.Result{Index: st.Index, Outcome: pcm.OutcomeSeller, Usage: st.Usage, Reason: clip("its outputs could not be kept: " + err.Error())}
@@ -286,13 +286,17 @@ func (s *seller) ended(st adapters.Status) {
 	s.done(st.Trade, x, r)
 }
 
-// collect stores what an attempt left; "" if that is nothing.
-func (s *seller) collect(x *execution, k adapters.Key) (pcm.Digest, error) {
+// collect stores what an attempt left; "" if that is nothing. Of one that wrote
+// more than it may, whole is false: only its streams are kept, which are cut at the cap.
+func (s *seller) collect(x *execution, k adapters.Key, whole bool) (pcm.Digest, error) {
 	ctx, cancel := context.WithTimeout(s.n.run, time.Hour)
 	defer cancel()
 	results, err := s.adapters[x.terms.Adapter].Results(ctx, k)
 	if err != nil {
 		return "", err
+	}
+	if !whole {
+		results = streamsOnly{results}
 	}
 	if nothing(results) {
 		return "", nil
@@ -309,6 +313,26 @@ func (s *seller) collect(x *execution, k adapters.Key) (pcm.Digest, error) {
 		return "", nil
 	}
 	return d, nil
+}
+
+// streamsOnly shows results without the declared outputs.
+type streamsOnly struct{ fs.FS }
+
+func (s streamsOnly) Open(name string) (fs.File, error) {
+	switch name {
+	case ".", string(adapters.Stdout), string(adapters.Stderr):
+		return s.FS.Open(name)
+	}
+	return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+}
+
+// ReadDir lists the streams alone.
+func (s streamsOnly) ReadDir(name string) ([]fs.DirEntry, error) {
+	if name != "." {
+		return nil, &fs.PathError{Op: "readdir", Path: name, Err: fs.ErrNotExist}
+	}
+	list, err := fs.ReadDir(s.FS, ".")
+	return slices.DeleteFunc(list, func(e fs.DirEntry) bool { return e.IsDir() }), err
 }
 
 // nothing tells whether results are two empty streams and no outputs.

@@ -67,6 +67,9 @@ func (s *Server) run(ctx context.Context, a *attempt, r Runner, t adapters.Task)
 	stderr := &stream{name: a.folder.stream(adapters.Stderr), out: out}
 	run := &Run{Task: t, Work: a.folder.work(), Stdout: stdout, Stderr: stderr, Stopping: a.stop}
 	run.Started = func() { s.begun(a) }
+	if len(t.Outputs) > 0 {
+		defer s.watchOutputs(ctx, a, t, out)()
+	}
 
 	exit := s.guarded(ctx, r, run)
 	stdout.close()
@@ -74,11 +77,11 @@ func (s *Server) run(ctx context.Context, a *attempt, r Runner, t adapters.Task)
 
 	var v *verdict
 	errors.As(context.Cause(ctx), &v)
-	if v == nil && len(t.Outputs) > 0 {
+	if len(t.Outputs) > 0 {
 		left := out.remaining()
 		if _, err := measure(a.folder.work(), t, left); errors.Is(err, errOver) {
-			v = &verdict{pcm.OutcomeOutput, fmt.Sprintf("its outputs are over the cap of %s", t.OutputCap), true}
-		} else if err != nil {
+			v = outputsOver(t) // whatever else ended it
+		} else if err != nil && v == nil {
 			v = &verdict{pcm.OutcomeOutput, err.Error(), true}
 		}
 	}
@@ -88,6 +91,36 @@ func (s *Server) run(ctx context.Context, a *attempt, r Runner, t adapters.Task)
 	a.cancel(nil)
 	s.ended(a, exit, v)
 }
+
+func outputsOver(t adapters.Task) *verdict {
+	return &verdict{pcm.OutcomeOutput, fmt.Sprintf("its outputs are over the cap of %s", t.OutputCap), true}
+}
+
+// watchOutputs ends an attempt whose declared outputs grow over its cap, so that
+// no task fills its seller's disk. The function that it returns ends the watch.
+func (s *Server) watchOutputs(ctx context.Context, a *attempt, t adapters.Task, out *outputs) func() {
+	ctx, stop := context.WithCancel(ctx)
+	s.tasks.Go(func() {
+		wait := outputsEvery
+		for {
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+				return
+			}
+			began := time.Now()
+			if _, err := measure(a.folder.work(), t, out.remaining()); errors.Is(err, errOver) {
+				a.cancel(outputsOver(t))
+				return
+			}
+			wait = max(outputsEvery, 50*time.Since(began)) // many files take long to add up
+		}
+	})
+	return stop
+}
+
+// outputsEvery is how often a running task's declared outputs are added up.
+const outputsEvery = 500 * time.Millisecond
 
 // guarded runs the runner; its panic ends this attempt only.
 func (s *Server) guarded(ctx context.Context, r Runner, run *Run) (exit Exit) {

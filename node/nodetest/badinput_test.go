@@ -144,6 +144,13 @@ func TestOutputCap(t *testing.T) {
 		if j.State != pcm.JobFailed || !strings.Contains(task.Reason, "1MiB") {
 			t.Errorf("%s: job %+v\ntask %+v", name, j, task)
 		}
+		got := anna.Get(j.ID)
+		if _, err := os.Stat(filepath.Join(got, "run/0/out/big")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: what is over the cap was kept: %v", name, err)
+		}
+		if out := read(t, got, "run/0/stdout"); !strings.HasPrefix(out, "before\n") || len(out) > 1<<20 {
+			t.Errorf("%s: stdout has %d bytes", name, len(out))
+		}
 	}
 	anna.Done(anna.Send(nodetest.Command(1, "true"), "").ID)
 	m.Verify()
