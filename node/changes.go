@@ -45,7 +45,7 @@ type changes struct {
 
 // maxBehind bounds what a reader may lag; maxReaders how many there are.
 const (
-	maxBehind  = 4096
+	maxBehind  = 1024
 	maxReaders = 256
 )
 
@@ -61,8 +61,12 @@ func (n *Node) Changes(ctx context.Context) (<-chan api.Change, error) {
 		return nil, pcm.Errorf(pcm.Busy, "%d readers follow changes already", len(c.readers))
 	}
 	c.readers[ch] = struct{}{}
-	context.AfterFunc(ctx, func() { c.drop(ch) })
-	context.AfterFunc(n.run, func() { c.drop(ch) })
+	// The node must not remember readers that are gone.
+	forget := context.AfterFunc(n.run, func() { c.drop(ch) })
+	context.AfterFunc(ctx, func() {
+		forget()
+		c.drop(ch)
+	})
 	return ch, nil
 }
 
