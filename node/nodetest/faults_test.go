@@ -73,9 +73,50 @@ func TestSellerKilled(t *testing.T) {
 	if paid != 1 {
 		t.Errorf("%d results are paid", paid)
 	}
-	last := map[bool]float64{} // of the first seller or not
+	apart(t, file)
+	bert.Up()
+	m.AwaitWhole()
+	m.Verify()
+}
+
+// TestSellerFrozen: a daemon that stands still, and wakes when all is over, has no
+// say any more: its supervisor ended the task in time, and nothing is paid twice.
+func TestSellerFrozen(t *testing.T) {
+	t.Parallel()
+	m, _, bert, carl := three(t)
+	file := filepath.Join(m.Dir, "stamps")
+	j := carl.Send(nodetest.Command(1, strings.ReplaceAll(stamps, "FILE", file)), "")
+	if task := carl.AwaitRunning(j.ID); task.SellerName != "bert" {
+		t.Fatalf("it runs at %s", task.SellerName)
+	}
+	bert.Freeze()
+	j = carl.Done(j.ID)
+	bert.Thaw()
+	if task := carl.JobTasks(j.ID)[0]; task.Attempt != 2 || task.SellerName != "anna" {
+		t.Errorf("task %+v", task)
+	}
+	apart(t, file)
+	// It is a good seller again.
+	nodetest.Eventually(t, "bert has caught up", func(ctx context.Context) error {
+		there, err := bert.Job(ctx, string(j.ID))
+		if err == nil && !api.Settled(there) {
+			err = fmt.Errorf("it sees %+v", there)
+		}
+		return err
+	})
+	next := carl.Done(carl.Send(nodetest.Command(1, "true"), "").ID)
+	if task := carl.JobTasks(next.ID)[0]; task.SellerName != "bert" || task.Attempt != 1 {
+		t.Errorf("task %+v", task)
+	}
+	m.Verify()
+}
+
+// apart checks that the task whose stamps stand in a file did not run at two places at once.
+func apart(t *testing.T, file string) {
+	t.Helper()
+	last := map[bool]float64{} // by whether it was at bert
 	first := map[bool]float64{}
-	for line := range strings.Lines(read(t, m.Dir, "stamps")) {
+	for line := range strings.Lines(read(t, filepath.Dir(file), filepath.Base(file))) {
 		up, where, _ := strings.Cut(strings.TrimSpace(line), " ")
 		at, err := strconv.ParseFloat(up, 64)
 		if err != nil {
@@ -91,9 +132,6 @@ func TestSellerKilled(t *testing.T) {
 		t.Errorf("it ran at bert until %.2f s, at anna from %.2f s since boot", last[true], first[false])
 	}
 	t.Logf("bert's supervisor ended it %.2f s before it began at anna", first[false]-last[true])
-	bert.Up()
-	m.AwaitWhole()
-	m.Verify()
 }
 
 // TestSellerRestarts: a task outlives its seller's daemon, and a new daemon takes it on.

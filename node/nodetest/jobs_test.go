@@ -77,6 +77,34 @@ func TestJobs(t *testing.T) {
 		}
 	})
 
+	part("run ends as its task does", func(t *testing.T) {
+		if r := carl.PCM("run", "--", "sh", "-c", "echo out; echo err >&2; exit 7"); r.Code != 7 || r.Stdout != "out\n" || !strings.HasPrefix(r.Stderr, "err\n") {
+			t.Errorf("%+v", r)
+		}
+		if r := carl.PCM("run", "--", "/no/such/program"); r.Code == 0 || !strings.Contains(r.Stderr, "/no/such/program") {
+			t.Errorf("a program that is not there: %+v", r)
+		}
+		r := carl.PCM("run", "-d", "--", "true")
+		if r.Code != 0 || !pcm.JobID(strings.TrimSpace(r.Stdout)).Valid() {
+			t.Fatalf("%+v", r)
+		}
+		carl.Done(pcm.JobID(strings.TrimSpace(r.Stdout)))
+	})
+
+	part("a module runs where WebAssembly is sold", func(t *testing.T) {
+		module, err := filepath.Abs("../../cmd/demo/primes.wasm")
+		if err != nil {
+			t.Fatal(err)
+		}
+		j := carl.Done(carl.Send(pcm.Spec{Steps: []pcm.Step{{Name: "run", Count: 3, Module: module}}}, "").ID)
+		dir := carl.Get(j.ID)
+		for i := range 3 {
+			if got := read(t, dir, fmt.Sprintf("run/%d/stdout", i)); got != "9592\n" {
+				t.Errorf("task %d wrote %q", i, got)
+			}
+		}
+	})
+
 	part("files and folders travel", func(t *testing.T) {
 		base := t.TempDir()
 		for name, text := range map[string]string{

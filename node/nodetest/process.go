@@ -152,6 +152,20 @@ func (p *Process) PID() int {
 // Kill ends the daemon as a crash would. Its supervisor and tasks are left.
 func (p *Process) Kill() { p.signal(syscall.SIGKILL, time.Minute) }
 
+// Freeze stops the daemon's time, as a machine that swaps or a paused VM would; Thaw lets it go on.
+func (p *Process) Freeze() { p.send(syscall.SIGSTOP) }
+
+// Thaw ends Freeze.
+func (p *Process) Thaw() { p.send(syscall.SIGCONT) }
+
+func (p *Process) send(s syscall.Signal) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd != nil {
+		p.cmd.Process.Signal(s) // one that has ended needs none
+	}
+}
+
 // Stop ends the daemon as an operator would, and tells how long that took.
 func (p *Process) Stop() (time.Duration, error) {
 	began := time.Now()
