@@ -120,13 +120,21 @@ func (c *changes) observe(n *Node, e *pcm.Event) {
 			ch.Text += ": " + r
 		}
 	case e.Fact != nil && e.Fact.Lost != nil:
-		ch.Kind, ch.Text = "lost", fmt.Sprintf("%d tasks are lost: %s", e.Fact.Lost.Tasks.Len(), e.Fact.Lost.Reason)
+		ch.Kind, ch.Text = "lost", fmt.Sprintf("%s lost: %s", many(e.Fact.Lost.Tasks.Len(), "task"), e.Fact.Lost.Reason)
 	case e.Fact != nil && e.Fact.Closed != nil:
 		ch.Kind, ch.Text = "closed", "the trade is closed, paid "+e.Fact.Closed.Paid.String()
 	case e.Fact != nil && e.Fact.Overdue != nil:
 		ch.Kind, ch.Text = "overdue", "the job's deadline is over"
 	}
 	c.publish(ch)
+}
+
+// many counts things: "1 task", "3 tasks".
+func many(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return strconv.Itoa(n) + " " + noun + "s"
 }
 
 func describeOp(e *pcm.Event) string {
@@ -138,23 +146,23 @@ func describeOp(e *pcm.Event) string {
 		return fmt.Sprintf("peer %s drives the job, term %d", pcm.Short(e.By), op.Drive.Term)
 	case op.Award != nil:
 		t := op.Award.Terms
-		return fmt.Sprintf("%d tasks were awarded to peer %s (%s)", t.Tasks.Len(), pcm.Short(t.Seller), t.Adapter)
+		return fmt.Sprintf("%s awarded to peer %s (%s)", many(t.Tasks.Len(), "task"), pcm.Short(t.Seller), t.Adapter)
 	case op.Reject != nil:
-		return fmt.Sprintf("%d tasks were rejected: %s", op.Reject.Tasks.Len(), op.Reject.Reason)
+		return fmt.Sprintf("%s rejected: %s", many(op.Reject.Tasks.Len(), "task"), op.Reject.Reason)
 	case op.Start != nil:
-		return fmt.Sprintf("%d tasks run", op.Start.Tasks.Len())
+		return many(op.Start.Tasks.Len(), "task") + " running"
 	case op.Finish != nil:
-		return fmt.Sprintf("%d tasks finished", len(op.Finish.Results))
+		return many(len(op.Finish.Results), "task") + " finished"
 	case op.Accept != nil:
-		return fmt.Sprintf("%d results were accepted", len(op.Accept.Results))
+		return many(len(op.Accept.Results), "result") + " accepted"
 	case op.Abandon != nil:
-		return fmt.Sprintf("%d attempts were given up: %s", op.Abandon.Tasks.Len(), op.Abandon.Reason)
+		return fmt.Sprintf("%s given up: %s", many(op.Abandon.Tasks.Len(), "attempt"), op.Abandon.Reason)
 	case op.Settle != nil:
-		return fmt.Sprintf("%d tasks were paid: %s", op.Settle.Tasks.Len(), op.Settle.Amount)
+		return fmt.Sprintf("%s paid: %s", many(op.Settle.Tasks.Len(), "result"), op.Settle.Amount)
 	case op.Dispute != nil:
-		return fmt.Sprintf("%d tasks are in dispute: %s", op.Dispute.Tasks.Len(), op.Dispute.Reason)
+		return fmt.Sprintf("%s disputed: %s", many(op.Dispute.Tasks.Len(), "result"), op.Dispute.Reason)
 	case op.Stop != nil:
-		return fmt.Sprintf("%d tasks are to stop: %s", op.Stop.Tasks.Len(), op.Stop.Reason)
+		return fmt.Sprintf("%s to stop: %s", many(op.Stop.Tasks.Len(), "task"), op.Stop.Reason)
 	case op.Cancel != nil:
 		return "the job was cancelled: " + op.Cancel.Reason
 	}

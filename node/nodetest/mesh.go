@@ -372,11 +372,27 @@ func (p *Peer) AwaitJob(id pcm.JobID, what string, is func(api.Job) bool) api.Jo
 // Done waits until a job is settled, and checks that all of it went well.
 func (p *Peer) Done(id pcm.JobID) api.Job {
 	p.T.Helper()
+	defer func() {
+		if p.T.Failed() {
+			p.showTrades(id)
+		}
+	}()
 	j := p.AwaitJob(id, "done and settled", api.Settled)
 	if j.State != pcm.JobDone || j.Counts.Done != j.Counts.Total || j.Held != "0" {
 		p.T.Fatalf("%s is %s (%s): %+v", id, j.State, j.Reason, j)
 	}
 	return j
+}
+
+// showTrades logs a job's trades, after a failure.
+func (p *Peer) showTrades(id pcm.JobID) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	l, err := p.Trades(ctx, api.Query{Job: id})
+	p.T.Logf("trades of %s as %s sees them: %v", id, p.Name, err)
+	for _, tr := range l.Items {
+		p.T.Logf("  %s at %s, try %d, %s: %v, held %s, paid %s", tr.ID, tr.SellerName, tr.Attempt, tr.State, tr.States, tr.Held, tr.Paid)
+	}
 }
 
 // JobTasks lists a job's tasks.
