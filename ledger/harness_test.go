@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/jointcloud/pcm"
@@ -278,6 +277,3 @@ func good(tasks pcm.Spans, d time.Duration) []pcm.Result {
 	}
 	return rs
 }
-
-// sentence shortens what a refusal says to its first line.
-func sentence(err error) string { s, _, _ := strings.Cut(err.Error(), "\n"); return s }

@@ -109,6 +109,20 @@ func TestSameEntriesSameState(t *testing.T) {
 	}
 }
 
+// TestUnrecordedChangesNothing holds that what is not in the records does not
+// decide anything later, or an honest ledger would not verify.
+func TestUnrecordedChangesNothing(t *testing.T) {
+	c := newCell()
+	anna := c.enrolled("anna", "anna")
+	renew := func(incarnation uint64) pcm.Op { return pcm.Op{Renew: &pcm.Renew{Incarnation: incarnation}} }
+	c.do(anna, renew(5)) // nothing depends on it: anna neither sells nor drives
+	r, _ := c.do(anna, pcm.Op{Submit: &pcm.Submit{Job: jobID("j"), Spec: pcm.DigestOf(nil), Steps: []pcm.Shape{{Count: 1}}, Unit: "credit", Takeover: "none"}}, renew(4))
+	if len(r.Ops) != 2 || r.Ops[0].Err != nil || r.Ops[1].Err == nil {
+		t.Fatalf("%+v", r)
+	}
+	c.mustAudit(t)
+}
+
 // TestGolden holds that entries of earlier releases come to the same state for
 // ever: testdata/golden has the entries as they were written, with their digests.
 func TestGolden(t *testing.T) {
