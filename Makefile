@@ -1,0 +1,56 @@
+# Building needs Go and nothing else. 'make race' needs a C compiler as well,
+# 'make test' tests the sandbox of processes only where bubblewrap is installed.
+
+GO ?= go
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.0
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS = -s -w -X main.version=$(VERSION)
+
+.PHONY: all build test race lint verify generate bench demo clean
+
+all: build
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/pcm ./cmd/pcm
+
+# Under ten minutes on two cores; no network but loopback.
+test:
+	$(GO) test -timeout 10m ./...
+
+race:
+	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m ./...
+
+# gofmt, vet and staticcheck with its default checks; nothing is excluded.
+lint:
+	@unformatted=$$(gofmt -l $$($(GO) list -f '{{.Dir}}' ./...)); \
+	if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	GOFLAGS=-buildvcs=false $(GO) run $(STATICCHECK) ./...
+
+# What is generated, is made anew; then nothing may differ from before.
+GENERATED = configs/job.schema.json configs/openapi.json
+
+generate:
+	$(GO) test -count=1 -run Schema . -update
+	$(GO) test -count=1 -run OpenAPI ./node/api -update
+
+verify:
+	$(GO) mod tidy -diff
+	@before=$$(mktemp -d) && trap 'rm -rf "$$before"' EXIT && cp $(GENERATED) "$$before" && \
+	$(MAKE) --no-print-directory generate && \
+	for f in $(GENERATED); do \
+		diff -u "$$before/$$(basename $$f)" "$$f" || { echo "$$f was out of date: commit what 'make generate' has written"; exit 1; }; \
+	done
+	$(GO) test -count=1 -run 'Docs|Example|Arrows|Pure' . ./cmd/pcm
+
+# Prints each figure beside its target; takes about five minutes.
+bench: build
+	$(GO) run ./cmd/bench -pcm bin/pcm
+
+# Three peers of three owners trade, run, lose and audit jobs; under a minute.
+demo: build
+	$(GO) run ./cmd/demo -pcm bin/pcm
+
+clean:
+	rm -rf bin
