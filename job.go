@@ -221,9 +221,7 @@ func (s *Spec) Normalize() []error {
 		if st.Name == "" {
 			st.Name = "step-" + strconv.Itoa(i+1)
 		}
-		for _, f := range st.normalize(at) {
-			faults = append(faults, f)
-		}
+		faults = append(faults, st.normalize(at)...)
 		if names[st.Name] {
 			bad(at+".name", "two steps are named %q", st.Name)
 		}

@@ -53,7 +53,7 @@ func (c *Cell) announce(to pcm.PeerID, commits <-chan commit, done <-chan struct
 func (c *Cell) announceOne(to pcm.PeerID, k commit, commits <-chan commit, done <-chan struct{}) bool {
 	req := raft.AppendEntriesRequest{
 		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(c.cfg.Self), Addr: []byte(c.cfg.Self)},
-		Term:      k.term, Leader: []byte(c.cfg.Self), PrevLogEntry: k.index, PrevLogTerm: k.term, LeaderCommitIndex: k.index,
+		Term:      k.term, PrevLogEntry: k.index, PrevLogTerm: k.term, LeaderCommitIndex: k.index,
 	}
 	begun, wait := time.Now(), announceLeast
 	for {

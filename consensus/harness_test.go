@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -362,7 +361,7 @@ func largest(t *testing.T, pattern string) string {
 		}
 	}
 	if best == "" {
-		t.Fatal(fmt.Sprintf("no file matches %s", pattern))
+		t.Fatalf("no file matches %s", pattern)
 	}
 	return best
 }

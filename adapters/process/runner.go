@@ -132,9 +132,8 @@ func (r *Runner) Sweep(unfinished []adapters.Key) error {
 
 // child is a started task.
 type child struct {
-	proc   *os.Process
-	group  group
-	status *os.File // bubblewrap's reports; nil without
+	proc  *os.Process
+	group group
 }
 
 // Run implements supervisor.Runner.

@@ -3,7 +3,6 @@ package supervisor
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"io/fs"
 	"maps"
 	"os"
@@ -266,7 +265,5 @@ func cut(s string, n int) string {
 	}
 	return s + "..."
 }
-
-func sizeName(n int64) string { return fmt.Sprint(pcm.Bytes(n)) }
 
 func byKey(a, b status) int { return cmp.Compare(a.Key, b.Key) }
