@@ -299,68 +299,77 @@ func (b *bench) module(ctx context.Context) error {
 
 // loss measures how long it takes until a task of a killed seller runs elsewhere.
 func (b *bench) loss(ctx context.Context) error {
-	t, err := b.mesh(ctx, "none")
+	fmt.Println("loss: a seller is killed with -9 two seconds into a task")
+	for _, leads := range []bool{false, true} {
+		if err := b.lossOf(ctx, leads); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lossOf kills a seller that leads the cell, or one that doesn't.
+func (b *bench) lossOf(ctx context.Context, leads bool) error {
+	prices := []string{"0.002", "0.003", "0.001"} // the cheapest is asked first
+	victim, who := 2, "a follower"
+	if leads {
+		prices = []string{"0.001", "0.003", "0.002"}
+		victim, who = 0, "the cell's leader as well"
+	}
+	t, err := b.mesh(ctx, "none", prices...)
 	if err != nil {
 		return err
 	}
 	defer t.stop()
-	leader, buyer, seller, err := t.roles(ctx)
-	if err != nil {
-		return err
+	buyer, seller := t[1], t[victim]
+	if leader, _, _, err := t.roles(ctx); err != nil || leader != t[0] {
+		return fmt.Errorf("the founder does not lead its cell (%v): nothing to compare", err)
 	}
-	fmt.Println("loss: a seller is killed with -9 two seconds into a task")
 	j, err := buyer.c.Submit(ctx, api.Submission{Spec: pcm.Spec{
-		Name: "loss", Strategy: "cheapest", Steps: []pcm.Step{{
+		Name: "loss", Steps: []pcm.Step{{
 			Name: "run", Command: []string{"sleep", "3600"}, Resources: pcm.Ask{CPU: "100m", Memory: "16MiB"},
 		}},
 	}})
 	if err != nil {
 		return err
 	}
-	running := func(attempt int) (api.Task, bool, error) {
+	// running is the task once its attempt, or a later one, runs somewhere.
+	running := func(attempt int) (k api.Task, ok bool, err error) {
 		tasks, err := buyer.c.Tasks(ctx, string(j.ID), api.Query{})
 		if err != nil || len(tasks.Items) != 1 {
-			return api.Task{}, false, err
+			return k, false, err
 		}
-		k := tasks.Items[0]
-		if k.Attempt < attempt || k.State != pcm.TaskPlaced {
+		if k = tasks.Items[0]; k.Attempt < attempt || k.State != pcm.TaskPlaced {
 			return k, false, nil
 		}
 		trade, err := buyer.c.Trade(ctx, string(k.Trade))
 		return k, err == nil && trade.States[pcm.AttemptStarted] == 1, err
 	}
-	var task api.Task
+	var first, second api.Task
 	if err := until(ctx, 20*time.Second, 10*time.Millisecond, "the task runs", func() (ok bool, err error) {
-		task, ok, err = running(1)
+		first, ok, err = running(1)
 		return ok, err
 	}); err != nil {
 		return err
+	}
+	if first.Seller != seller.id {
+		return fmt.Errorf("the task runs at %s, not at %s", first.SellerName, seller.name)
 	}
 	if err := sleep(ctx, 2*time.Second); err != nil {
 		return err
 	}
-	victim := seller
-	for _, p := range t {
-		if p.id == task.Seller {
-			victim = p
-		}
-	}
-	role := "a follower"
-	if victim == leader {
-		role = "the cell's leader as well"
-	}
-	if victim == buyer {
-		return fmt.Errorf("the buyer sold to itself: nothing to measure")
-	}
-	victim.kill()
+	seller.kill()
 	killed := time.Now()
 	if err := until(ctx, time.Minute, 10*time.Millisecond, "the task runs elsewhere", func() (ok bool, err error) {
-		task, ok, err = running(2)
+		second, ok, err = running(2)
 		return ok, err
 	}); err != nil {
 		return err
 	}
-	figure("killed ("+role+") to running elsewhere", fmt.Sprintf("%.1f s", time.Since(killed).Seconds()), "target < 15 s")
+	figure("killed ("+who+") to running elsewhere", fmt.Sprintf("%.1f s", time.Since(killed).Seconds()), "target < 15 s")
+	if second.Seller == seller.id {
+		return fmt.Errorf("the second attempt is at the seller that was killed")
+	}
 	_, err = buyer.c.Cancel(ctx, string(j.ID), "measured")
 	return err
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ type peer struct {
 // settings are what peers of a mesh differ in.
 type settings struct {
 	sandbox string // of the process adapter
+	price   string // of a task there; "": the default
 	token   string
 }
 
@@ -40,7 +42,7 @@ listen: [/ip4/127.0.0.1/udp/0/quic-v1, /ip4/127.0.0.1/tcp/0]
 labels: {site: %[1]s}
 credit_limit: 1000000
 adapters:
-  process: {sandbox: %[2]s, allow_unsandboxed: true}
+  process: {sandbox: %[2]s, allow_unsandboxed: true, price: {per_task: %[3]s}}
 log: {level: warn, format: json}
 `
 
@@ -51,7 +53,7 @@ func (b *bench) start(ctx context.Context, name string, s settings) (*peer, erro
 	if p.data, err = os.MkdirTemp(b.dir, name+"-"); err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(filepath.Join(p.data, "config.yaml"), fmt.Appendf(nil, config, name, s.sandbox), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(p.data, "config.yaml"), fmt.Appendf(nil, config, name, s.sandbox, cmp.Or(s.price, "0.001")), 0o600); err != nil {
 		return nil, err
 	}
 	log, err := os.Create(filepath.Join(p.data, "log"))
@@ -139,12 +141,15 @@ func (p *peer) kill() {
 // trio is a mesh of three peers of three accounts, which are the voters of one cell.
 type trio [3]*peer
 
-// mesh starts three peers and joins them.
-func (b *bench) mesh(ctx context.Context, sandbox string) (trio, error) {
+// mesh starts three peers and joins them; prices are of a task at each of them.
+func (b *bench) mesh(ctx context.Context, sandbox string, prices ...string) (trio, error) {
 	var t trio
 	names := [3]string{"alpha", "beta", "gamma"}
 	for i, name := range names {
 		s := settings{sandbox: sandbox}
+		if i < len(prices) {
+			s.price = prices[i]
+		}
 		if i > 0 {
 			inv, err := t[0].c.Invite(ctx, time.Hour, false)
 			if err != nil {
