@@ -221,6 +221,8 @@ func (a *applying) op(peer pcm.PeerID, op *pcm.Op) (pcm.OpResult, bool) {
 		skipped, err = a.stop(op)
 	case op.Cancel != nil:
 		err = a.cancel(op)
+	case op.NoteKey != nil:
+		worth, err = a.noteKey(op.NoteKey)
 	}
 	if err != nil {
 		return pcm.OpResult{Err: pcm.AsError(err)}, false

@@ -397,4 +397,3 @@ func (r *random) burn(t *rapid.T) {
 	}
 	r.run(t, r.anyone(t), pcm.Op{Burn: &pcm.Burn{Invite: issuer.key.Seal(pcm.DomainInvite, inv), Peer: r.anyone(t).peer}})
 }
-

@@ -206,4 +206,3 @@ func (m *model) dispute(by pcm.PeerID, me *mMember, op *pcm.Dispute) bool {
 	}
 	return true
 }
-

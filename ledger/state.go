@@ -79,6 +79,8 @@ type Member struct {
 	Live        int           `cbor:"10,keyasint"` // attempts that may be running there
 	Drives      int           `cbor:"11,keyasint"` // open jobs that it drives
 	Seen        int           `cbor:"12,keyasint"` // its command IDs that are remembered
+
+	NoteKey []byte `cbor:"13,keyasint,omitempty"` // with which it signs checkpoints; nil: it doesn't
 }
 
 // PoolKey names a pool within a cell.

@@ -34,11 +34,17 @@ func (a *applying) expire() {
 	}
 	a.due = never
 	for _, t := range a.Trades() {
+		if a.full() {
+			return
+		}
 		if t.Live > 0 {
 			a.expireTrade(t)
 		}
 	}
 	for _, j := range a.Jobs() {
+		if a.full() {
+			return
+		}
 		if j.OverdueAt == 0 || j.Stopping || j.EndedAt != 0 {
 			continue
 		}
@@ -49,6 +55,28 @@ func (a *applying) expire() {
 		a.fact(pcm.Fact{Overdue: &pcm.Overdue{Job: j.ID}}, j.ID, nil, j.Driver, j.Submitter)
 		a.halt(j, fmt.Sprintf("its deadline of %s is over", time.Duration(j.OverdueAt-j.SubmittedAt)*time.Millisecond))
 	}
+}
+
+// maxFacts bounds what one entry lets expire, in bytes of facts, more or less,
+// so that the record stays within pcm.MaxRecord.
+const maxFacts = 40 << 10
+
+// full tells whether no more may expire in this entry; the rest is then due with
+// the next one. Not with one of the same stamp: replaying the records, each as
+// an entry of its own, has to come to the same.
+func (a *applying) full() bool {
+	size := 0
+	for _, f := range a.facts {
+		size += 512
+		if f.Lost != nil {
+			size += 12 * len(f.Lost.Tasks)
+		}
+	}
+	if size < maxFacts {
+		return false
+	}
+	a.soon(a.stamp + 1)
+	return true
 }
 
 func (a *applying) expireTrade(t *Trade) {
