@@ -108,10 +108,13 @@ type Peer struct {
 }
 
 // New starts peers that form one mesh and waits until all of them take work and
-// see each other's offers. At the end of the test everything is ended; if the
+// see each other's offers; with -short it skips the test instead. At the end of the test everything is ended; if the
 // test failed, the logs are shown.
 func New(t testing.TB, specs ...Spec) *Mesh {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("it starts real peers")
+	}
 	m := &Mesh{T: t, Dir: tempDir(t)}
 	for i, s := range specs {
 		p := m.Add(s)

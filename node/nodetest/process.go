@@ -68,7 +68,10 @@ func (p *Process) Start(args ...string) error {
 	cmd := exec.Command(p.Binary, append(up, args...)...)
 	cmd.Env = p.environ()
 	cmd.Stdout, cmd.Stderr = out, out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a terminal's Ctrl-C is for its owner, who ends the peers in order
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Setpgid:   true,            // a terminal's Ctrl-C is for its owner, who ends the peers in order
+		Pdeathsig: syscall.SIGKILL, // an owner that is killed leaves none; supervisors end by themselves then
+	}
 	if err := cmd.Start(); err != nil {
 		return err
 	}
