@@ -17,7 +17,7 @@ const module = "github.com/jointcloud/pcm"
 // leaves are the parts that import the root package and not each other. An
 // entry ending in /* names the folders below it.
 var leaves = []string{
-	"ledger", "consensus", "mesh", "mesh/artifact", "adapters", "adapters/*",
+	"ledger", "ledger/tlog", "consensus", "mesh", "mesh/artifact", "adapters", "adapters/*",
 	"node/placement", "node/policy", "node/api",
 	"configs", // the examples, embedded
 }

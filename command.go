@@ -49,7 +49,7 @@ type Command struct {
 // Bounds of a command.
 const (
 	MaxOps        = 16
-	MaxCommand    = 256 << 10            // bytes of the payload
+	MaxCommand    = 48 << 10             // bytes of the payload: its record must stay within MaxRecord
 	CommandWindow = int64(2 * 60 * 1000) // NotAfter is at most this far ahead in log time, ms
 )
 
@@ -73,6 +73,7 @@ type Op struct {
 	Dispute  *Dispute  `json:"dispute,omitempty" cbor:"16,keyasint,omitempty"`
 	Stop     *Stop     `json:"stop,omitempty" cbor:"17,keyasint,omitempty"`
 	Cancel   *Cancel   `json:"cancel,omitempty" cbor:"18,keyasint,omitempty"`
+	NoteKey  *NoteKey  `json:"note_key,omitempty" cbor:"19,keyasint,omitempty"`
 }
 
 // Kind names the operation, e.g. "award"; "" if none or more than one is set.
@@ -88,6 +89,7 @@ func (o Op) Kind() string {
 		{"start", o.Start != nil}, {"meter", o.Meter != nil}, {"finish", o.Finish != nil},
 		{"accept", o.Accept != nil}, {"abandon", o.Abandon != nil}, {"settle", o.Settle != nil},
 		{"dispute", o.Dispute != nil}, {"stop", o.Stop != nil}, {"cancel", o.Cancel != nil},
+		{"note_key", o.NoteKey != nil},
 	} {
 		if k.set {
 			kind, n = k.name, n+1

@@ -19,6 +19,10 @@ const (
 	MaxEntryBytes    = 1 << 20
 )
 
+// MaxRecord bounds an encoded record: entry bundles of the public log give each
+// entry a length of 16 bits (https://c2sp.org/tlog-tiles).
+const MaxRecord = 1<<16 - 1
+
 // Record is one entry of a cell's ledger: a command that took effect, or what
 // followed from time alone. Encoded, it is a leaf of the cell's Merkle log.
 type Record struct {

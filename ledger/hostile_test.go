@@ -276,19 +276,27 @@ func TestHugeBatches(t *testing.T) {
 		}
 	}
 	results := good(span(0, pcm.MaxBatch), time.Second)
+	for i := range results {
+		results[i].Output = "" // so that all fit one command
+	}
 	for _, rs := range [][]pcm.Result{nil, append(results[:3:3], results[2]), append(results[:pcm.MaxBatch:pcm.MaxBatch], pcm.Result{Index: pcm.MaxBatch})} {
 		if r, _ := c.do(bert, pcm.Op{Finish: &pcm.Finish{Trade: id, Results: rs}}); r.First() == nil {
 			t.Errorf("%d results are taken", len(rs))
 		}
 	}
-	if r, _ := c.do(bert, pcm.Op{Finish: &pcm.Finish{Trade: id, Results: results}}); r.First() != nil {
-		t.Fatal(r.First())
+	if r, _ := c.do(bert, pcm.Op{Finish: &pcm.Finish{Trade: id, Results: results}}); pcm.ErrorCode(r.First()) != pcm.TooLarge {
+		t.Errorf("a command whose record would be over its bound: %v", r.First())
 	}
 	if r, _ := c.do(anna, pcm.Op{Accept: &pcm.Accept{Job: job, Term: 1, Trade: id, Results: append(results[:3:3], results[2])}}); r.First() == nil {
 		t.Error("two results of one task are accepted")
 	}
-	if r, _ := c.do(anna, pcm.Op{Accept: &pcm.Accept{Job: job, Term: 1, Trade: id, Results: results}}); r.First() != nil {
-		t.Fatal(r.First())
+	for part := range slices.Chunk(results, 256) {
+		if r, _ := c.do(bert, pcm.Op{Finish: &pcm.Finish{Trade: id, Results: part}}); r.First() != nil {
+			t.Fatal(r.First())
+		}
+		if r, _ := c.do(anna, pcm.Op{Accept: &pcm.Accept{Job: job, Term: 1, Trade: id, Results: part}}); r.First() != nil {
+			t.Fatal(r.First())
+		}
 	}
 	c.mustAudit(t)
 }

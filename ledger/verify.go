@@ -147,6 +147,7 @@ func (s *State) SameAs(o *State) error {
 		{"trades", s.Trades(), o.Trades()},
 		{"pools", pairs(s.pools, PoolKey.compare), pairs(o.pools, PoolKey.compare)},
 		{"balances", pairs(s.balances, BalanceKey.compare), pairs(o.balances, BalanceKey.compare)},
+		{"note keys", s.NoteKeys(), o.NoteKeys()},
 		{"used tokens", pairs(s.burned, cmp.Compare[pcm.Digest]), pairs(o.burned, cmp.Compare[pcm.Digest])},
 	} {
 		if !slices.Equal(pcm.MustMarshal(part.a), pcm.MustMarshal(part.b)) {

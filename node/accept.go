@@ -174,10 +174,7 @@ func (d *driver) acceptAndSettle(id pcm.TradeID, m *tradeModel) step {
 	st := &d.model.steps[s]
 	var accept []pcm.Result
 	retry := map[string][]int{} // by reason
-	results := m.ready
-	if len(results) > maxResults {
-		results = results[:maxResults]
-	}
+	results := m.ready[:fitting(m.ready)]
 	for _, r := range results {
 		if !d.placed(id, s, r.Index) {
 			continue

@@ -17,8 +17,24 @@ const startAfter = 150 * time.Millisecond
 // attempts run: a commit for each would cost more than the attempts themselves.
 const reportPace = 20 * time.Millisecond
 
-// maxResults bounds the results in one command, so that it stays within pcm.MaxCommand.
-const maxResults = 256
+// Bounds of the results in one command, so that it stays within pcm.MaxCommand.
+const (
+	maxResults     = 256
+	maxResultBytes = 30 << 10 // encoded, more or less; what else the command says has the rest
+)
+
+// fitting is how many of results, from the first on, go into one command: at least one.
+func fitting(results []pcm.Result) int {
+	n, size := 0, 0
+	for n < min(len(results), maxResults) {
+		r := results[n]
+		if size += 64 + len(r.Outcome) + len(r.Output) + len(r.Reason); n > 0 && size > maxResultBytes {
+			break
+		}
+		n++
+	}
+	return n
+}
 
 // reports are what a seller has to tell its cell: starts and results. They wait
 // together, and go in as few commands as possible.
@@ -71,7 +87,7 @@ func (r *reports) take(now time.Time) (batch []pcm.Op) {
 	for _, id := range sortedKeys(r.results) {
 		list := r.results[id]
 		for len(list) > 0 {
-			n := min(len(list), maxResults)
+			n := fitting(list)
 			batch = append(batch, pcm.Op{Finish: &pcm.Finish{Trade: id, Results: slices.Clone(list[:n])}})
 			list = list[n:]
 		}
