@@ -1,10 +1,12 @@
 package adaptertest
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -137,6 +139,37 @@ func (b *Box) Signal(sig syscall.Signal) {
 	if err := syscall.Kill(b.PID(), sig); err != nil {
 		b.t.Fatal(err)
 	}
+}
+
+// Hang stops the supervisor, until resume is called.
+func (b *Box) Hang() (resume func()) {
+	b.t.Helper()
+	pid := b.PID()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		b.t.Fatal(err)
+	}
+	resume = sync.OnceFunc(func() { syscall.Kill(pid, syscall.SIGCONT) })
+	// A signal stops the threads one by one.
+	for end := time.Now().Add(20 * time.Second); !stopped(pid); {
+		if time.Now().After(end) {
+			resume()
+			b.t.Fatal("the supervisor can't be stopped")
+		}
+		<-time.After(time.Millisecond)
+	}
+	return resume
+}
+
+// stopped tells whether every thread of the process is in state T.
+func stopped(pid int) bool {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, name := range threads {
+		data, err := os.ReadFile(name)
+		if i := bytes.LastIndexByte(data, ')'); err != nil || i < 0 || i+2 >= len(data) || data[i+2] != 'T' {
+			return false
+		}
+	}
+	return err == nil && len(threads) > 0
 }
 
 // Gone waits until no supervisor serves the box.

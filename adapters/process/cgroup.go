@@ -192,3 +192,25 @@ func sweepGroups(dirs []string) error {
 	}
 	return errors.Join(faults...)
 }
+
+// dismantle removes the parents of the tasks' groups, for at most a second.
+func dismantle(bases []string) error {
+	for wait := time.Millisecond; ; wait *= 2 {
+		for _, base := range bases {
+			entries, _ := os.ReadDir(base)
+			for _, e := range entries {
+				if e.IsDir() {
+					rmdir(filepath.Join(base, e.Name()))
+				}
+			}
+		}
+		bases = slices.DeleteFunc(slices.Clone(bases), rmdir)
+		if len(bases) == 0 {
+			return nil
+		}
+		if wait > time.Second/2 {
+			return fmt.Errorf("control groups are still in use: %s", strings.Join(bases, ", "))
+		}
+		time.Sleep(wait)
+	}
+}

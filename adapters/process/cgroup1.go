@@ -49,6 +49,7 @@ func newCgroup1(where map[string]string, name string) (*cgroup1, error) {
 
 func (c *cgroup1) name() string { return "cgroup1" }
 func (c *cgroup1) sweep() error { return sweepGroups(c.base) }
+func (c *cgroup1) close() error { return dismantle(c.base) }
 
 func (c *cgroup1) make(key string, r pcm.Resources, pids int) (group, error) {
 	g := &group1{parent: c}

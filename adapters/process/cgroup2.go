@@ -91,6 +91,7 @@ func handDown(home, kind string) error {
 
 func (c *cgroup2) name() string { return "cgroup2" }
 func (c *cgroup2) sweep() error { return sweepGroups([]string{c.base}) }
+func (c *cgroup2) close() error { return dismantle([]string{c.base}) }
 
 func (c *cgroup2) make(key string, r pcm.Resources, pids int) (group, error) {
 	dir := filepath.Join(c.base, key)

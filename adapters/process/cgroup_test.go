@@ -118,7 +118,14 @@ func TestLimits1(t *testing.T) {
 	if !ok {
 		t.Skipf("NO CGROUPS OF VERSION 1 HERE (%v): NOT tested", err)
 	}
-	defer removeGroups(one.base)
+	defer func() {
+		if err := one.close(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(one.base[0]); err == nil {
+			t.Error("the parent of all groups is still there")
+		}
+	}()
 	g, err := one.make("k", pcm.Resources{CPU: 250, Memory: 64 << 20}, 77)
 	if err != nil {
 		t.Fatal(err)

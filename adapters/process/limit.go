@@ -15,6 +15,8 @@ type limiter interface {
 	make(key string, r pcm.Resources, pids int) (group, error)
 	// sweep kills and removes what an earlier process with the same name left.
 	sweep() error
+	// close gives the means back; nothing runs within any more.
+	close() error
 }
 
 // group is the bounds of one task.
@@ -35,6 +37,7 @@ type rlimits struct{}
 
 func (rlimits) name() string { return "rlimit" }
 func (rlimits) sweep() error { return nil }
+func (rlimits) close() error { return nil }
 func (rlimits) make(_ string, r pcm.Resources, _ int) (group, error) {
 	return rlimited{uint64(r.Memory)}, nil
 }

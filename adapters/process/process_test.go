@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"github.com/jointcloud/pcm/adapters"
@@ -52,9 +51,7 @@ var limitsHere = sync.OnceValue(func() string {
 	if err != nil {
 		return "rlimit"
 	}
-	if one, ok := l.(*cgroup1); ok {
-		removeGroups(one.base)
-	}
+	l.close()
 	return l.name()
 })
 
@@ -75,11 +72,7 @@ func instance(mode string) func(*testing.T) adaptertest.Instance {
 		return adaptertest.Instance{
 			Adapter:   New(Config{}, box.Client()),
 			Reconnect: func() adapters.Adapter { return New(Config{}, box.Reconnect()) },
-			Hang: func() func() {
-				pid := box.PID()
-				syscall.Kill(pid, syscall.SIGSTOP)
-				return sync.OnceFunc(func() { syscall.Kill(pid, syscall.SIGCONT) })
-			},
+			Hang:      box.Hang,
 		}
 	}
 }

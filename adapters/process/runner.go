@@ -77,14 +77,7 @@ func NewRunner(cfg RunnerConfig) (*Runner, error) {
 	default:
 		return nil, pcm.Errorf(pcm.Invalid, "sandbox %q is not auto, bubblewrap or none", cfg.Sandbox)
 	}
-	r.limit = rlimits{}
-	if !cfg.NoCgroup {
-		if l, err := findCgroups(cfg.Dir); err == nil {
-			r.limit = l
-		} else {
-			r.log.Info("no cgroups: limits are rlimits", "err", err)
-		}
-	}
+	r.limit = rlimits{} // until Sweep
 	for range spawners {
 		go r.spawner()
 	}
@@ -103,6 +96,9 @@ func (r *Runner) Facts() supervisor.Facts {
 	return f
 }
 
+// Close implements supervisor.Runner.
+func (r *Runner) Close(context.Context) error { return r.limit.close() }
+
 // Check implements supervisor.Runner.
 func (r *Runner) Check(t adapters.Task) error {
 	if t.Module != "" || len(t.Command) == 0 || t.Command[0] == "" {
@@ -111,9 +107,16 @@ func (r *Runner) Check(t adapters.Task) error {
 	return nil
 }
 
-// Sweep kills what an earlier supervisor left, by its cgroups and by the
-// attempt's mark in the environment.
+// Sweep takes the folder's cgroups over and kills what an earlier supervisor
+// left, by these and by the attempt's mark in the environment.
 func (r *Runner) Sweep(unfinished []adapters.Key) error {
+	if !r.cfg.NoCgroup {
+		if l, err := findCgroups(r.cfg.Dir); err == nil {
+			r.limit = l
+		} else {
+			r.log.Info("no cgroups: limits are rlimits", "err", err)
+		}
+	}
 	err := r.limit.sweep()
 	if len(unfinished) > 0 {
 		marks := map[string]bool{}

@@ -170,10 +170,10 @@ func TestSupervisorStopped(t *testing.T) {
 	l := newLab(t, plain)
 	task := l.start(func(t *adapters.Task) { t.Deadline = adapters.Now().Add(500 * time.Millisecond) }, "sleep", "5m")
 	l.wait(task.Key, adapters.Running)
-	pid := l.box.PID()
-	syscall.Kill(pid, syscall.SIGSTOP)
+	resume := l.box.Hang()
+	defer resume()
 	l.await("the lease's end", func() bool { return task.Deadline.Until() < -300*time.Millisecond })
-	syscall.Kill(pid, syscall.SIGCONT)
+	resume()
 	if st := l.wait(task.Key, adapters.Ended); st.Outcome != pcm.OutcomeSeller || st.Usage.WallMS > 10_000 {
 		t.Errorf("%+v", st)
 	}

@@ -20,8 +20,13 @@ type Runner interface {
 	// Check refuses what the runner can never run. The error has code Invalid or Refused.
 	Check(t adapters.Task) error
 
-	// Sweep kills what an earlier supervisor on the same folder left running.
+	// Sweep is called once, before anything else but Name, when the folder is
+	// ours alone. It kills what an earlier supervisor left running there.
 	Sweep(unfinished []adapters.Key) error
+
+	// Close gives back what the runner holds of the machine, when nothing runs
+	// any more and the folder is still ours.
+	Close(ctx context.Context) error
 
 	// Run runs the task to its end. When ctx is done it kills the task, with all
 	// that it has started, and returns without delay. Run calls r.Started once,

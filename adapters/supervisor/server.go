@@ -133,6 +133,11 @@ func Serve(ctx context.Context, cfg Config) error {
 	l.Close()
 	cancel(&verdict{pcm.OutcomeSeller, "supervisor was told to end", false})
 	s.tasks.Wait()
+	for name, r := range s.runners {
+		if err := r.Close(context.WithoutCancel(ctx)); err != nil {
+			log.Warn("can't close", "runner", name, "err", err)
+		}
+	}
 	lock.Close() // before the daemons learn of the end, and start the next one
 	s.mu.Lock()
 	for p := range s.peers {

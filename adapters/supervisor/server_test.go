@@ -29,6 +29,7 @@ type fake struct {
 func (f *fake) Name() string                { return "fake" }
 func (f *fake) Facts() Facts                { return Facts{Sandbox: "none", Labels: pcm.Labels{"fake": "yes"}} }
 func (f *fake) Check(t adapters.Task) error { return nil }
+func (f *fake) Close(context.Context) error { return nil }
 func (f *fake) Sweep(keys []adapters.Key) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

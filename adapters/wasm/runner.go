@@ -81,7 +81,7 @@ func NewRunner(ctx context.Context, cfg RunnerConfig) (*Runner, error) {
 	return r, nil
 }
 
-// Close frees all compiled code. Nothing may be running.
+// Close implements supervisor.Runner: it frees all compiled code.
 func (r *Runner) Close(ctx context.Context) error { return r.runtime.Close(ctx) }
 
 // Name implements supervisor.Runner.
