@@ -3,7 +3,10 @@ package main
 import (
 	"context"
 	"log/slog"
+	"os"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -29,7 +32,12 @@ func (a *app) superviseCommand() *cobra.Command {
 	var f superviseFlags
 	c := &cobra.Command{
 		Use: "supervise", Hidden: true, Short: "Hold the leases of this node's tasks (the daemon starts this)", Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return f.serve(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			// Ending by a signal ends the tasks and records it; their node tries them again.
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+			defer stop()
+			return f.serve(ctx)
+		},
 	}
 	fl := c.Flags()
 	fl.StringVar(&f.dir, "dir", "", "`FOLDER` of the supervisor")
