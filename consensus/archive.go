@@ -20,8 +20,8 @@ import (
 // key. It is written behind Apply by one goroutine: Raft's log is what makes an
 // entry durable, and what the archive lost in a crash is applied again from there.
 //
-// Keys: "r" and the record's number (8 bytes, big-endian); "d/" and the
-// document's key; "m/state" for the archiveState. A document's value begins with the
+// Keys: "r" and the record's number (8 bytes, big-endian); "t" for tiles (see
+// there); "d/" and the document's key; "m/state" for the archiveState. A document's value begins with the
 // Raft index (8 bytes, big-endian) of the entry that wrote it.
 type archive struct {
 	db   *badger.DB
@@ -46,6 +46,7 @@ type archiveState struct {
 	Applied uint64 `cbor:"1,keyasint"`           // Raft index up to which it has been written
 	Count   uint64 `cbor:"2,keyasint"`           // number of the next record
 	Gap     *gap   `cbor:"3,keyasint,omitempty"` // records that are missing
+	Tiled   uint64 `cbor:"4,keyasint,omitempty"` // records whose full tiles are stored: a multiple of 256
 }
 
 // gap is the history from before a snapshot that this replica was given.
@@ -75,8 +76,9 @@ type archiveOp struct {
 	pulled *gap
 	pages  []storedDocument // pulled documents
 	closed bool             // the gap was checked and is no more
-	sync   bool             // make all durable before answering
-	answer chan error       // not nil: has room for one
+	tiled  *tiling
+	sync   bool       // make all durable before answering
+	answer chan error // not nil: has room for one
 }
 
 type storedDocument struct {
@@ -269,7 +271,7 @@ func (a *archive) write(batch []*archiveOp) error {
 	changed, sync := false, false
 	for _, op := range batch {
 		sync = sync || op.sync
-		if op.index == 0 && op.open == nil && op.pulled == nil {
+		if op.index == 0 && op.open == nil && op.pulled == nil && op.tiled == nil {
 			continue
 		}
 		changed = true
@@ -298,6 +300,8 @@ func (a *archive) write(batch []*archiveOp) error {
 
 func (a *archive) writeOp(wb *badger.WriteBatch, state *archiveState, op *archiveOp) error {
 	switch {
+	case op.tiled != nil:
+		return a.writeTiles(wb, state, op.tiled)
 	case op.open != nil:
 		g := *op.open
 		if state.Gap != nil { // an older gap that was never filled
@@ -307,7 +311,7 @@ func (a *archive) writeOp(wb *badger.WriteBatch, state *archiveState, op *archiv
 		}
 		g.Next = g.From
 		state.Gap, state.Count = &g, g.To
-		return nil
+		return a.trimTiles(wb, state)
 	case op.pulled != nil:
 		g := state.Gap
 		if g == nil || g.To != op.pulled.To || g.Root != op.pulled.Root {
@@ -335,7 +339,7 @@ func (a *archive) writeOp(wb *badger.WriteBatch, state *archiveState, op *archiv
 			}
 		}
 		*g = *op.pulled
-		return nil
+		return a.trimTiles(wb, state)
 	}
 	if len(op.records) > 0 && op.first > state.Count {
 		return fmt.Errorf("record %d follows %d: records are missing in between", op.first, state.Count)

@@ -233,7 +233,7 @@ func Open(cfg Config) (_ *Cell, err error) {
 	c.serve(protoAdmin, 32, c.isMember, c.answerAdmin)
 	c.serve(protoRecords, 4, c.isMember, c.answerRecords)
 	c.handleStreams(protoEvents, c.isMember, c.hub.push)
-	for _, run := range []func(){c.watch.run, c.proposer.run, c.hub.follow, c.members.run, c.history.run} {
+	for _, run := range []func(){c.watch.run, c.proposer.run, c.hub.follow, c.members.run, c.history.run, c.keepTiles} {
 		c.start(run)
 	}
 	return c, nil

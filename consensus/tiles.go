@@ -1,0 +1,251 @@
+package consensus
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/transparency-dev/merkle/rfc6962"
+
+	"github.com/jointcloud/pcm"
+)
+
+// Tiles are the Merkle tree over a cell's records, as https://c2sp.org/tlog-tiles
+// cuts it: 256 hashes of one level, one above each other 8 levels apart. Full
+// ones are kept in the archive once they are known, under "t", the level and the
+// index (8 bytes, big-endian); a tile that is not there is made of the records.
+const (
+	tileWidth  = 256
+	tileHeight = 8
+	tileLevels = 7 // a cell never has 2^56 records
+)
+
+func tileKey(level int, n uint64) []byte {
+	return binary.BigEndian.AppendUint64([]byte{'t', byte(level)}, n)
+}
+
+// Tile returns the first width hashes, 32 bytes each, of a tile of the tree over
+// the records that were applied here: hash i of tile n of a level covers the 256^level
+// records from (256n + i) × 256^level on. Errors: NotFound beyond the tree,
+// Unavailable while its records are being fetched.
+func (c *Cell) Tile(ctx context.Context, level int, n uint64, width int) ([]byte, error) {
+	if level < 0 || level >= tileLevels || width < 1 || width > tileWidth || n > 1<<(62-tileHeight*(level+1)) {
+		return nil, pcm.Errorf(pcm.NotFound, "%s has no tile %d/%d of width %d", pcm.Short(c.cfg.Cell), level, n, width)
+	}
+	if err := c.archive.settle(); err != nil {
+		return nil, err
+	}
+	state := c.archive.current()
+	span := uint64(1) << (tileHeight * level)
+	if end := (n*tileWidth + uint64(width)) * span; end > state.Count {
+		return nil, pcm.Errorf(pcm.NotFound, "tile %d/%d of width %d is beyond the %d records of %s", level, n, width, state.Count, pcm.Short(c.cfg.Cell))
+	} else if g := state.Gap; g != nil && n*tileWidth*span < g.To && end > g.From {
+		return nil, pcm.Errorf(pcm.Unavailable, "records %d to %d of %s are being fetched from other peers: retry later or ask another peer", g.From, g.To, pcm.Short(c.cfg.Cell))
+	}
+	return c.archive.tile(ctx, level, n, width)
+}
+
+// tile reads or makes a tile whose records are all here.
+func (a *archive) tile(ctx context.Context, level int, n uint64, width int) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, pcm.Errorf(pcm.Unavailable, "interrupted: %w", err)
+	}
+	var data []byte
+	err := a.db.View(func(txn *badger.Txn) error {
+		item, err := txn.Get(tileKey(level, n))
+		if err == nil {
+			data, err = item.ValueCopy(nil)
+		}
+		return err
+	})
+	switch {
+	case err == nil && len(data) == tileWidth*rfc6962.DefaultHasher.Size():
+		return data[:width*rfc6962.DefaultHasher.Size()], nil
+	case err != nil && !errors.Is(err, badger.ErrKeyNotFound):
+		return nil, pcm.Errorf(pcm.Internal, "tile %d/%d in %s can't be read: %w", level, n, a.dir, err)
+	}
+	data = data[:0]
+	if level == 0 {
+		err := a.records(n*tileWidth, n*tileWidth+uint64(width), func(_ uint64, r []byte) error {
+			data = append(data, rfc6962.DefaultHasher.HashLeaf(r)...)
+			return nil
+		})
+		return data, err
+	}
+	for i := range uint64(width) {
+		below, err := a.tile(ctx, level-1, n*tileWidth+i, tileWidth)
+		if err != nil {
+			return nil, err
+		}
+		data = append(data, tileRoot(below)...)
+	}
+	return data, nil
+}
+
+// tileRoot is the root over a full tile.
+func tileRoot(tile []byte) []byte {
+	const size = 32
+	level := bytes.Clone(tile)
+	for n := len(level) / size; n > 1; n /= 2 {
+		for i := range n / 2 {
+			copy(level[i*size:], rfc6962.DefaultHasher.HashChildren(level[2*i*size:(2*i+1)*size], level[(2*i+1)*size:(2*i+2)*size]))
+		}
+	}
+	return level[:size]
+}
+
+// SyncHistory makes the records that were applied before the call durable: a
+// promise about them may be given.
+func (c *Cell) SyncHistory() error {
+	if !c.enter() {
+		return errClosing
+	}
+	defer c.wg.Done()
+	return c.archive.flush()
+}
+
+// enter keeps the cell open until wg.Done is called; false if it is closing.
+func (c *Cell) enter() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closing {
+		return false
+	}
+	c.wg.Add(1)
+	return true
+}
+
+// Voters are the peers that vote, as far as this peer knows.
+func (c *Cell) Voters() []pcm.PeerID { return c.voters() }
+
+// tileEvery is the pause between rounds of storing tiles that have become full.
+const tileEvery = time.Second
+
+// tileBatch bounds the tiles that are stored together, before the next look at what else is to do.
+const tileBatch = 16
+
+// keepTiles stores full tiles as the records grow. Those of a gap follow when it is closed.
+func (c *Cell) keepTiles() {
+	tick := time.NewTicker(tileEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-c.ctx.Done():
+			return
+		}
+		for c.ctx.Err() == nil {
+			more, err := c.archive.storeTiles(c.ctx)
+			if err != nil && c.ctx.Err() == nil {
+				c.log.Warn("can't store tiles of the ledger", "cell", c.cfg.Cell, "error", err)
+			}
+			if !more || err != nil {
+				break
+			}
+		}
+	}
+}
+
+// storeTiles stores the next tiles that are full; false if there is none left.
+func (a *archive) storeTiles(ctx context.Context) (more bool, err error) {
+	state := a.current()
+	end := state.Count
+	if g := state.Gap; g != nil {
+		end = min(end, g.From)
+	}
+	op := tiling{from: state.Tiled / tileWidth}
+	for len(op.tiles) < tileBatch && (op.from+uint64(op.full)+1)*tileWidth <= end {
+		n := op.from + uint64(op.full)
+		for level := 0; ; level++ {
+			data, err := op.tile(ctx, a, level, n)
+			if err != nil {
+				return false, err
+			}
+			op.tiles = append(op.tiles, storedTile{level, n, data})
+			if n%tileWidth != tileWidth-1 {
+				break
+			}
+			n /= tileWidth // the last one below: the tile above is full as well
+		}
+		op.full++
+	}
+	if op.full == 0 {
+		return false, nil
+	}
+	return true, a.do(&archiveOp{tiled: &op})
+}
+
+// tiling is some full tiles to be stored. All tiles of level 0 below from are.
+type tiling struct {
+	from  uint64
+	full  int // of level 0
+	tiles []storedTile
+}
+
+type storedTile struct {
+	level int
+	n     uint64
+	data  []byte
+}
+
+// tile makes a full tile, also of those that wait with it.
+func (t *tiling) tile(ctx context.Context, a *archive, level int, n uint64) ([]byte, error) {
+	if level == 0 {
+		return a.tile(ctx, 0, n, tileWidth)
+	}
+	var data []byte
+	for i := n * tileWidth; i < (n+1)*tileWidth; i++ {
+		var below []byte
+		for _, s := range t.tiles {
+			if s.level == level-1 && s.n == i {
+				below = s.data
+			}
+		}
+		if below == nil {
+			var err error
+			if below, err = a.tile(ctx, level-1, i, tileWidth); err != nil {
+				return nil, err
+			}
+		}
+		data = append(data, tileRoot(below)...)
+	}
+	return data, nil
+}
+
+// writeTiles is the writer's part.
+func (a *archive) writeTiles(wb *badger.WriteBatch, state *archiveState, t *tiling) error {
+	end := state.Count
+	if state.Gap != nil {
+		end = min(end, state.Gap.From)
+	}
+	if t.from*tileWidth != state.Tiled || (t.from+uint64(t.full))*tileWidth > end {
+		return nil // its records are no longer taken for good
+	}
+	for _, s := range t.tiles {
+		if err := wb.Set(tileKey(s.level, s.n), s.data); err != nil {
+			return err
+		}
+	}
+	state.Tiled = (t.from + uint64(t.full)) * tileWidth
+	return nil
+}
+
+// trimTiles drops the tiles whose records turned out to be wrong and are fetched anew.
+func (a *archive) trimTiles(wb *badger.WriteBatch, state *archiveState) error {
+	if state.Gap == nil || state.Gap.From >= state.Tiled {
+		return nil
+	}
+	keep := state.Gap.From / tileWidth * tileWidth
+	for level, span := 0, uint64(tileWidth); level < tileLevels && span <= state.Tiled; level, span = level+1, span*tileWidth {
+		for n := keep / span; n < state.Tiled/span; n++ {
+			if err := wb.Delete(tileKey(level, n)); err != nil {
+				return err
+			}
+		}
+	}
+	state.Tiled = keep
+	return nil
+}
