@@ -103,7 +103,11 @@ func ParseMilliCPU(s string) (MilliCPU, error) {
 	if err != nil || math.IsNaN(f) || f < 0 || f > float64(maxCPU)/1000 {
 		return 0, Errorf(Invalid, "cpu %q is not an amount of CPU; write it like 2, 0.5 or 500m", s)
 	}
-	return MilliCPU(math.Ceil(f*1000 - 1e-9)), nil
+	milli := f * 1000
+	if whole := math.Round(milli); math.Abs(milli-whole) < 1e-6 { // what the float's own error may add, and no more
+		return MilliCPU(whole), nil
+	}
+	return MilliCPU(math.Ceil(milli)), nil
 }
 
 var byteUnits = []struct {

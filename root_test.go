@@ -29,7 +29,7 @@ func TestParseBytes(t *testing.T) {
 }
 
 func TestParseMilliCPU(t *testing.T) {
-	for in, want := range map[string]pcm.MilliCPU{"2": 2000, "0.5": 500, "500m": 500, "0.0001": 1, "0": 0, "1000000": 1e9} {
+	for in, want := range map[string]pcm.MilliCPU{"2": 2000, "0.5": 500, "500m": 500, "0.0001": 1, "0": 0, "1000000": 1e9, "131072.583": 131072583} {
 		if got, err := pcm.ParseMilliCPU(in); err != nil || got != want {
 			t.Errorf("ParseMilliCPU(%q) = %d, %v; want %d", in, got, err, want)
 		}
