@@ -123,9 +123,7 @@ func (s *seller) ready(x *execution) error {
 	if s.n.draining.Load() {
 		return pcm.Errorf(pcm.Unavailable, "this peer is going down and takes no new work")
 	}
-	ctx, cancel := context.WithTimeout(x.ctx, time.Minute)
-	h, err := s.n.specs.obtain(ctx, t.Job, t.Spec, s.sources(t)...)
-	cancel()
+	h, err := s.spec(x)
 	if err != nil {
 		return err
 	}
@@ -154,7 +152,7 @@ func (s *seller) ready(x *execution) error {
 	if err := s.n.pin(tradeOwner(t.Trade()), need...); err != nil {
 		return err
 	}
-	if err := s.n.files.FetchAll(x.ctx, need, s.sources(t)...); err != nil {
+	if err := s.inputs(x, need); err != nil {
 		return pcm.Errorf(pcm.ErrorCode(err), "can't get the inputs: %w", err)
 	}
 	if st.ModuleAt != "" {
@@ -174,18 +172,63 @@ func (s *seller) ready(x *execution) error {
 	return nil
 }
 
+// How long a seller looks for the spec of what was awarded to it, and how long it
+// asks those who may have it before it looks who that is now: a driver that died
+// is replaced meanwhile.
+const (
+	specWait = time.Minute
+	specTry  = 4 * time.Second
+)
+
+// spec gets the spec of a trade's job.
+func (s *seller) spec(x *execution) (heldSpec, error) {
+	t := x.terms
+	ctx, cancel := context.WithTimeout(x.ctx, specWait)
+	defer cancel()
+	for {
+		try, stop := context.WithTimeout(ctx, specTry)
+		h, err := s.n.specs.obtain(try, t.Job, t.Spec, s.sources(t)...)
+		late := try.Err() != nil
+		stop()
+		if err == nil || ctx.Err() != nil || !late && pcm.ErrorCode(err) != pcm.Unavailable {
+			return h, err
+		}
+		if !pause(ctx, 200*time.Millisecond) {
+			return h, err
+		}
+	}
+}
+
+// inputs gets the inputs of a trade, as long as that takes; when those who have
+// them can't be reached, it looks for some time who else has.
+func (s *seller) inputs(x *execution, need []pcm.Digest) error {
+	patience := time.Now().Add(specWait)
+	for {
+		err := s.n.files.FetchAll(x.ctx, need, s.sources(x.terms)...)
+		if pcm.ErrorCode(err) != pcm.Unavailable || time.Now().After(patience) || !pause(x.ctx, time.Second) {
+			return err
+		}
+	}
+}
+
 func tradeOwner(id pcm.TradeID) string { return "trade/" + string(id) }
 
-// sources are the peers that may have a job's spec and inputs.
+// sources are the peers that may have a job's spec and inputs: the one that
+// drives it now comes first.
 func (s *seller) sources(t pcm.Terms) []pcm.PeerID {
-	list := []pcm.PeerID{t.Driver}
+	var all []pcm.PeerID
 	s.n.cell.View(func() {
 		if j, ok := s.n.state.Job(t.Job); ok {
-			list = append(list, j.Driver, j.Submitter)
+			all = append(all, j.Driver, j.Submitter)
 		}
 	})
-	slices.Sort(list[1:])
-	return slices.DeleteFunc(slices.Compact(list), func(p pcm.PeerID) bool { return p == s.n.self })
+	var list []pcm.PeerID
+	for _, p := range append(all, t.Driver) {
+		if p != s.n.self && !slices.Contains(list, p) {
+			list = append(list, p)
+		}
+	}
+	return list
 }
 
 // next starts what has room: at most Width attempts of a trade run at once.

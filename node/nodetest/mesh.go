@@ -18,7 +18,7 @@ import (
 
 // patience bounds what a test waits for that ought to come soon: long enough for
 // a machine that does much else.
-const patience = 60 * time.Second
+const patience = 90 * time.Second
 
 var built struct {
 	once   sync.Once
