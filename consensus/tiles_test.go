@@ -111,7 +111,7 @@ func TestTilesOfFalseRecordsAreDropped(t *testing.T) {
 	if err := n.archive.do(&archiveOp{open: &g}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.Tile(t.Context(), 0, 2, 200); pcm.ErrorCode(err) != pcm.Unavailable {
+	if _, err := n.Tile(t.Context(), 0, 2, 180); pcm.ErrorCode(err) != pcm.Unavailable {
 		t.Errorf("a tile that is being fetched: %v", err)
 	}
 	if _, err := n.Tile(t.Context(), 0, 1, 256); err != nil {

@@ -76,6 +76,7 @@ type Node struct {
 	drivers *drivers
 	seller  *seller
 	offer   *selling
+	glass   *transparency
 	changes *changes
 	pulse   pulse
 	metrics *metrics
@@ -159,6 +160,9 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	if n.glass, err = openTransparency(n); err != nil {
+		return nil, err
+	}
 	n.serve()
 	ok = true
 	return n, nil
@@ -169,6 +173,7 @@ func (n *Node) serve() {
 	n.mesh.ServeJoin(n.admit)
 	n.mesh.HandleCall(protoSpec, mesh.Limits{Concurrent: 32}, n.specs.serve)
 	n.mesh.Handle(protoLogs, n.serveLogs)
+	n.mesh.HandleCall(protoCheckpoint, mesh.Limits{Request: maxCheckpointRequest, Concurrent: 8}, n.glass.serve)
 }
 
 // Run makes the peer work until ctx ends, Down or Leave is called, or a part
@@ -194,6 +199,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{"disk", n.watchDisk},
 		{"cell", n.cell.Run},
 		{"peers", n.watchPeers},
+		{"transparency", n.glass.run},
 	} {
 		g.Go(func() error {
 			err := loop.run(gctx)
@@ -252,6 +258,8 @@ func (n *Node) forget() error {
 		removeIfThere(filepath.Join(n.cfg.Dir, rootKeyFile)),
 		os.RemoveAll(filepath.Join(n.cfg.Dir, "cell")),
 		os.RemoveAll(filepath.Join(n.cfg.Dir, "specs")),
+		os.RemoveAll(filepath.Join(n.cfg.Dir, checkpointsDir)),
+		removeIfThere(filepath.Join(n.cfg.Dir, noteKeyFile)),
 		removeIfThere(filepath.Join(n.cfg.Dir, "peers")),
 	)
 }

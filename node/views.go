@@ -82,6 +82,7 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 	if low := n.diskLow(); low != "" {
 		s.Warnings = append(s.Warnings, "the disk is nearly full: "+low)
 	}
+	s.Warnings = append(s.Warnings, n.glass.alarms.warnings()...)
 	if !st.Complete {
 		s.Warnings = append(s.Warnings, "the ledger's history is still being fetched from other peers")
 	}

@@ -60,6 +60,9 @@ func NewServer(node Node, cfg Config) *Server {
 	s.huma = humago.New(mux, humaConfig(cfg.Version))
 	s.routes()
 	mux.Handle("GET /metrics", s.metrics())
+	if l, ok := node.(Log); ok {
+		logRoutes(mux, l, s.log)
+	}
 	s.handler = s.guard(router(mux))
 	return s
 }
