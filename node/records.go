@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"io"
+	"slices"
 	"strconv"
 	"time"
 
@@ -71,7 +72,7 @@ func factKind(f pcm.Fact) string {
 
 // Verify replays all records of the cell and compares what follows from them
 // with what this peer holds.
-func (n *Node) Verify(ctx context.Context) (api.Verdict, error) {
+func (n *Node) Verify(ctx context.Context) (out api.Verdict, err error) {
 	began := time.Now()
 	if done, from, to := n.cell.History(); !done {
 		return api.Verdict{}, pcm.Errorf(pcm.Unavailable, "records %d to %d are still being fetched from other peers: try again in a moment", from, to)
@@ -80,7 +81,6 @@ func (n *Node) Verify(ctx context.Context) (api.Verdict, error) {
 	var size uint64
 	var root [32]byte
 	var held []byte
-	var err error
 	n.cell.View(func() {
 		size, root = n.state.Root()
 		held, err = n.state.Snapshot()
@@ -103,11 +103,12 @@ func (n *Node) Verify(ctx context.Context) (api.Verdict, error) {
 			yield(nil, err)
 		}
 	})
-	out := api.Verdict{
+	out = api.Verdict{
 		ID: string(n.id.Mesh.Cell), Cell: n.id.Mesh.Cell, Records: v.Records, Signatures: v.Signatures,
-		Root: hex.EncodeToString(v.Root[:]), Bad: v.Bad, Problem: v.Problem, Checks: ledger.Checks,
-		TookMS: time.Since(began).Milliseconds(),
+		Root: hex.EncodeToString(v.Root[:]), Bad: v.Bad, Problem: v.Problem,
+		Checks: append(slices.Clone(ledger.Checks), logChecks...), Mesh: n.id.Mesh.Mesh,
 	}
+	defer func() { out.TookMS = time.Since(began).Milliseconds() }()
 	if v.Bad != nil {
 		return out, nil
 	}
@@ -121,6 +122,9 @@ func (n *Node) Verify(ctx context.Context) (api.Verdict, error) {
 		if err := mine.SameAs(replayed); err != nil {
 			out.Problem = err.Error()
 		}
+	}
+	if out.Problem == "" {
+		n.glass.verifyHead(ctx, &out)
 	}
 	out.OK = out.Problem == ""
 	return out, nil

@@ -21,6 +21,7 @@ type Config struct {
 	Name        string     `json:"name"`
 	API         string     `json:"api"`
 	APIHosts    []string   `json:"api_hosts"`
+	LogListen   string     `json:"log_listen"`
 	Listen      []string   `json:"listen"`
 	Announce    []string   `json:"announce"`
 	Join        string     `json:"join"`
@@ -177,6 +178,12 @@ func (c Config) Validate() error {
 			return nil
 		}},
 		{"api", func() error { return checkAPI(c.API) }},
+		{"log_listen", func() error {
+			if c.LogListen == "" {
+				return nil
+			}
+			return checkAPI(c.LogListen)
+		}},
 		{"listen", func() error { return checkAddrs(c.Listen) }},
 		{"announce", func() error { return checkAddrs(c.Announce) }},
 		{"bootstrap", func() error { return checkAddrs(c.Bootstrap) }},

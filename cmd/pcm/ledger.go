@@ -113,29 +113,10 @@ func drawCells(t *table, l api.List[api.Cell]) {
 }
 
 func (a *app) ledgerCommand() *cobra.Command {
-	c := &cobra.Command{Use: "ledger", Short: "Read and check the ledger of this node's cell"}
+	c := &cobra.Command{Use: "ledger", Short: "Read and check the ledger of this node's cell", Long: ledgerLong}
 	c.RunE = a.group(c)
 	c.AddCommand(
-		&cobra.Command{
-			Use: "verify", Short: "Check every record: signatures, order, invariants, Merkle root", Args: noArgs,
-			RunE: func(cmd *cobra.Command, _ []string) error {
-				c, err := a.client()
-				if err != nil {
-					return err
-				}
-				v, err := c.Verify(cmd.Context()) // as long as it takes
-				if err != nil {
-					return err
-				}
-				if err := a.print(v, func(t *table) { drawVerdict(t, v) }); err != nil {
-					return err
-				}
-				if !v.OK {
-					return exitStatus(exitFailed)
-				}
-				return nil
-			},
-		},
+		a.verifyCommand(), a.vkeysCommand(), a.proofCommand(), a.verifyProofCommand(), a.exportCommand(),
 		a.recordsCommand(),
 	)
 	return c
@@ -153,6 +134,9 @@ func drawVerdict(t *table, v api.Verdict) {
 	}
 	for _, c := range v.Checks {
 		t.text("  checked: %s", plain(c))
+	}
+	if h := v.Checkpoint; h != nil {
+		t.text("  checkpoint: %s, signed by %d of %d voters", plural(int(h.Size), "record"), len(h.Signers), h.Voters)
 	}
 	t.text("  root: %s", v.Root)
 }

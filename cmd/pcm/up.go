@@ -74,7 +74,9 @@ config.yaml in the data folder (or --config FILE).`,
 					"bootstrap": func() { c.Bootstrap = f.Bootstrap },
 					"join":      func() { c.Join = f.Join },
 					"mdns":      func() { c.MDNS = f.MDNS },
-					"log-level": func() { c.Log.Level = f.Log.Level },
+
+					"log-listen": func() { c.LogListen = f.LogListen },
+					"log-level":  func() { c.Log.Level = f.Log.Level },
 				} {
 					if changed(name) {
 						set()
@@ -95,6 +97,7 @@ config.yaml in the data folder (or --config FILE).`,
 	fl.StringArrayVar(&f.Bootstrap, "bootstrap", nil, "`MULTIADDR` of a peer to dial; may be repeated")
 	fl.StringVar(&f.Join, "join", "", "`TOKEN` from 'pcm invite': join that mesh instead of founding one")
 	fl.BoolVar(&f.MDNS, "mdns", false, "find peers on the local network")
+	fl.StringVar(&f.LogListen, "log-listen", "", "`HOST:PORT` where anybody may read the ledger as a public log, and nothing else (default: nowhere)")
 	fl.StringVar(&f.Log.Level, "log-level", "", "debug, info, warn or error")
 	return c
 }
@@ -134,6 +137,15 @@ func (a *app) up(ctx context.Context, cfg Config) error {
 	defer os.Remove(filepath.Join(cfg.Data, api.AddrFile))
 	defer os.Remove(filepath.Join(cfg.Data, api.SocketFile))
 
+	logListener, err := listenLog(cfg)
+	if err != nil {
+		return err
+	}
+	if logListener != nil {
+		defer logListener.Close()
+		cfg.LogListen = logListener.Addr().String()
+	}
+
 	d, err := openNode(ctx, cfg, surroundings{Version: a.versionString(), API: []string{addr}, Logger: log})
 	if err != nil {
 		return err
@@ -152,6 +164,13 @@ func (a *app) up(ctx context.Context, cfg Config) error {
 		stopRunning(err) // a node without its API could not be stopped
 		return err
 	})
+	if l, ok := d.(api.Log); ok && logListener != nil {
+		g.Go(func() error {
+			err := api.ServeLog(serveCtx, l, log.With("part", "log"), logListener)
+			stopRunning(err)
+			return err
+		})
+	}
 	g.Go(func() error {
 		defer stopServing() // the API answers until the node has ended
 		return d.Run(runCtx)
@@ -218,6 +237,18 @@ func listenAPI(cfg Config) ([]net.Listener, string, error) {
 	return []net.Listener{unix, tcp}, addr, nil
 }
 
+// listenLog opens the listener for outsiders; nil if none is wanted.
+func listenLog(cfg Config) (net.Listener, error) {
+	if cfg.LogListen == "" {
+		return nil, nil
+	}
+	l, err := net.Listen("tcp", cfg.LogListen)
+	if err != nil {
+		return nil, pcm.Errorf(pcm.Invalid, "the public log can't listen on %s: %w; give another address with --log-listen HOST:PORT", cfg.LogListen, err)
+	}
+	return l, nil
+}
+
 func closeAll(ls []net.Listener) {
 	for _, l := range ls {
 		l.Close()
@@ -267,6 +298,9 @@ func (a *app) greeting(st api.Status, cfg Config, addr string) {
 		t.pair("  listens", "%s", l)
 	}
 	t.pair("  api", "http://%s (token in %s)", addr, filepath.Join(cfg.Data, api.TokenFile))
+	if cfg.LogListen != "" {
+		t.pair("  log", "http://%s%s (public, read-only)", cfg.LogListen, api.LogPath(st.Cell))
+	}
 	t.pair("  data", "%s", cfg.Data)
 	for _, p := range st.Pools {
 		t.pair("  sells", "%s", drawPool(p))

@@ -220,6 +220,19 @@ type Verdict struct {
 	Problem    string     `json:"problem,omitempty"`
 	Checks     []string   `json:"checks"` // what was checked
 	TookMS     int64      `json:"took_ms"`
+
+	Mesh       pcm.MeshID  `json:"mesh,omitempty"`
+	Checkpoint *SignedHead `json:"checkpoint,omitempty"`
+}
+
+// SignedHead is a checkpoint of the public log and who signed it.
+type SignedHead struct {
+	Size    uint64       `json:"size"`    // records
+	Root    string       `json:"root"`    // hex
+	Signers []pcm.PeerID `json:"signers"` // peers whose signature is good
+	Voters  int          `json:"voters"`  // peers that should have signed
+	Quorum  int          `json:"quorum"`  // how many of them are enough
+	Note    string       `json:"note"`    // the checkpoint itself
 }
 
 // Explanation says why tasks of a job are, or are not, where they are.

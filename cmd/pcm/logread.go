@@ -1,0 +1,199 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/ledger/tlog"
+	"github.com/jointcloud/pcm/node/api"
+)
+
+// getter reads a file of a log, of at most so many bytes.
+type getter func(ctx context.Context, path string, most int64) ([]byte, error)
+
+// nodeLog reads the log of a cell from a node's own API.
+func nodeLog(c *api.Client, cell pcm.CellID) getter {
+	return func(ctx context.Context, path string, most int64) ([]byte, error) {
+		return c.LogFile(ctx, cell, path, most)
+	}
+}
+
+// urlLog reads a log by its public prefix, as any outsider.
+func urlLog(prefix string) (getter, error) {
+	u, err := url.Parse(prefix)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" {
+		return nil, pcm.Errorf(pcm.Invalid, "%q is not the URL of a log, like http://HOST:PORT%s", prefix, strings.TrimSuffix(api.LogPath("CELL"), "/"))
+	}
+	base := strings.TrimSuffix(prefix, "/") + "/"
+	client := &http.Client{Timeout: time.Minute}
+	return func(ctx context.Context, path string, most int64) ([]byte, error) {
+		const tries = 4
+		for n := 1; ; n++ {
+			body, err := fetch(ctx, client, base+path, most)
+			if err == nil || n == tries || pcm.ErrorCode(err) != pcm.Unavailable {
+				return body, err
+			}
+			wait := time.NewTimer(time.Duration(n) * time.Second)
+			select {
+			case <-wait.C:
+			case <-ctx.Done():
+				wait.Stop()
+				return nil, pcm.Errorf(pcm.Unavailable, "interrupted: %w", ctx.Err())
+			}
+		}
+	}, nil
+}
+
+func fetch(ctx context.Context, client *http.Client, url string, most int64) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, pcm.Errorf(pcm.Invalid, "can't ask for %s: %w", url, err)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, pcm.Errorf(pcm.Unavailable, "can't read %s: %w", url, err)
+	}
+	defer resp.Body.Close()
+	switch {
+	case resp.StatusCode == http.StatusNotFound:
+		return nil, pcm.Errorf(pcm.NotFound, "there is no %s: is it the prefix of a log, ending in %q?", url, "/log")
+	case resp.StatusCode != http.StatusOK:
+		return nil, pcm.Errorf(pcm.Unavailable, "%s: the server answered %s", url, resp.Status)
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
+	if err != nil {
+		return nil, pcm.Errorf(pcm.Unavailable, "can't read %s: %w", url, err)
+	}
+	if int64(len(body)) > most {
+		return nil, pcm.Errorf(pcm.Invalid, "%s has more than %d bytes", url, most)
+	}
+	return body, nil
+}
+
+func (g getter) checkpoint(ctx context.Context) ([]byte, error) {
+	return g(ctx, "checkpoint", tlog.MaxCheckpoint)
+}
+
+// reader reads tiles. It keeps the few tiles above the leaves, and the last one
+// of the leaves, which are wanted over and over.
+func (g getter) reader() tlog.Reader {
+	const most = 256
+	kept := map[tlog.Tile][]byte{}
+	var last tlog.Tile
+	return func(ctx context.Context, t tlog.Tile) ([]byte, error) {
+		if data, ok := kept[t]; ok {
+			return data, nil
+		}
+		limit := int64(tlog.MaxTile)
+		if t.Entries {
+			limit = tlog.MaxBundle
+		}
+		data, err := g(ctx, t.Path(), limit)
+		if err != nil && t.Width < tlog.Width && pcm.ErrorCode(err) == pcm.NotFound {
+			data, err = g.full(ctx, t, limit)
+		}
+		if err != nil || t.Entries {
+			return data, err
+		}
+		if t.Level == 0 {
+			delete(kept, last)
+			last = t
+		}
+		if len(kept) >= most {
+			clear(kept)
+		}
+		kept[t] = data
+		return data, nil
+	}
+}
+
+// full reads the full tile in place of a partial one, which a log may drop.
+func (g getter) full(ctx context.Context, t tlog.Tile, limit int64) ([]byte, error) {
+	width := t.Width
+	t.Width = tlog.Width
+	data, err := g(ctx, t.Path(), limit)
+	if err != nil {
+		return nil, err
+	}
+	if !t.Entries {
+		return data[:min(len(data), width*tlog.HashSize)], nil
+	}
+	entries, err := tlog.SplitBundle(data, tlog.Width)
+	if err != nil {
+		return nil, err
+	}
+	var part []byte
+	for _, e := range entries[:width] {
+		if part, err = tlog.AppendEntry(part, e); err != nil {
+			return nil, err
+		}
+	}
+	return part, nil
+}
+
+// tree reads the head of a log, and makes the tree of it.
+func (g getter) tree(ctx context.Context) (*tlog.Tree, []byte, error) {
+	note, err := g.checkpoint(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	head, err := tlog.ParseCheckpoint(note)
+	if err != nil {
+		return nil, nil, err
+	}
+	return tlog.NewTree(head, g.reader()), note, nil
+}
+
+// parseKeys reads verifier keys: each is one, or names a file with one a line.
+func parseKeys(args []string) ([]tlog.Key, error) {
+	var keys []tlog.Key
+	for _, arg := range args {
+		lines := arg
+		if raw, err := readBounded(arg); err == nil {
+			lines = string(raw)
+		} else if !errors.Is(err, os.ErrNotExist) && !strings.Contains(arg, "+") {
+			return nil, pcm.Errorf(pcm.Invalid, "can't read the keys: %w", err)
+		}
+		for line := range strings.Lines(lines) {
+			if line = strings.TrimSpace(line); line == "" {
+				continue
+			}
+			k, err := tlog.ParseKey(line)
+			if err != nil {
+				return nil, err
+			}
+			keys = append(keys, k)
+		}
+	}
+	return keys, nil
+}
+
+// seenPath is where it is noted which checkpoint of a log an outsider saw last.
+func (a *app) seenPath(cell pcm.CellID) string {
+	dir, _ := a.dataDir()
+	return filepath.Join(dir, "seen", string(cell)+".checkpoint")
+}
+
+// writeSeen notes a checkpoint, whole or not at all.
+func writeSeen(path string, note []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return pcm.Errorf(pcm.Internal, "can't note the checkpoint: %w", err)
+	}
+	tmp := path + ".tmp"
+	err := os.WriteFile(tmp, note, 0o600)
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		return pcm.Errorf(pcm.Internal, "can't note the checkpoint: %w", err)
+	}
+	return nil
+}
