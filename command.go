@@ -238,11 +238,14 @@ type Settle struct {
 	Amount Micro   `json:"amount" cbor:"3,keyasint"`
 }
 
-// Dispute freezes the holds of finished attempts that the buyer doesn't believe.
+// Dispute freezes the holds of finished attempts that the buyer doesn't believe,
+// until it settles them after all, the seller gives in (Reject), or DisputeFor is over.
 type Dispute struct {
 	Trade  TradeID `json:"trade" cbor:"1,keyasint"`
 	Tasks  Spans   `json:"tasks" cbor:"2,keyasint"`
 	Reason string  `json:"reason" cbor:"3,keyasint"`
+	// Undelivered says that the outputs could not be had from the seller: it gives in by itself.
+	Undelivered bool `json:"undelivered,omitempty" cbor:"4,keyasint,omitempty"`
 }
 
 // Cancel ends a job: what waits is cancelled, what runs will be stopped by its driver.

@@ -22,7 +22,7 @@ var AttemptNext = map[AttemptState][]AttemptState{
 	AttemptAwarded:  {AttemptStarted, AttemptFinished, AttemptRejected, AttemptLost},
 	AttemptStarted:  {AttemptFinished, AttemptRejected, AttemptLost},
 	AttemptFinished: {AttemptSettled, AttemptDisputed},
-	AttemptDisputed: {AttemptSettled},
+	AttemptDisputed: {AttemptSettled, AttemptRejected, AttemptLost}, // the buyer pays, the seller gives in, or nobody does
 }
 
 // Live tells whether an attempt in this state may be running.
@@ -204,6 +204,10 @@ func LeaseFor(ran time.Duration) time.Duration {
 // LeaseMargin is how much longer than the lease the cell waits before it calls
 // an attempt lost; the seller's supervisor ends it at the lease.
 const LeaseMargin = 2 * time.Second
+
+// DisputeFor is how long a dispute may last: if neither side ends it, its hold is
+// freed and nothing is paid. The record of it stays.
+const DisputeFor = 7 * 24 * time.Hour
 
 // RenewEvery is how often a peer with open work renews.
 const RenewEvery = 3 * time.Second

@@ -67,11 +67,12 @@ type mTrade struct {
 }
 
 type mAttempt struct {
-	state   pcm.AttemptState
-	started int64
-	result  *pcm.Result
-	used    pcm.Usage
-	stop    bool
+	state    pcm.AttemptState
+	started  int64
+	result   *pcm.Result
+	used     pcm.Usage
+	stop     bool
+	disputed int64
 }
 
 type mPaid struct {
@@ -174,6 +175,9 @@ func (m *model) settle(now, wall int64, newTerm bool) {
 	}
 	for _, t := range m.trades {
 		for _, a := range t.attempts {
+			if a.state == pcm.AttemptDisputed && now >= a.disputed+7*24*3_600_000 {
+				a.state, a.result = pcm.AttemptLost, nil
+			}
 			if !a.state.Live() {
 				continue
 			}
@@ -305,7 +309,11 @@ func (m *model) op(by pcm.PeerID, op pcm.Op) verdict {
 		return yes(m.award(by, op.Award.Terms))
 	case op.Reject != nil:
 		return m.seller(by, op.Reject.Trade, op.Reject.Tasks, op.Reject.Reason != "" && len(op.Reject.Reason) <= 256, func(_ *mTrade, a *mAttempt, _ int) bool {
-			return a.state.Live() && set(&a.state, pcm.AttemptRejected)
+			if !a.state.Live() && a.state != pcm.AttemptDisputed {
+				return false
+			}
+			a.result = nil
+			return set(&a.state, pcm.AttemptRejected)
 		})
 	case op.Start != nil:
 		return m.seller(by, op.Start.Trade, op.Start.Tasks, true, func(_ *mTrade, a *mAttempt, _ int) bool {

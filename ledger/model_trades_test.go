@@ -202,7 +202,7 @@ func (m *model) dispute(by pcm.PeerID, me *mMember, op *pcm.Dispute) bool {
 		}
 	}
 	for i := range op.Tasks.All {
-		t.attempts[i].state = pcm.AttemptDisputed
+		t.attempts[i].state, t.attempts[i].disputed = pcm.AttemptDisputed, m.now
 	}
 	return true
 }

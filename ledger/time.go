@@ -37,9 +37,7 @@ func (a *applying) expire() {
 		if a.full() {
 			return
 		}
-		if t.Live > 0 {
-			a.expireTrade(t)
-		}
+		a.expireTrade(t)
 	}
 	for _, j := range a.Jobs() {
 		if a.full() {
@@ -79,29 +77,44 @@ func (a *applying) full() bool {
 	return true
 }
 
+// expireTrade lets leases and disputes of one trade run out.
 func (a *applying) expireTrade(t *Trade) {
-	const reason = "its seller did not renew the lease: it is down or cut off"
+	const silent = "its seller did not renew the lease: it is down or cut off"
+	unresolved := fmt.Sprintf("its dispute was not resolved within %d days", pcm.DisputeFor/(24*time.Hour))
+	lost := a.loseAfter(t, silent, func(at *Attempt) (int64, bool) { return a.LostAt(t, at), at.State.Live() })
+	lapsed := a.loseAfter(t, unresolved, func(at *Attempt) (int64, bool) {
+		return at.DisputedAt + pcm.DisputeFor.Milliseconds(), at.State == pcm.AttemptDisputed
+	})
+	if lost || lapsed {
+		a.close(t)
+	}
+}
+
+// loseAfter calls attempts lost whose end has come. end tells when that is, and
+// whether it concerns an attempt at all. It tells whether there were any.
+func (a *applying) loseAfter(t *Trade, reason string, end func(*Attempt) (int64, bool)) bool {
 	var lost []int
 	for i, at := range t.All {
-		if !at.State.Live() {
+		when, concerns := end(at)
+		if !concerns {
 			continue
 		}
-		if end := a.LostAt(t, at); a.stamp < end {
-			a.soon(end)
+		if a.stamp < when {
+			a.soon(when)
 			continue
 		}
 		if err := a.move(t, i, at, pcm.AttemptLost); err != nil {
-			panic(err) // live attempts can be lost
+			panic(err) // live and disputed attempts can be lost
 		}
-		at.Reason = reason
+		at.Reason, at.Result = reason, nil
 		a.release(t, 1, 0)
 		lost = append(lost, i)
 	}
 	if len(lost) == 0 {
-		return
+		return false
 	}
 	a.fact(pcm.Fact{Lost: &pcm.Lost{Trade: t.ID, Tasks: pcm.SpansOf(lost), Reason: reason}}, t.Terms.Job, t, t.Terms.Seller, a.driver(t))
-	a.close(t)
+	return true
 }
 
 // regrant gives every lease and every driver's term its full length again: a new

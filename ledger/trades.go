@@ -38,6 +38,9 @@ type Attempt struct {
 	Metered   pcm.Usage        `cbor:"4,keyasint"` // use so far
 	Reason    string           `cbor:"5,keyasint,omitempty"`
 	Stop      string           `cbor:"6,keyasint,omitempty"` // the buyer asked, with this reason
+	// Of a dispute: since when, log time, ms; and whether it is about outputs that can't be had.
+	DisputedAt  int64 `cbor:"7,keyasint,omitempty"`
+	Undelivered bool  `cbor:"8,keyasint,omitempty"`
 }
 
 // position finds the attempt of task index; -1 if the trade doesn't have it.
@@ -343,7 +346,7 @@ func (a *applying) reject(o *pcm.Op) (pcm.Spans, error) {
 		if err := a.move(t, i, at, pcm.AttemptRejected); err != nil {
 			return err
 		}
-		at.Reason = op.Reason
+		at.Reason, at.Result = op.Reason, nil // of a disputed one as well: the seller gives in
 		a.release(t, 1, 0)
 		return nil
 	})
@@ -418,6 +421,9 @@ func (a *applying) finish(o *pcm.Op) (pcm.Spans, error) {
 		r := results[i]
 		if err := checkResult(r, a.stamp-t.AwardedAt); err != nil {
 			return err
+		}
+		if !at.State.Live() {
+			return pcm.Errorf(pcm.Conflict, "attempt %s/%d is %s and can't finish", t.ID, i, at.State)
 		}
 		if r.Outcome == pcm.OutcomeSeller {
 			if err := a.move(t, i, at, pcm.AttemptRejected); err != nil {
@@ -553,8 +559,9 @@ func (a *applying) dispute(o *pcm.Op) error {
 		if err := a.move(t, i, at, pcm.AttemptDisputed); err != nil {
 			panic(err) // checked above
 		}
-		at.Reason = op.Reason
+		at.Reason, at.DisputedAt, at.Undelivered = op.Reason, a.stamp, op.Undelivered
 	}
+	a.soon(a.stamp + pcm.DisputeFor.Milliseconds())
 	a.event(o, t.Terms.Job, t, t.Terms.Seller, a.driver(t))
 	return nil
 }

@@ -151,7 +151,7 @@ func (d *driver) decide() []step {
 		}
 		if len(m.spoiled) > 0 {
 			round = append(round, d.giveUp(id, m, m.spoiled, func(tasks pcm.Spans, reason string) []pcm.Op {
-				return []pcm.Op{{Dispute: &pcm.Dispute{Trade: id, Tasks: tasks, Reason: reason}}}
+				return []pcm.Op{{Dispute: &pcm.Dispute{Trade: id, Tasks: tasks, Reason: reason, Undelivered: true}}}
 			})...)
 		}
 		if d.idle(m) {

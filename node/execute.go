@@ -63,6 +63,8 @@ func (s *seller) observe(e *pcm.Event) {
 		s.begin(e.Trade, *e.Terms, nil, adapters.Now().Add(-max(0, min(late, time.Hour))))
 	case e.Op != nil && e.Op.Stop != nil:
 		s.halt(e.Trade, e.Op.Stop.Tasks, e.Op.Stop.Reason)
+	case e.Op != nil && e.Op.Dispute != nil && e.Op.Dispute.Undelivered:
+		s.reports.giveIn(e.Trade, e.Op.Dispute.Tasks)
 	case e.Fact != nil && e.Fact.Lost != nil:
 		s.lose(e.Trade, e.Fact.Lost.Tasks, e.Fact.Lost.Reason)
 	case e.Fact != nil && e.Fact.Closed != nil:
@@ -523,14 +525,20 @@ func (s *seller) resync() {
 				continue
 			}
 			o := open{terms: t.Terms, stop: map[int]string{}}
-			var live []int
+			var live, undelivered []int
 			for i, at := range t.All {
+				if at.State == pcm.AttemptDisputed && at.Undelivered {
+					undelivered = append(undelivered, i)
+				}
 				if at.State.Live() {
 					live = append(live, i)
 					if at.Stop != "" {
 						o.stop[i] = at.Stop
 					}
 				}
+			}
+			if len(undelivered) > 0 {
+				s.reports.giveIn(t.ID, pcm.SpansOf(undelivered))
 			}
 			o.live = pcm.SpansOf(live)
 			o.awarded = adapters.Now().Add(-time.Duration(max(0, now-t.AwardedAt)) * time.Millisecond)

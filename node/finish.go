@@ -42,6 +42,7 @@ type reports struct {
 	mu      sync.Mutex
 	results map[pcm.TradeID][]pcm.Result
 	starts  map[pcm.TradeID]map[int]time.Time
+	lost    []pcm.Op // disputes in which this seller gives in
 	wake    chan struct{}
 }
 
@@ -66,6 +67,15 @@ func (r *reports) started(id pcm.TradeID, i int) {
 	r.starts[id][i] = time.Now()
 }
 
+// giveIn notes that what was disputed could not be had from this seller: it
+// asks for no pay.
+func (r *reports) giveIn(id pcm.TradeID, tasks pcm.Spans) {
+	r.mu.Lock()
+	r.lost = append(r.lost, pcm.Op{Reject: &pcm.Reject{Trade: id, Tasks: tasks, Reason: "its outputs could not be had from the seller in time"}})
+	r.mu.Unlock()
+	r.nudge()
+}
+
 // finished notes a result.
 func (r *reports) finished(id pcm.TradeID, res pcm.Result) {
 	r.mu.Lock()
@@ -84,6 +94,7 @@ func (r *reports) finished(id pcm.TradeID, res pcm.Result) {
 func (r *reports) take(now time.Time) (batch []pcm.Op) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	batch, r.lost = r.lost, nil
 	for _, id := range sortedKeys(r.results) {
 		list := r.results[id]
 		for len(list) > 0 {
@@ -116,8 +127,11 @@ func (r *reports) putBack(batch []pcm.Op) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, op := range batch {
-		if op.Finish != nil {
+		switch {
+		case op.Finish != nil:
 			r.results[op.Finish.Trade] = append(op.Finish.Results, r.results[op.Finish.Trade]...)
+		case op.Reject != nil:
+			r.lost = append(r.lost, op)
 		}
 	}
 }
