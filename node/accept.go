@@ -72,7 +72,8 @@ func (d *driver) fetch(_ context.Context, id pcm.TradeID, m *tradeModel, results
 	}()
 }
 
-// bring fetches and pins outputs, with a few tries.
+// bring fetches and pins outputs. The seller gets a few tries; this peer's own
+// store, if it has no room, as long as it takes: that is not the seller's fault.
 func (d *driver) bring(seller pcm.PeerID, results []pcm.Result) error {
 	var digests []pcm.Digest
 	for _, r := range results {
@@ -80,29 +81,50 @@ func (d *driver) bring(seller pcm.PeerID, results []pcm.Result) error {
 			digests = append(digests, r.Output)
 		}
 	}
+	defer d.setNoRoom("")
+	for failed := 0; ; {
+		own, err := d.bringOnce(seller, digests, fetchWait+fetchTime(results))
+		if err == nil || d.n.run.Err() != nil {
+			return err
+		}
+		if own {
+			d.setNoRoom("this peer can't store the results: " + err.Error())
+			d.n.log.Error("can't store outputs: make room", "job", d.job, "error", err)
+			if !pause(d.n.run, 10*time.Second) {
+				return err
+			}
+			continue
+		}
+		if failed++; failed == fetchTries {
+			return err
+		}
+		d.n.log.Warn("can't fetch outputs yet", "job", d.job, "seller", pcm.Short(seller), "try", failed, "error", err)
+		if !pause(d.n.run, time.Duration(failed)*time.Second) {
+			return err
+		}
+	}
+}
+
+// bringOnce tries once. It tells whether a failure is this peer's own.
+func (d *driver) bringOnce(seller pcm.PeerID, digests []pcm.Digest, most time.Duration) (own bool, err error) {
 	if err := d.n.pin(jobOwner(d.job), digests...); err != nil {
-		return err
+		return true, err
 	}
 	if seller == d.n.self {
-		return nil // the seller's part of this peer has stored them
+		return false, nil // the seller's part of this peer has stored them
 	}
-	var err error
-	for try := range fetchTries {
-		if try > 0 && !pause(d.n.run, time.Duration(try)*time.Second) {
-			break
-		}
-		ctx, cancel := context.WithTimeout(d.n.run, fetchWait+fetchTime(results))
-		err = d.n.files.FetchAll(ctx, digests, seller)
-		cancel()
-		if err == nil {
-			err = d.n.store.Sync() // what is accepted must be had after a crash
-		}
-		if err == nil {
-			return nil
-		}
-		d.n.log.Warn("can't fetch outputs yet", "job", d.job, "seller", pcm.Short(seller), "try", try+1, "error", err)
+	ctx, cancel := context.WithTimeout(d.n.run, most)
+	defer cancel()
+	if err := d.n.files.FetchAll(ctx, digests, seller); err != nil {
+		return pcm.ErrorCode(err) == pcm.Refused, err // see artifact.Service.Fetch
 	}
-	return err
+	return true, d.n.store.Sync() // what is accepted must be had after a crash
+}
+
+func (d *driver) setNoRoom(why string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.noRoom = why
 }
 
 // fetchTime allows for outputs of any size that their adapters let through: the

@@ -89,11 +89,16 @@ func (n *Node) Join(ctx context.Context, token string) (api.Status, error) {
 		return api.Status{}, err
 	}
 	status, _ := n.Status(ctx)
-	n.rejoin.Store(&membership{
+	next := membership{
 		Mesh: inv.Mesh, Root: hex.EncodeToString(reply.Root), Cell: reply.Cell, CellName: reply.CellName,
 		Passport: reply.Passport, Bootstrap: reply.Peers,
-	})
+	}
+	if err := next.beginMove(n.cfg.Dir); err != nil {
+		return api.Status{}, err
+	}
+	n.rejoin.Store(true)
 	status.Mesh, status.Cell, status.CellName, status.Ready = inv.Mesh, reply.Cell, reply.CellName, false
+	status.Role, status.Leader, status.Peers = "none", "", 0
 	status.Reason = "moving to the new mesh"
 	n.stop(ErrRejoin)
 	return status, nil
@@ -242,6 +247,12 @@ func (n *Node) enrolOnce(ctx context.Context, p pcm.Passport) error {
 		if _, err := n.must(try, pcm.Op{Enroll: &pcm.Enroll{Passport: n.mesh.Signed()}}); err != nil {
 			return err
 		}
+	}
+	// What this peer was before is known only when its copy of the ledger is current.
+	try, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := n.cell.Sync(try); err != nil {
+		return err
 	}
 	n.enrolled.Do(func() { close(n.member) })
 	return nil

@@ -34,6 +34,7 @@ type driver struct {
 	inbox   []pcm.Event
 	arrived []arrival           // results whose outputs are here, or can't be had
 	shares  map[pcm.PeerID]bool // sellers, who may read the job's inputs
+	noRoom  string              // why results can't be fetched: this peer's own store is full
 	why     string              // why tasks wait
 	wake    chan struct{}
 
@@ -56,11 +57,12 @@ type jobModel struct {
 }
 
 type stepModel struct {
-	retries int
-	tasks   []taskModel
-	waiting int
-	failed  int
-	done    int
+	retries   int
+	tasks     []taskModel
+	waiting   int
+	failed    int
+	cancelled int
+	done      int
 }
 
 type taskModel struct {
@@ -98,12 +100,15 @@ func newDriver(n *Node, job pcm.JobID, h heldSpec) *driver {
 }
 
 // prepare makes a driver before its job is committed, so that no event is missed.
-func (ds *drivers) prepare(job pcm.JobID, h heldSpec) *driver {
+func (ds *drivers) prepare(job pcm.JobID, h heldSpec) (*driver, error) {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
+	if ds.jobs[job] != nil {
+		return nil, pcm.Errorf(pcm.Conflict, "%s is being submitted or driven here already", job)
+	}
 	d := newDriver(ds.n, job, h)
 	ds.jobs[job] = d
-	return d
+	return d, nil
 }
 
 func (ds *drivers) cancelPrepared(job pcm.JobID) {
@@ -149,6 +154,18 @@ func (ds *drivers) take(ctx context.Context, job pcm.JobID, term uint64) {
 	if !ok {
 		return
 	}
+	var misfit error
+	ds.n.cell.View(func() {
+		if j, open := ds.n.state.Job(job); open {
+			misfit = h.fits(j)
+		}
+	})
+	if misfit != nil {
+		ds.n.log.Warn("the spec that was left here for a job is not its spec: it is dropped", "job", job, "reason", misfit)
+		ds.n.specs.drop(job)
+		ds.n.unpin(jobOwner(job))
+		return
+	}
 	ds.mu.Lock()
 	if ds.jobs[job] != nil {
 		ds.mu.Unlock()
@@ -188,6 +205,12 @@ func (ds *drivers) observe(e *pcm.Event) {
 	d.inbox = append(d.inbox, *e)
 	d.mu.Unlock()
 	d.nudge()
+}
+
+func (d *driver) setWhy(why string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.why = why
 }
 
 func (d *driver) nudge() {
@@ -252,7 +275,7 @@ func (ds *drivers) why(job pcm.JobID) string {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.why
+	return orElse(d.noRoom, d.why)
 }
 
 // takeOver looks for jobs whose driver is gone: this peer's own from before a
@@ -307,6 +330,9 @@ func (d *driver) load(ctx context.Context, index uint64) error {
 			err = pcm.Errorf(pcm.Conflict, "%s is driven by peer %s in term %d now", d.job, pcm.Short(j.Driver), j.Term)
 			return
 		}
+		if err = d.held.fits(j); err != nil {
+			return
+		}
 		d.index = max(index, d.n.cell.Applied())
 		d.read(j)
 	})
@@ -342,13 +368,15 @@ func (d *driver) read(j *ledger.Job) {
 		m := newTradeModel(t.Terms)
 		m.since = m.since.Add(-time.Duration(now-t.AwardedAt) * time.Millisecond)
 		if o := old[t.ID]; o != nil {
-			m.since, m.stopSent = o.since, o.stopSent
+			m.since = o.since
 		}
+		unstopped := false
 		for i, at := range t.All {
 			undecided := d.placed(t.ID, t.Terms.Step, i)
 			switch {
 			case at.State.Live():
 				m.live[i] = true
+				unstopped = unstopped || at.Stop == ""
 			case at.State == pcm.AttemptFinished && undecided:
 				m.ready = append(m.ready, *at.Result) // fetchAll sees to the outputs
 			case at.State == pcm.AttemptFinished:
@@ -359,6 +387,7 @@ func (d *driver) read(j *ledger.Job) {
 				m.failed[i] = orElse(at.Reason, string(at.State))
 			}
 		}
+		m.stopSent = !unstopped
 		d.trades[t.ID] = m
 	}
 	// Placed with a trade that isn't open: never awarded, or all of it is over.
@@ -398,6 +427,8 @@ func (s *stepModel) count(state pcm.TaskState, by int) {
 		s.waiting += by
 	case pcm.TaskFailed:
 		s.failed += by
+	case pcm.TaskCancelled:
+		s.cancelled += by
 	case pcm.TaskDone:
 		s.done += by
 	}
@@ -454,6 +485,7 @@ func (d *driver) run(ctx context.Context) {
 		proposed = time.Now()
 		if err := d.propose(ctx, round); err != nil && ctx.Err() == nil {
 			log.Warn("can't get on with the job", "error", err)
+			d.setWhy("its driver can't get on: " + err.Error())
 			pause(ctx, time.Second)
 			// What became of the proposal is unknown: the ledger knows.
 			if err := d.reload(ctx); err != nil {
@@ -495,19 +527,22 @@ type step struct {
 
 // propose commits the commands of a round and applies the results to the model.
 func (d *driver) propose(ctx context.Context, round []step) error {
-	commands := make([]pcm.Signed, len(round))
+	commands := make([][]pcm.Op, len(round))
 	for i, s := range round {
-		commands[i] = d.n.command(s.ops...)
+		commands[i] = s.ops
 	}
 	try, cancel := context.WithTimeout(ctx, commandValidity)
 	defer cancel()
-	results, err := d.n.proposeAll(try, commands)
+	results, err := d.n.commit(try, commands)
 	if err != nil {
 		return err
 	}
 	surprise := false
 	var index uint64
 	for i, r := range results {
+		if r.Err != nil { // the command as a whole: the cell is too busy, or knows this peer no more
+			return r.Err
+		}
 		index = max(index, r.Index)
 		if round[i].then(r) {
 			surprise = true
@@ -630,10 +665,12 @@ func (d *driver) halt() []step {
 		if m.stopSent || len(m.live) == 0 {
 			continue
 		}
-		m.stopSent = true
 		round = append(round, step{
-			ops:  []pcm.Op{{Stop: &pcm.Stop{Trade: id, Tasks: pcm.SpansOf(sortedKeys(m.live)), Reason: clip(d.model.stopping)}}},
-			then: func(pcm.CommandResult) bool { return false }, // what had ended meanwhile needs no stop
+			ops: []pcm.Op{{Stop: &pcm.Stop{Trade: id, Tasks: pcm.SpansOf(sortedKeys(m.live)), Reason: clip(d.model.stopping)}}},
+			then: func(r pcm.CommandResult) bool {
+				m.stopSent = r.Err == nil // what had ended meanwhile needs no stop
+				return false
+			},
 		})
 	}
 	return round
@@ -644,11 +681,11 @@ func (d *driver) halt() []step {
 func (d *driver) cancelRest() []step {
 	failed := ""
 	for s := range d.model.steps {
-		if d.model.steps[s].failed > 0 && failed == "" {
+		if m := &d.model.steps[s]; m.failed+m.cancelled > 0 && failed == "" {
 			failed = d.held.spec.Steps[s].Name
 		}
 	}
-	why := clip("step " + failed + " failed, and what waits needs it")
+	why := clip("step " + failed + " did not succeed, and what waits needs it")
 	return []step{{
 		ops: []pcm.Op{{Cancel: &pcm.Cancel{Job: d.job, Reason: why}}},
 		then: func(r pcm.CommandResult) bool {

@@ -126,12 +126,8 @@ func loadIdentity(dir, accountKey string) (*identity, bool, error) {
 	if id.Account, err = loadKey(accountKey); err != nil {
 		return nil, false, err
 	}
-	if data, err := os.ReadFile(filepath.Join(dir, rootKeyFile)); err == nil {
-		k, err := parseKey(filepath.Join(dir, rootKeyFile), data)
-		if err != nil {
-			return nil, false, err
-		}
-		id.Root = &k
+	if err := finishMove(dir); err != nil {
+		return nil, false, err
 	}
 	path := filepath.Join(dir, meshFile)
 	data, err := os.ReadFile(path)
@@ -147,16 +143,82 @@ func loadIdentity(dir, accountKey string) (*identity, bool, error) {
 	if root, err := hex.DecodeString(id.Mesh.Root); err != nil || pcm.NewMeshID(root) != id.Mesh.Mesh || !id.Mesh.Cell.Valid() {
 		return nil, false, pcm.Errorf(pcm.Internal, "%s is damaged: mesh, root and cell don't belong together; restore it from a backup", path)
 	}
+	rootKey := filepath.Join(dir, rootKeyFile)
+	switch data, err := os.ReadFile(rootKey); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, false, pcm.Errorf(pcm.Internal, "can't read the key %s: %w", rootKey, err)
+	default:
+		k, err := parseKey(rootKey, data)
+		if err != nil {
+			return nil, false, err
+		}
+		if pcm.NewMeshID(k.Public()) != id.Mesh.Mesh {
+			return nil, false, pcm.Errorf(pcm.Internal, "the key %s is not the root key of %s: restore the right one, or move it away if another peer keeps it", rootKey, id.Mesh.Mesh)
+		}
+		id.Root = &k
+	}
 	return id, true, nil
 }
 
 // save writes mesh.json.
-func (id *identity) save(dir string) error {
-	data, err := json.MarshalIndent(id.Mesh, "", "  ")
+func (id *identity) save(dir string) error { return id.Mesh.write(filepath.Join(dir, meshFile)) }
+
+func (m membership) write(path string) error {
+	data, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return err
 	}
-	return writeFile(filepath.Join(dir, meshFile), append(data, '\n'))
+	return writeFile(path, append(data, '\n'))
+}
+
+// nextMeshFile says where a peer that moves to another mesh will belong. While it
+// is there, what is left of the old membership is still to be removed.
+const nextMeshFile = meshFile + ".next"
+
+// beginMove notes durably that the data folder now belongs to another mesh.
+func (m membership) beginMove(dir string) error { return m.write(filepath.Join(dir, nextMeshFile)) }
+
+// finishMove completes a move that was begun, also one that a crash cut short.
+func finishMove(dir string) error {
+	next := filepath.Join(dir, nextMeshFile)
+	if _, err := os.Stat(next); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := forget(dir); err != nil {
+		return err
+	}
+	if err := os.Rename(next, filepath.Join(dir, meshFile)); err != nil {
+		return pcm.Errorf(pcm.Internal, "can't finish moving to another mesh: %w", err)
+	}
+	return syncDir(dir)
+}
+
+// forget removes what binds a data folder to its mesh; keys and artifacts stay. A
+// root key is put aside, never deleted: without it its mesh can't go on.
+func forget(dir string) error {
+	root := filepath.Join(dir, rootKeyFile)
+	err := os.Rename(root, root+".old")
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	err = errors.Join(err,
+		removeIfThere(filepath.Join(dir, meshFile)),
+		os.RemoveAll(filepath.Join(dir, "cell")),
+		os.RemoveAll(filepath.Join(dir, "specs")),
+		removeIfThere(filepath.Join(dir, "peers")),
+	)
+	if err != nil {
+		return pcm.Errorf(pcm.Internal, "can't remove what binds %s to its mesh: %w", dir, err)
+	}
+	return nil
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // found makes a mesh of one: a root key, and a passport signed by it.

@@ -89,7 +89,7 @@ type Node struct {
 	renewed  chan struct{} // a renewed passport is to be enrolled
 	member   chan struct{} // closed when the cell knows this peer
 	enrolled sync.Once
-	rejoin   atomic.Pointer[membership] // where to go when the node ends
+	rejoin   atomic.Bool // moves to another mesh when the node ends
 
 	run      context.Context // ends when the node does; for work that outlives a request
 	stop     context.CancelCauseFunc
@@ -240,35 +240,14 @@ func (n *Node) Close() error {
 			errs = append(errs, n.store.Close())
 		}
 		n.closed = errors.Join(errs...)
-		if next := n.rejoin.Load(); n.left.Load() || next != nil {
-			n.closed = errors.Join(n.closed, n.forget())
-			if next != nil {
-				n.id.Mesh = *next
-				n.closed = errors.Join(n.closed, n.id.save(n.cfg.Dir))
-			}
+		switch {
+		case n.rejoin.Load():
+			n.closed = errors.Join(n.closed, finishMove(n.cfg.Dir))
+		case n.left.Load():
+			n.closed = errors.Join(n.closed, forget(n.cfg.Dir))
 		}
 	})
 	return n.closed
-}
-
-// forget removes what binds the data folder to its mesh; keys and artifacts stay.
-func (n *Node) forget() error {
-	return errors.Join(
-		os.Remove(filepath.Join(n.cfg.Dir, meshFile)),
-		removeIfThere(filepath.Join(n.cfg.Dir, rootKeyFile)),
-		os.RemoveAll(filepath.Join(n.cfg.Dir, "cell")),
-		os.RemoveAll(filepath.Join(n.cfg.Dir, "specs")),
-		os.RemoveAll(filepath.Join(n.cfg.Dir, checkpointsDir)),
-		removeIfThere(filepath.Join(n.cfg.Dir, noteKeyFile)),
-		removeIfThere(filepath.Join(n.cfg.Dir, "peers")),
-	)
-}
-
-func removeIfThere(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
 }
 
 // commandValidity is how long a proposed command may take effect: long enough
@@ -286,12 +265,56 @@ func (n *Node) command(ops ...pcm.Op) pcm.Signed {
 // propose has operations committed as one command. The error is that of the
 // proposal; what became of the operations is in the result.
 func (n *Node) propose(ctx context.Context, ops ...pcm.Op) (pcm.CommandResult, error) {
-	results, err := n.proposeAll(ctx, []pcm.Signed{n.command(ops...)})
+	results, err := n.commit(ctx, [][]pcm.Op{ops})
 	if err != nil {
 		return pcm.CommandResult{}, err
 	}
 	return results[0], nil
 }
+
+// commit has lists of operations committed, each as a command of its own, in
+// their order, and returns a result for each. A command whose validity in log
+// time was misjudged (after a restart, a change of leader, a suspended machine) is
+// signed anew: it took no effect.
+func (n *Node) commit(ctx context.Context, commands [][]pcm.Op) ([]pcm.CommandResult, error) {
+	results := make([]pcm.CommandResult, len(commands))
+	open := make([]int, len(commands)) // those without a result
+	for i := range open {
+		open[i] = i
+	}
+	for {
+		if n.cell.LogTime() == 0 {
+			if err := n.cell.Sync(ctx); err != nil {
+				return nil, err
+			}
+		}
+		signed := make([]pcm.Signed, len(open))
+		for k, i := range open {
+			signed[k] = n.command(commands[i]...)
+		}
+		got, err := n.proposeAll(ctx, signed)
+		if err != nil {
+			return nil, err
+		}
+		var again []int
+		for k, r := range got {
+			results[open[k]] = r
+			if misdated(r) {
+				again = append(again, open[k])
+			}
+		}
+		if len(again) == 0 || !pause(ctx, 100*time.Millisecond) {
+			return results, nil
+		}
+		open = again
+		if err := n.cell.Sync(ctx); err != nil { // also brings the log time
+			return nil, err
+		}
+	}
+}
+
+// misdated tells whether a command was refused as a whole because of its validity.
+func misdated(r pcm.CommandResult) bool { return r.Err != nil && r.Err.Code == pcm.Conflict }
 
 // proposeAll has commands committed, in their order, in as few entries as they
 // fit in. Results are of the commands, in order; on an error, of those before it.
@@ -361,34 +384,38 @@ func (n *Node) must(ctx context.Context, ops ...pcm.Op) (pcm.CommandResult, erro
 // twice; all who get it are idempotent.
 func (n *Node) dispatch(ctx context.Context) error {
 	for ctx.Err() == nil {
-		events := n.cell.Events(ctx)
-		// After a gap, and at the start, the state says what events would have said.
-		if err := n.resync(ctx); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			n.log.Warn("can't read the ledger yet", "error", err)
-			if !pause(ctx, time.Second) {
-				return nil
-			}
-			continue
-		}
-		for batch := range events {
-			for i := range batch {
-				e := &batch[i]
-				n.heardOf(e.Index)
-				n.seller.observe(e)
-				n.drivers.observe(e)
-				n.changes.observe(n, e)
-				n.metrics.observe(e)
-			}
-			n.pulse.beat()
-		}
-		if ctx.Err() == nil {
-			n.log.Warn("fell behind on events: reading the ledger anew")
+		if err := n.follow(ctx); err != nil && ctx.Err() == nil {
+			n.log.Warn("can't follow the ledger: reading it anew", "reason", err)
+			pause(ctx, time.Second)
 		}
 	}
 	return nil
+}
+
+// errBehind is why following ends when events were missed.
+var errBehind = errors.New("fell behind on events")
+
+// follow reads the state, which says what earlier events would have said, and
+// hands on all events from then on.
+func (n *Node) follow(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	events := n.cell.Events(ctx)
+	if err := n.resync(ctx); err != nil {
+		return err
+	}
+	for batch := range events {
+		for i := range batch {
+			e := &batch[i]
+			n.heardOf(e.Index)
+			n.seller.observe(e)
+			n.drivers.observe(e)
+			n.changes.observe(n, e)
+			n.metrics.observe(e)
+		}
+		n.pulse.beat()
+	}
+	return errBehind
 }
 
 // resync brings seller and drivers in line with the ledger.
@@ -434,6 +461,9 @@ func (n *Node) Leave(ctx context.Context) error {
 	if live > 0 || drives > 0 {
 		return pcm.Errorf(pcm.Refused, "%d tasks run here and %d jobs are driven from here: wait for them, or stop them with 'pcm job stop'", live, drives)
 	}
+	if err := n.mayLeave(); err != nil {
+		return err
+	}
 	n.draining.Store(true)
 	if err := n.offer.withdraw(ctx); err != nil {
 		return err
@@ -446,4 +476,14 @@ func (n *Node) Leave(ctx context.Context) error {
 	n.left.Store(true)
 	n.stop(ErrDown)
 	return nil
+}
+
+// mayLeave refuses to take the mesh's root key away from those who stay.
+func (n *Node) mayLeave() error {
+	others := len(n.cell.Status().Members) - 1
+	path := filepath.Join(n.cfg.Dir, rootKeyFile)
+	if _, err := os.Stat(path); n.id.Root == nil || err != nil || others < 1 {
+		return nil
+	}
+	return pcm.Errorf(pcm.Refused, "this peer keeps the root key of %s, and %d other peers are in its cell: without the key no passport can be renewed, and the mesh ends within %d days. Move %s to the data folder of the peer that shall keep it, restart that one, then leave", n.id.Mesh.Mesh, others, pcm.PassportLifetime/(24*time.Hour), path)
 }

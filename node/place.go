@@ -67,9 +67,7 @@ func (d *driver) place(most int) ([]step, time.Duration) {
 			wait = min(wait, 500*time.Millisecond)
 		}
 	}
-	d.mu.Lock()
-	d.why = why
-	d.mu.Unlock()
+	d.setWhy(why)
 	if blocked && !active && len(round) == 0 {
 		return d.cancelRest(), wait
 	}
@@ -85,7 +83,7 @@ func (d *driver) needs(s int) (ready, dead bool) {
 				continue
 			}
 			m := &d.model.steps[i]
-			dead = dead || m.failed > 0
+			dead = dead || m.failed+m.cancelled > 0
 			ready = ready && m.done == len(m.tasks)
 		}
 	}

@@ -20,6 +20,7 @@ func (n *Node) renew(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	}
+	n.reincarnate()
 	last := time.Time{}
 	for {
 		busy := n.drivers.count() > 0
@@ -29,8 +30,11 @@ func (n *Node) renew(ctx context.Context) error {
 		if busy || time.Since(last) >= renewIdle {
 			sent, at := adapters.Now(), time.Now()
 			try, cancel := context.WithTimeout(ctx, pcm.LeaseFor(0))
-			_, err := n.must(try, pcm.Op{Renew: &pcm.Renew{Incarnation: n.incarnation}})
+			r, err := n.propose(try, pcm.Op{Renew: &pcm.Renew{Incarnation: n.incarnation}})
 			cancel()
+			if err == nil {
+				err = r.First()
+			}
 			switch {
 			case err == nil:
 				last = at
@@ -38,7 +42,7 @@ func (n *Node) renew(ctx context.Context) error {
 				n.seller.extend(ctx, sent)
 			case ctx.Err() != nil:
 				return nil
-			case pcm.ErrorCode(err) == pcm.Conflict: // another daemon with this peer's key
+			case len(r.Ops) > 0 && pcm.ErrorCode(err) == pcm.Conflict: // another daemon with this peer's key
 				return err
 			default:
 				n.log.Warn("can't renew leases", "error", err)
@@ -48,6 +52,16 @@ func (n *Node) renew(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// reincarnate makes this start's incarnation greater than every one before it,
+// also when the wall clock was set back.
+func (n *Node) reincarnate() {
+	n.cell.View(func() {
+		if m, ok := n.state.Member(n.self); ok {
+			n.incarnation = max(n.incarnation, m.Incarnation+1)
+		}
+	})
 }
 
 // renewedAt is when the last committed renewal was sent; 0 if there was none.

@@ -12,6 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/ledger"
 )
 
 // protoSpec hands signed specs to those who need them: sellers and eligible drivers.
@@ -62,6 +63,25 @@ func openSpec(s pcm.Signed) (heldSpec, error) {
 		return h, faults[0]
 	}
 	return h, nil
+}
+
+// fits tells whether this is the spec that a job was submitted with, in all that
+// its driver builds on.
+func (h heldSpec) fits(j *ledger.Job) error {
+	switch {
+	case h.digest != j.Spec:
+		return pcm.Errorf(pcm.Invalid, "its digest is not the one in the ledger")
+	case string(h.signed.Signer) != string(j.Submitter.Public()):
+		return pcm.Errorf(pcm.Invalid, "it is not signed by the job's submitter")
+	case len(h.spec.Steps) != len(j.Steps):
+		return pcm.Errorf(pcm.Invalid, "it has %d steps, the ledger has %d", len(h.spec.Steps), len(j.Steps))
+	}
+	for i, st := range h.spec.Steps {
+		if st.Count != len(j.Steps[i].Tasks) || st.Retries != j.Steps[i].Retries {
+			return pcm.Errorf(pcm.Invalid, "step %d has %d tasks with %d retries, in the ledger %d with %d", i, st.Count, st.Retries, len(j.Steps[i].Tasks), j.Steps[i].Retries)
+		}
+	}
+	return nil
 }
 
 // inputs are the artifacts that the spec's tasks need.

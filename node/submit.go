@@ -32,6 +32,11 @@ func (n *Node) Submit(ctx context.Context, s api.Submission) (api.Job, error) {
 	if !job.Valid() {
 		return api.Job{}, pcm.Errorf(pcm.Invalid, "%q is not a job ID: leave it out, and one is drawn", job)
 	}
+	if s.ID != "" { // the caller may be repeating a request that took effect
+		if err := n.cell.Sync(ctx); err != nil {
+			return api.Job{}, err
+		}
+	}
 	var again api.Job
 	if err := n.withJob(job, func(j *ledger.Job) { again = jobView(j) }); err == nil {
 		return again, nil // a repeated request; one that the copy here doesn't show yet, the ledger knows
@@ -42,11 +47,15 @@ func (n *Node) Submit(ctx context.Context, s api.Submission) (api.Job, error) {
 		return api.Job{}, err
 	}
 	spec := held.spec
+	d, err := n.drivers.prepare(job, held)
+	if err != nil {
+		return api.Job{}, err
+	}
 	if err := n.specs.keep(job, held); err != nil {
+		n.drivers.cancelPrepared(job)
 		n.unpin(jobOwner(job))
 		return api.Job{}, err
 	}
-	d := n.drivers.prepare(job, held)
 	var standby sync.WaitGroup
 	standby.Go(func() { n.findStandbys(ctx, job, held) })
 
