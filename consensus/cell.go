@@ -60,11 +60,14 @@ type Config struct {
 	Profile   Profile               // "": LAN
 	MaxVoters int                   // 1, 3 or 5; 0: 3
 	Eligible  func(pcm.PeerID) bool // who may become a voter; nil: everybody
-	Stabilise time.Duration         // a replica is caught up for so long before it becomes a voter; 0: 2 s
-	DeadAfter time.Duration         // a silent voter is replaced after it, if there is a replica; 0: 30 s
-	Logger    *slog.Logger          // nil: slog.Default()
-	Now       func() time.Time      // wall clock; nil: time.Now
-	OnFailure func(error)           // called once if the cell stops by itself; nil: nothing
+	// Owner tells to whom a peer belongs: voters are spread over owners where
+	// there is a choice. nil: each peer to itself.
+	Owner     func(pcm.PeerID) string
+	Stabilise time.Duration    // a replica is caught up for so long before it becomes a voter; 0: 2 s
+	DeadAfter time.Duration    // a silent voter is replaced after it, if there is a replica; 0: 30 s
+	Logger    *slog.Logger     // nil: slog.Default()
+	Now       func() time.Time // wall clock; nil: time.Now
+	OnFailure func(error)      // called once if the cell stops by itself; nil: nothing
 
 	maxQueued   int                // tests: bound of the proposer's queue
 	memberEvery time.Duration      // tests: between rounds of the member loop
@@ -101,6 +104,9 @@ func (cfg *Config) complete() error {
 	}
 	if cfg.Eligible == nil {
 		cfg.Eligible = func(pcm.PeerID) bool { return true }
+	}
+	if cfg.Owner == nil {
+		cfg.Owner = func(id pcm.PeerID) string { return string(id) }
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()

@@ -306,7 +306,7 @@ func (m *members) mend(servers []raft.Server) (calm bool) {
 		}
 	}
 	m.mu.Unlock()
-	slices.Sort(ready)
+	ready = spread(ready, voters, m.c.cfg.Owner)
 	most := m.c.cfg.MaxVoters
 	switch n := len(voters); {
 	case len(dead) > 0 && len(ready) > 0:
@@ -324,6 +324,29 @@ func (m *members) mend(servers []raft.Server) (calm bool) {
 	}
 	// Below its size, a cell waits for a pair; with one replica alone there is no hurry.
 	return !(waiting && len(voters) < most) && len(dead) == 0
+}
+
+// spread orders replicas for promotion: first those whose owner has the fewest
+// voters, those ahead in the order counted as voters already; then by ID.
+func spread(ready, voters []pcm.PeerID, owner func(pcm.PeerID) string) []pcm.PeerID {
+	votes := map[string]int{}
+	for _, v := range voters {
+		votes[owner(v)]++
+	}
+	left := slices.Sorted(slices.Values(ready))
+	ordered := make([]pcm.PeerID, 0, len(left))
+	for len(left) > 0 {
+		best := 0
+		for i, id := range left {
+			if votes[owner(id)] < votes[owner(left[best])] {
+				best = i
+			}
+		}
+		votes[owner(left[best])]++
+		ordered = append(ordered, left[best])
+		left = slices.Delete(left, best, best+1)
+	}
+	return ordered
 }
 
 func later(a, b time.Time) time.Time {

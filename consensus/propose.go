@@ -20,7 +20,7 @@ const (
 	maxQueuedBytes = 64 << 20 // the same in bytes
 	maxFlying      = 8        // entries on their way through Raft
 	verifyBatch    = 256      // commands that one verifier takes at a time
-	tickEvery      = 500 * time.Millisecond
+	tickEvery      = 200 * time.Millisecond
 	idleTick       = time.Minute // an entry at least so often: what log time may lose with its leader
 	retryLeast     = 10 * time.Millisecond
 	retryMost      = 250 * time.Millisecond

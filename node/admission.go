@@ -267,3 +267,14 @@ func (n *Node) eligible(peer pcm.PeerID) bool {
 	})
 	return ok
 }
+
+// owner is the account of a peer: a cell's voters are spread over accounts.
+func (n *Node) owner(peer pcm.PeerID) string {
+	owner := string(peer)
+	n.cell.View(func() {
+		if m, known := n.state.Member(peer); known {
+			owner = string(m.Account)
+		}
+	})
+	return owner
+}

@@ -155,7 +155,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	n.cell, err = consensus.Open(consensus.Config{
 		Dir: filepath.Join(cfg.Dir, "cell"), Cell: member.Cell, Mesh: member.Mesh, Self: n.self,
 		Host: n.mesh.Host(), Machine: n.state, Bootstrap: member.Founded, Profile: consensus.Profile(cfg.Profile),
-		Check: checkCommand, Trust: member.knownPeers(), Eligible: n.eligible, Logger: n.log,
+		Check: checkCommand, Trust: member.knownPeers(), Eligible: n.eligible, Owner: n.owner, Logger: n.log,
 	})
 	if err != nil {
 		return nil, err
