@@ -137,7 +137,7 @@ type Shape struct {
 // Submit opens a job. The signing peer's account is the buyer, and the peer the
 // first driver (term 1).
 type Submit struct {
-	Job      JobID    `json:"job" cbor:"1,keyasint"`
+	Job      JobID    `json:"job" cbor:"1,keyasint"` // of no open job; that of one long archived makes a new job
 	Name     string   `json:"name" cbor:"2,keyasint"`
 	Spec     Digest   `json:"spec" cbor:"3,keyasint"`
 	Steps    []Shape  `json:"steps" cbor:"4,keyasint"`
@@ -230,8 +230,8 @@ type Stop struct {
 	Reason string  `json:"reason" cbor:"3,keyasint"`
 }
 
-// Settle turns the holds of finished attempts into balance. Amount is what the
-// signer computed; it must equal the sum of the charges.
+// Settle turns the holds of finished attempts into balance: what the ledger
+// charges for each. Amount is the most that the signer pays for them together.
 type Settle struct {
 	Trade  TradeID `json:"trade" cbor:"1,keyasint"`
 	Tasks  Spans   `json:"tasks" cbor:"2,keyasint"`

@@ -44,8 +44,8 @@ type Fact struct {
 	Overdue *Overdue `json:"overdue,omitempty" cbor:"4,keyasint,omitempty"`
 }
 
-// Lost says that a seller was silent for lease and margin; the attempts will
-// never be paid, and their holds are free.
+// Lost says that a seller was silent for lease and margin, or let the end of
+// attempts pass; they will never be paid, and their holds are free.
 type Lost struct {
 	Trade  TradeID `json:"trade" cbor:"1,keyasint"`
 	Tasks  Spans   `json:"tasks" cbor:"2,keyasint"`

@@ -11,7 +11,7 @@ const (
 	AttemptStarted  AttemptState = "started"  // the seller says that it runs
 	AttemptFinished AttemptState = "finished" // the seller has a result
 	AttemptRejected AttemptState = "rejected" // the seller would or could not run it
-	AttemptLost     AttemptState = "lost"     // the seller was silent for lease and margin
+	AttemptLost     AttemptState = "lost"     // the seller was silent for lease and margin, or let the attempt's end pass
 	AttemptSettled  AttemptState = "settled"  // hold became balance
 	AttemptDisputed AttemptState = "disputed" // buyer and seller differ; the hold is frozen
 )
@@ -192,7 +192,9 @@ func (t Terms) HoldEach() Micro {
 	return t.Price.Cost(t.Each, time.Duration(t.LimitMS)*time.Millisecond)
 }
 
-// Charge is what an attempt costs that used u: by wall time, never above its hold.
+// Charge is the most that an attempt costs that used u: by wall time, never above
+// its hold. The ledger charges less where the results of a trade together say
+// more time than can have passed.
 func (t Terms) Charge(u Usage) Micro { return min(t.Price.Cost(t.Each, u.Wall()), t.HoldEach()) }
 
 // LeaseFor is how long an attempt that has run for ran outlives its seller's

@@ -30,6 +30,7 @@ func bucketOf(notAfter int64) int64 { return notAfter / seenBucket }
 type applying struct {
 	*State
 	index   uint64
+	nth     int // of the current operation in its command
 	entry   pcm.Entry
 	by      *Member // signer of the current command; nil while time acts
 	facts   []pcm.Fact
@@ -64,8 +65,10 @@ func Check(c pcm.Signed) (pcm.Command, error) {
 	return cmd, nil
 }
 
-// Apply brings the state one entry further. Signatures have been checked. A
-// command that can't be applied is a typed result; Apply never fails.
+// Apply brings the state one entry further. Signatures have been checked, and
+// that the entry's version is known: whoever decodes entries must stop at one
+// that isn't, as a replica that skips it would differ from the others. A command
+// that can't be applied is a typed result; Apply never fails.
 func (s *State) Apply(index uint64, e pcm.Entry) pcm.Effects {
 	effects := pcm.Effects{First: s.records}
 	a := &applying{State: s, index: index, entry: e, effects: &effects}
@@ -126,6 +129,7 @@ func (a *applying) command(c pcm.Signed) pcm.CommandResult {
 	for i := range cmd.Ops {
 		a.by = a.members[cmd.Peer]
 		op := &cmd.Ops[i]
+		a.nth = i
 		var r pcm.OpResult
 		var w bool
 		if err := a.maySpeak(op); err != nil {

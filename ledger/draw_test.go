@@ -183,6 +183,8 @@ func (r *random) draw(t *rapid.T) (*mJob, *actor, pcm.Terms) {
 		terms.Seller = "nobody"
 	case 12:
 		terms.Each.CPU = 3500
+	case 13:
+		terms.Fence += 1 << 40
 	}
 	return j, driver, terms
 }
@@ -335,11 +337,14 @@ func (r *random) settle(t *rapid.T) {
 			}
 		}
 		if due = append(due, i); a != nil && a.result != nil {
-			sum += chargeOf(tr.Terms, a.result.Usage)
+			sum += a.charge
 		}
 	}
-	if r.rarely(t, "wrong sum", 12) {
+	switch r.n(t, "other sum", 12) {
+	case 0:
 		sum++
+	case 1:
+		sum--
 	}
 	by := r.mostly(t, r.model.jobs[tr.Job].driver)
 	r.run(t, by, pcm.Op{Settle: &pcm.Settle{Trade: tr.Trade(), Tasks: pcm.SpansOf(due), Amount: sum}})

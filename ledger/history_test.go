@@ -339,7 +339,10 @@ func TestFlippedBytes(t *testing.T) {
 	}
 }
 
-func mustRecord(t *testing.T, leaf []byte) (r pcm.Record) {
+func mustRecord(t interface {
+	Helper()
+	Fatal(...any)
+}, leaf []byte) (r pcm.Record) {
 	t.Helper()
 	if err := pcm.Unmarshal(leaf, &r); err != nil {
 		t.Fatal(err)

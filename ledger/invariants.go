@@ -27,6 +27,7 @@ func (s *State) Check() error {
 	open := map[pcm.JobID]int{}
 	for _, t := range s.Trades() {
 		n, unsettled, final := 0, 0, 0
+		var paid pcm.Micro
 		for i, at := range t.All {
 			if at.State.Live() {
 				n++
@@ -44,6 +45,15 @@ func (s *State) Check() error {
 			if at.State == pcm.AttemptSettled && at.Result == nil {
 				return broken("attempt %s/%d was paid without a result", t.ID, i)
 			}
+			if at.Charge < 0 || at.Charge > t.Terms.HoldEach() || at.Charge > 0 && at.Result == nil {
+				return broken("attempt %s/%d is charged %s: more than is held, or for nothing", t.ID, i, at.Charge)
+			}
+			if at.State == pcm.AttemptSettled {
+				paid += at.Charge
+			}
+		}
+		if paid != t.Paid {
+			return broken("%s counts %s as paid; its settled attempts cost %s", t.ID, t.Paid, paid)
 		}
 		if n != t.Live || unsettled != t.Open || t.Held != pcm.MulMicro(t.Terms.HoldEach(), unsettled) {
 			return broken("%s counts %d live and %d open attempts and holds %s; there are %d and %d", t.ID, t.Live, t.Open, t.Held, n, unsettled)
@@ -96,7 +106,7 @@ func (s *State) Check() error {
 			return broken("balances in %s sum to %s, not to zero", unit, sum)
 		}
 	}
-	drives := map[pcm.PeerID]int{}
+	drives, tasks := map[pcm.PeerID]int{}, map[pcm.PeerID]int{}
 	for _, j := range s.Jobs() {
 		if err := j.check(open[j.ID], broken); err != nil {
 			return err
@@ -104,10 +114,11 @@ func (s *State) Check() error {
 		if j.EndedAt == 0 {
 			drives[j.Driver]++
 		}
+		tasks[j.Submitter] += j.tasks()
 	}
 	for _, m := range s.Members() {
-		if m.Live != liveAt[m.Peer] || m.Drives != drives[m.Peer] {
-			return broken("peer %s counts %d live attempts and %d driven jobs; there are %d and %d", m.Peer, m.Live, m.Drives, liveAt[m.Peer], drives[m.Peer])
+		if m.Live != liveAt[m.Peer] || m.Drives != drives[m.Peer] || m.Tasks != tasks[m.Peer] {
+			return broken("peer %s counts %d live attempts, %d driven jobs and %d tasks; there are %d, %d and %d", m.Peer, m.Live, m.Drives, m.Tasks, liveAt[m.Peer], drives[m.Peer], tasks[m.Peer])
 		}
 	}
 	return nil

@@ -7,8 +7,13 @@ import (
 	"github.com/jointcloud/pcm"
 )
 
-// maxJobs bounds the open jobs of a cell.
-const maxJobs = 100_000
+// Bounds of what is open in a cell: a task takes some 100 bytes on every
+// replica until its job is archived.
+const (
+	maxJobs      = 100_000
+	maxTasks     = 1_000_000 // in all open jobs
+	maxTasksEach = 200_000   // in the open jobs that one peer has submitted
+)
 
 // maxLastMS bounds a job's deadline: ten years.
 const maxLastMS = int64(10 * 365 * 24 * 3600 * 1000)
@@ -70,6 +75,14 @@ type Task struct {
 	History  []string      `cbor:"8,keyasint,omitempty"` // earlier attempts
 }
 
+// tasks is the number of its tasks.
+func (j *Job) tasks() (n int) {
+	for _, st := range j.Steps {
+		n += len(st.Tasks)
+	}
+	return n
+}
+
 // Counts counts the tasks by state.
 func (j *Job) Counts() map[pcm.TaskState]int {
 	n := map[pcm.TaskState]int{}
@@ -114,10 +127,16 @@ func (a *applying) submit(o *pcm.Op) (bool, error) {
 	if len(a.jobs) >= maxJobs {
 		return false, pcm.Errorf(pcm.Busy, "%s has %d open jobs, which is its bound", pcm.Short(a.genesis.Cell), len(a.jobs))
 	}
+	if a.by.Tasks+total > maxTasksEach {
+		return false, pcm.Errorf(pcm.Busy, "the open jobs of peer %s have %d tasks, and this one %d: at most %d together; let some end first", pcm.Short(a.by.Peer), a.by.Tasks, total, maxTasksEach)
+	}
+	if a.tasks+total > maxTasks {
+		return false, pcm.Errorf(pcm.Busy, "the open jobs of %s have %d tasks, and this one %d: at most %d together; retry when some have ended", pcm.Short(a.genesis.Cell), a.tasks, total, maxTasks)
+	}
 	j := &Job{
 		ID: op.Job, Name: op.Name, Buyer: a.by.Account, Submitter: a.by.Peer, Spec: op.Spec,
 		Takeover: op.Takeover, Unit: op.Unit, Budget: op.Budget, SubmittedAt: a.stamp,
-		State: pcm.JobOpen, Driver: a.by.Peer, Term: 1, DrivenAt: a.stamp,
+		State: pcm.JobOpen, Driver: a.by.Peer, Term: 1, DrivenAt: a.stamp, Fence: a.fence(),
 	}
 	for _, st := range op.Steps {
 		tasks := make([]Task, st.Count)
@@ -131,10 +150,26 @@ func (a *applying) submit(o *pcm.Op) (bool, error) {
 		a.soon(j.OverdueAt)
 	}
 	a.by.Drives++
+	a.by.Tasks += total
+	a.tasks += total
 	a.jobs[j.ID] = j
 	a.event(o, j.ID, nil, a.by.Peer)
 	return true, nil
 }
+
+// fence is the fencing token that the jobs submitted by this operation begin
+// with, and that bounds those which it places. It grows with each operation that
+// takes effect. So the ID of a job that was archived and forgotten may be used
+// again, and still none of its trades' IDs comes twice: the new job is another
+// purchase, signed anew, and no copy of the old one. Its document takes the place
+// of the old one's; the records tell of both.
+func (a *applying) fence() uint64 {
+	return (a.records*pcm.MaxOps + uint64(a.nth)) * fencesEach
+}
+
+// fencesEach is how many tokens a driver may use up for each operation that takes
+// effect: it also counts on for placements that are refused.
+const fencesEach = 1 << 16
 
 // openJob looks up a job that can still change.
 func (a *applying) openJob(id pcm.JobID) (*Job, error) {
@@ -224,6 +259,9 @@ func (a *applying) place(o *pcm.Op) (bool, error) {
 	}
 	if t.Fence <= j.Fence {
 		return false, pcm.Errorf(pcm.Conflict, "fencing token %d of %s is used: the last one is %d", t.Fence, j.ID, j.Fence)
+	}
+	if t.Fence > a.fence() {
+		return false, pcm.Errorf(pcm.Invalid, "fencing token %d of %s is too high: the last one is %d, the next %d", t.Fence, j.ID, j.Fence, j.Fence+1)
 	}
 	if t.Step < 0 || t.Step >= len(j.Steps) || !t.Tasks.Valid(len(j.Steps[t.Step].Tasks)) {
 		return false, pcm.Errorf(pcm.Invalid, "the terms name tasks that %s doesn't have", j.ID)
@@ -341,7 +379,7 @@ func (a *applying) accept(o *pcm.Op) (pcm.Spans, error) {
 		if at.Result == nil || *at.Result != *r {
 			return pcm.Errorf(pcm.Conflict, "attempt %s/%d is %s: the result is not the one that its seller finished with", t.ID, i, at.State)
 		}
-		a.decide(j, t.ID, t.Terms.Charge(r.Usage))
+		a.decide(j, t.ID, at.Charge)
 		result := *r
 		tk.Result, tk.State, tk.Reason = &result, pcm.TaskDone, r.Reason
 		if r.Outcome != pcm.OutcomeOK {
@@ -409,7 +447,7 @@ func (a *applying) abandonOne(j *Job, t *Trade, step, i int, op *pcm.Abandon) er
 			return pcm.Errorf(pcm.Conflict, "attempt %s/%d has finished: dispute it before its seller is blamed", t.ID, i)
 		}
 	case attempt != nil && attempt.Result != nil:
-		charge = t.Terms.Charge(attempt.Result.Usage)
+		charge = attempt.Charge
 	case op.Fault == pcm.FaultTask:
 		return pcm.Errorf(pcm.Conflict, "task %d/%d has no result that could be its own failure", step, i)
 	}
@@ -511,6 +549,10 @@ func (a *applying) archive(j *Job) {
 	}
 	a.document(JobKey(j.ID), j)
 	delete(a.jobs, j.ID)
+	a.tasks -= j.tasks()
+	if m := a.members[j.Submitter]; m != nil {
+		m.Tasks -= j.tasks()
+	}
 }
 
 // JobKey is the document key of an archived job.

@@ -16,6 +16,9 @@ type model struct {
 	cell    pcm.CellID
 	now     int64
 	wall    int64
+	elected int64  // when the last leader began
+	record  uint64 // number of the record that the command makes, if it makes one
+	nth     uint64 // of the operation in the command
 	members map[pcm.PeerID]*mMember
 	pools   map[ledger.PoolKey]*mPool
 	jobs    map[pcm.JobID]*mJob
@@ -69,6 +72,9 @@ type mTrade struct {
 type mAttempt struct {
 	state    pcm.AttemptState
 	started  int64
+	counted  int64 // run time that is charged, ms
+	asked    int64 // to stop
+	charge   pcm.Micro
 	result   *pcm.Result
 	used     pcm.Usage
 	stop     bool
@@ -169,6 +175,7 @@ func (j *mJob) held() (h pcm.Micro) {
 func (m *model) settle(now, wall int64, newTerm bool) {
 	m.now, m.wall = now, wall
 	if newTerm {
+		m.elected = now
 		for _, p := range m.members {
 			p.heard = now
 		}
@@ -185,7 +192,7 @@ func (m *model) settle(now, wall int64, newTerm bool) {
 			if a.started > 0 {
 				ran = from - a.started
 			}
-			if now >= from+min(10_000+ran/20, 3_600_000)+2_000 {
+			if now >= from+min(10_000+ran/20, 3_600_000)+2_000 || now >= m.end(t, a) {
 				a.state = pcm.AttemptLost
 			}
 		}
@@ -195,6 +202,22 @@ func (m *model) settle(now, wall int64, newTerm bool) {
 			m.halt(j)
 		}
 	}
+}
+
+// end is when an attempt is over at the latest.
+func (m *model) end(t *mTrade, a *mAttempt) int64 {
+	end := max(a.started+t.LimitMS, m.elected) + 60_000
+	if a.started == 0 {
+		all := t.at
+		for n := 0; n < len(t.attempts); n += t.Width {
+			all += t.LimitMS
+		}
+		end = max(all, m.elected) + 600_000
+	}
+	if a.stop {
+		end = min(end, max(a.asked, m.elected)+60_000)
+	}
+	return end
 }
 
 func (m *model) halt(j *mJob) {
@@ -237,7 +260,8 @@ type verdict struct {
 // judge applies a command's operations until one is refused.
 func (m *model) judge(by pcm.PeerID, ops []pcm.Op) (all []verdict) {
 	var before *mJob // Place and Award in one command are one step
-	for _, op := range ops {
+	for i, op := range ops {
+		m.nth = uint64(i)
 		if op.Place != nil && m.jobs[op.Place.Terms.Job] != nil {
 			before = m.jobs[op.Place.Terms.Job].clone()
 		}
@@ -324,9 +348,9 @@ func (m *model) op(by pcm.PeerID, op pcm.Op) verdict {
 			return set(&a.state, pcm.AttemptStarted)
 		})
 	case op.Meter != nil:
-		return m.seller(by, op.Meter.Trade, span(op.Meter.Index, op.Meter.Index+1), true, func(t *mTrade, a *mAttempt, i int) bool {
+		return m.seller(by, op.Meter.Trade, span(op.Meter.Index, op.Meter.Index+1), true, func(_ *mTrade, a *mAttempt, i int) bool {
 			u := op.Meter.Usage
-			return a.state.Live() && m.plausible(t, u) && u.WallMS >= a.used.WallMS && u.CPUMS >= a.used.CPUMS && set(&a.used, u)
+			return a.state.Live() && plausible(u) && u.WallMS >= a.used.WallMS && u.CPUMS >= a.used.CPUMS && set(&a.used, u)
 		})
 	case op.Finish != nil:
 		return m.finish(by, op.Finish)
@@ -345,7 +369,7 @@ func (m *model) op(by pcm.PeerID, op pcm.Op) verdict {
 		}
 		return on(op.Stop.Tasks, func(i int) bool {
 			a := t.attempts[i]
-			return a != nil && a.state.Live() && !a.stop && set(&a.stop, true)
+			return a != nil && a.state.Live() && !a.stop && set(&a.stop, true) && set(&a.asked, m.now)
 		})
 	case op.Cancel != nil:
 		j := m.jobs[op.Cancel.Job]
@@ -430,7 +454,7 @@ func (m *model) submit(by pcm.PeerID, me *mMember, op *pcm.Submit) bool {
 	if n < 1 || n > pcm.MaxTasks || op.Budget < 0 || op.LastMS < 0 || !slices.Contains([]pcm.Takeover{"account", "any", "none"}, op.Takeover) {
 		return false
 	}
-	j := &mJob{Submit: *op, submitter: by, driver: by, buyer: me.account, term: 1, at: m.now, driven: m.now, placed: map[pcm.TradeID]pcm.Terms{}}
+	j := &mJob{Submit: *op, submitter: by, driver: by, buyer: me.account, term: 1, at: m.now, driven: m.now, fence: m.fence(), placed: map[pcm.TradeID]pcm.Terms{}}
 	for _, s := range op.Steps {
 		step := make([]mTask, s.Count)
 		for i := range step {
@@ -441,6 +465,9 @@ func (m *model) submit(by pcm.PeerID, me *mMember, op *pcm.Submit) bool {
 	m.jobs[op.Job] = j
 	return true
 }
+
+// fence is where the fencing tokens of a job begin, and what they may come to.
+func (m *model) fence() uint64 { return (16*m.record + m.nth) << 16 }
 
 func (m *model) drive(by pcm.PeerID, me *mMember, op *pcm.Drive) bool {
 	j := m.jobs[op.Job]
@@ -464,7 +491,7 @@ func (m *model) place(by pcm.PeerID, me *mMember, op *pcm.Place) bool {
 	if j == nil || j.ended != "" || j.stopping || j.driver != by || j.term != op.Term {
 		return false
 	}
-	if !wellFormed(t) || t.Buyer != j.buyer || t.Spec != j.Spec || t.Driver != by || t.Price.Unit != j.Unit || t.Fence <= j.fence {
+	if !wellFormed(t) || t.Buyer != j.buyer || t.Spec != j.Spec || t.Driver != by || t.Price.Unit != j.Unit || t.Fence <= j.fence || t.Fence > m.fence() {
 		return false
 	}
 	if t.Step < 0 || t.Step >= len(j.tasks) || !t.Tasks.Valid(len(j.tasks[t.Step])) {

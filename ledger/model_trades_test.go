@@ -53,8 +53,8 @@ func (m *model) seller(by pcm.PeerID, trade pcm.TradeID, tasks pcm.Spans, good b
 	return on(tasks, func(i int) bool { a := t.attempts[i]; return a != nil && f(t, a, i) })
 }
 
-func (m *model) plausible(t *mTrade, u pcm.Usage) bool {
-	return u.WallMS >= 0 && u.CPUMS >= 0 && u.MaxMemory >= 0 && u.WallMS <= m.now-t.at+60_000
+func plausible(u pcm.Usage) bool {
+	return u.WallMS >= 0 && u.CPUMS >= 0 && u.MaxMemory >= 0 && u.WallMS <= 10*365*24*3_600_000
 }
 
 // tasksOf are the tasks of results; none if two are for one task.
@@ -73,13 +73,19 @@ func tasksOf(rs []pcm.Result) pcm.Spans {
 func (m *model) finish(by pcm.PeerID, op *pcm.Finish) verdict {
 	return m.seller(by, op.Trade, tasksOf(op.Results), true, func(t *mTrade, a *mAttempt, i int) bool {
 		r := op.Results[slices.IndexFunc(op.Results, func(r pcm.Result) bool { return r.Index == i })]
-		if !a.state.Live() || !m.plausible(t, r.Usage) || len(r.Reason) > 256 || r.ExitCode < 0 || r.ExitCode > 255 || (r.Outcome == pcm.OutcomeOK && r.ExitCode != 0) || strings.HasPrefix(string(r.Outcome), "un") {
+		if !a.state.Live() || !plausible(r.Usage) || len(r.Reason) > 256 || r.ExitCode < 0 || r.ExitCode > 255 || (r.Outcome == pcm.OutcomeOK && r.ExitCode != 0) || strings.HasPrefix(string(r.Outcome), "un") {
 			return false
 		}
-		if r.Outcome == pcm.OutcomeSeller {
+		if r.Outcome == pcm.OutcomeSeller || r.Outcome == pcm.OutcomeStopped && !a.stop {
 			return set(&a.state, pcm.AttemptRejected)
 		}
 		a.result, a.used = &r, r.Usage
+		left := int64(t.Width) * (m.now - t.at + 60_000)
+		for _, other := range t.attempts {
+			left -= other.counted
+		}
+		a.counted = min(r.Usage.WallMS, t.LimitMS, left)
+		a.charge = chargeOf(t.Terms, pcm.Usage{WallMS: a.counted})
 		return set(&a.state, pcm.AttemptFinished)
 	})
 }
@@ -103,7 +109,7 @@ func (m *model) accept(by pcm.PeerID, op *pcm.Accept) (v verdict) {
 		if a == nil || a.result == nil || *a.result != r || j.tasks[t.Step][i].state != pcm.TaskPlaced || j.tasks[t.Step][i].trade != op.Trade {
 			return false
 		}
-		j.spent += chargeOf(t.Terms, r.Usage)
+		j.spent += a.charge
 		state := pcm.TaskFailed
 		switch r.Outcome {
 		case pcm.OutcomeOK:
@@ -148,7 +154,7 @@ func (m *model) abandon(by pcm.PeerID, op *pcm.Abandon) (v verdict) {
 			return false
 		default:
 			tk.failures++
-			j.spent += chargeOf(terms, a.result.Usage)
+			j.spent += a.charge
 		}
 		if tk.state = pcm.TaskWaiting; j.stopping {
 			tk.state = pcm.TaskCancelled
@@ -179,9 +185,9 @@ func (m *model) pay(by pcm.PeerID, me *mMember, op *pcm.Settle) bool {
 		if tk := m.jobs[t.Job].tasks[t.Step][i]; tk.state == pcm.TaskPlaced && tk.trade == op.Trade {
 			return false
 		}
-		sum += chargeOf(t.Terms, a.result.Usage)
+		sum += a.charge
 	}
-	if sum != op.Amount {
+	if sum > op.Amount {
 		return false
 	}
 	for i := range op.Tasks.All {

@@ -13,6 +13,9 @@ const (
 	maxMembers   = 10_000
 	maxBurned    = 100_000
 	maxPoolsEach = 64
+	// maxInvite bounds the validity of a token when it is used: it has to be
+	// remembered for so long.
+	maxInvite = 31 * 24 * time.Hour
 )
 
 // enroll makes a peer known, or renews what is known of it.
@@ -62,24 +65,35 @@ func (a *applying) burn(op *pcm.Burn) (bool, error) {
 	if a.entry.Wall > inv.NotAfter+pcm.Skew.Milliseconds() {
 		return false, pcm.Errorf(pcm.Refused, "the token expired at %s: ask for a new one", time.UnixMilli(inv.NotAfter).UTC().Format(time.RFC3339))
 	}
+	if inv.NotAfter > a.entry.Wall+(maxInvite+pcm.Skew).Milliseconds() {
+		return false, pcm.Errorf(pcm.Refused, "the token is valid for more than %d days from now: ask for a new one with a shorter validity", maxInvite/(24*time.Hour))
+	}
 	if len(op.Peer.Public()) == 0 {
 		return false, pcm.Errorf(pcm.Invalid, "%q is not a peer ID", op.Peer)
 	}
-	if len(a.burned) >= maxBurned {
-		a.sweepBurned()
-	}
-	if len(a.burned) >= maxBurned {
+	if len(a.burned) >= maxBurned && !a.sweepBurned() {
 		return false, pcm.Errorf(pcm.Busy, "%d tokens were used that are still within their validity: let some expire first", len(a.burned))
 	}
 	a.burned[inv.Hash] = Burned{Peer: op.Peer, NotAfter: inv.NotAfter}
 	return true, nil
 }
 
-// sweepBurned forgets invites that would be refused by time.
-func (a *applying) sweepBurned() {
-	maps.DeleteFunc(a.burned, func(_ pcm.Digest, b Burned) bool {
-		return a.entry.Wall > b.NotAfter+2*pcm.Skew.Milliseconds()
-	})
+// sweepBurned forgets invites that would be refused by time. It tells whether
+// there is room now; if not, nothing is forgotten, as a refused Burn leaves no
+// record from which that would follow.
+func (a *applying) sweepBurned() bool {
+	past := func(b Burned) bool { return a.entry.Wall > b.NotAfter+2*pcm.Skew.Milliseconds() }
+	n := 0
+	for _, k := range slices.Sorted(maps.Keys(a.burned)) {
+		if past(a.burned[k]) {
+			n++
+		}
+	}
+	if len(a.burned)-n >= maxBurned {
+		return false
+	}
+	maps.DeleteFunc(a.burned, func(_ pcm.Digest, b Burned) bool { return past(b) })
+	return true
 }
 
 // capacity replaces what the signing peer sells here.

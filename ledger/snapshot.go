@@ -28,6 +28,7 @@ type snapshot struct {
 	Balances []pair[BalanceKey, *Balance]      `cbor:"11,keyasint"`
 	Burned   []pair[pcm.Digest, Burned]        `cbor:"12,keyasint"`
 	Seen     []pair[pcm.CommandID, remembered] `cbor:"13,keyasint"`
+	Granted  int64                             `cbor:"14,keyasint"`
 }
 
 type pair[K, V any] struct {
@@ -49,7 +50,7 @@ func compareIDs(a, b pcm.CommandID) int { return bytes.Compare(a[:], b[:]) }
 func (s *State) Snapshot() ([]byte, error) {
 	return pcm.Marshal(snapshot{
 		Version: snapshotVersion, Genesis: s.genesis, Stamp: s.stamp, Records: s.records,
-		Frontier: s.tree.Hashes(), Due: s.due,
+		Frontier: s.tree.Hashes(), Due: s.due, Granted: s.granted,
 		Members: s.Members(), Pools: pairs(s.pools, PoolKey.compare),
 		Jobs: s.Jobs(), Trades: s.Trades(),
 		Balances: pairs(s.balances, BalanceKey.compare),
@@ -85,7 +86,7 @@ func (s *State) Restore(data []byte) error {
 		return err
 	}
 	n := New(in.Genesis)
-	n.stamp, n.records, n.tree, n.due = in.Stamp, in.Records, tree, in.Due
+	n.stamp, n.records, n.tree, n.due, n.granted = in.Stamp, in.Records, tree, in.Due, in.Granted
 	for _, m := range in.Members {
 		n.members[m.Peer] = m
 	}
@@ -94,6 +95,7 @@ func (s *State) Restore(data []byte) error {
 	}
 	for _, j := range in.Jobs {
 		n.jobs[j.ID] = j
+		n.tasks += j.tasks()
 	}
 	for _, t := range in.Trades {
 		n.trades[t.ID] = t

@@ -32,6 +32,8 @@ type State struct {
 	records uint64 // records made so far
 	tree    *compact.Range
 	due     int64 // log time before which nothing expires: a lower bound
+	granted int64 // log time at which a new leader last granted every lease anew
+	tasks   int   // of all open jobs
 
 	members  map[pcm.PeerID]*Member
 	pools    map[PoolKey]*Pool
@@ -79,6 +81,8 @@ type Member struct {
 	Live        int           `cbor:"10,keyasint"` // attempts that may be running there
 	Drives      int           `cbor:"11,keyasint"` // open jobs that it drives
 	Seen        int           `cbor:"12,keyasint"` // its command IDs that are remembered
+
+	Tasks int `cbor:"14,keyasint"` // of the open jobs that it submitted
 
 	NoteKey []byte `cbor:"13,keyasint,omitempty"` // with which it signs checkpoints; nil: it doesn't
 }

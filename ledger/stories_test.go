@@ -179,6 +179,14 @@ func (s *story) tell(t *testing.T, d *datadriven.TestData) string {
 	case "time":
 		fx := s.pass(l.elapsed(0))
 		return s.answer(nil, fx)
+	case "renewing": // time passes, and a peer renews all the while
+		var all pcm.Effects
+		for left := l.elapsed(1); left > 0; left -= 5 * time.Second {
+			all.Events = append(all.Events, s.pass(min(left, 5*time.Second)).Events...)
+			_, fx := s.do(l.who(), pcm.Op{Renew: &pcm.Renew{Incarnation: 1}})
+			all.Events = append(all.Events, fx.Events...)
+		}
+		return s.answer(nil, all)
 	case "wall": // passes for passports and tokens only
 		s.wall += l.elapsed(0).Milliseconds()
 		return "ok"
@@ -547,6 +555,9 @@ func (s *story) showTrade(b *strings.Builder, id pcm.TradeID) {
 		fmt.Fprintf(b, "%d %s%s", i, at.State, because(at.Reason))
 		if at.Metered.WallMS > 0 {
 			fmt.Fprintf(b, ", ran %s", at.Metered.Wall())
+		}
+		if at.Charge > 0 {
+			fmt.Fprintf(b, ", costs %s", at.Charge)
 		}
 		b.WriteString(when(at.Stop != "", ", asked to stop: "+at.Stop) + "\n")
 	}

@@ -11,9 +11,6 @@ import (
 const (
 	maxTrades = 200_000
 	maxReason = 256
-	// clockSlack is how much longer than the log saw it running an attempt may
-	// say that it ran: log time stands still while a cell has no leader.
-	clockSlack = int64(60_000)
 )
 
 // Trade is a trade as its seller's cell sees it.
@@ -28,6 +25,7 @@ type Trade struct {
 	Open          int           `cbor:"8,keyasint"` // attempts that are not in a final state
 	Held          pcm.Micro     `cbor:"9,keyasint"`
 	Paid          pcm.Micro     `cbor:"10,keyasint"`
+	WallMS        int64         `cbor:"11,keyasint"` // run time that its results are charged for, all together
 }
 
 // Attempt is one attempt of a trade.
@@ -38,6 +36,10 @@ type Attempt struct {
 	Metered   pcm.Usage        `cbor:"4,keyasint"` // use so far
 	Reason    string           `cbor:"5,keyasint,omitempty"`
 	Stop      string           `cbor:"6,keyasint,omitempty"` // the buyer asked, with this reason
+	StopAt    int64            `cbor:"9,keyasint,omitempty"` // when it asked, log time, ms
+	// Charge is what its result costs: set once, when it finishes, never above
+	// Terms.Charge of the usage. Budget and balance both go by it.
+	Charge pcm.Micro `cbor:"10,keyasint,omitempty"`
 	// Of a dispute: since when, log time, ms; and whether it is about outputs that can't be had.
 	DisputedAt  int64 `cbor:"7,keyasint,omitempty"`
 	Undelivered bool  `cbor:"8,keyasint,omitempty"`
@@ -119,31 +121,6 @@ func (t *Trade) each(indexes iter.Seq[int], f func(i int, at *Attempt) error) (p
 	})
 }
 
-func indexesOf(results []pcm.Result) iter.Seq[int] {
-	return func(yield func(int) bool) {
-		for _, r := range results {
-			if !yield(r.Index) {
-				return
-			}
-		}
-	}
-}
-
-// byIndex finds results by their task; one task has one.
-func byIndex(results []pcm.Result) (map[int]*pcm.Result, error) {
-	if len(results) > pcm.MaxBatch {
-		return nil, pcm.Errorf(pcm.Invalid, "%d results are too many: at most %d", len(results), pcm.MaxBatch)
-	}
-	m := make(map[int]*pcm.Result, len(results))
-	for i := range results {
-		if m[results[i].Index] != nil {
-			return nil, pcm.Errorf(pcm.Invalid, "task %d has two results", results[i].Index)
-		}
-		m[results[i].Index] = &results[i]
-	}
-	return m, nil
-}
-
 // checkTasks checks the tasks that an operation names for a trade, before they are walked.
 func checkTasks(tasks pcm.Spans) error {
 	if !tasks.Valid(pcm.MaxTasks) || tasks.Len() > pcm.MaxBatch {
@@ -186,6 +163,9 @@ func (a *applying) award(o *pcm.Op) (bool, error) {
 	t := &o.Award.Terms
 	if err := checkTerms(t); err != nil {
 		return false, err
+	}
+	if len(a.trades) >= maxTrades {
+		return false, pcm.Errorf(pcm.Busy, "%s has %d open trades, which is its bound: retry when some are settled", pcm.Short(a.genesis.Cell), len(a.trades))
 	}
 	if t.Cell != a.genesis.Cell {
 		return false, pcm.Errorf(pcm.Invalid, "the trade belongs to %s, this is %s", t.Cell, a.genesis.Cell)
@@ -346,7 +326,7 @@ func (a *applying) reject(o *pcm.Op) (pcm.Spans, error) {
 		if err := a.move(t, i, at, pcm.AttemptRejected); err != nil {
 			return err
 		}
-		at.Reason, at.Result = op.Reason, nil // of a disputed one as well: the seller gives in
+		at.Reason, at.Result, at.Charge = op.Reason, nil, 0 // of a disputed one as well: the seller gives in
 		a.release(t, 1, 0)
 		return nil
 	})
@@ -379,110 +359,6 @@ func (a *applying) start(o *pcm.Op) (pcm.Spans, error) {
 	}
 	a.event(o, t.Terms.Job, t, a.driver(t))
 	return skipped, nil
-}
-
-func (a *applying) meter(o *pcm.Op) error {
-	op := o.Meter
-	t, err := a.sold(op.Trade)
-	if err != nil {
-		return err
-	}
-	_, err = t.each(slices.Values([]int{op.Index}), func(i int, at *Attempt) error {
-		if !at.State.Live() {
-			return pcm.Errorf(pcm.Conflict, "attempt %s/%d is %s", t.ID, i, at.State)
-		}
-		if err := checkUsage(i, op.Usage, a.stamp-t.AwardedAt); err != nil {
-			return err
-		}
-		if op.Usage.WallMS < at.Metered.WallMS || op.Usage.CPUMS < at.Metered.CPUMS {
-			return pcm.Errorf(pcm.Invalid, "the use of attempt %s/%d can't shrink", t.ID, i)
-		}
-		at.Metered = op.Usage
-		return nil
-	})
-	if err == nil {
-		a.event(o, t.Terms.Job, t, a.driver(t))
-	}
-	return err
-}
-
-// finish takes the seller's results. One that is the seller's own fault is a rejection.
-func (a *applying) finish(o *pcm.Op) (pcm.Spans, error) {
-	op := o.Finish
-	t, err := a.sold(op.Trade)
-	if err != nil {
-		return nil, err
-	}
-	results, err := byIndex(op.Results)
-	if err != nil {
-		return nil, err
-	}
-	skipped, err := t.each(indexesOf(op.Results), func(i int, at *Attempt) error {
-		r := results[i]
-		if err := checkResult(r, a.stamp-t.AwardedAt); err != nil {
-			return err
-		}
-		if !at.State.Live() {
-			return pcm.Errorf(pcm.Conflict, "attempt %s/%d is %s and can't finish", t.ID, i, at.State)
-		}
-		if r.Outcome == pcm.OutcomeSeller {
-			if err := a.move(t, i, at, pcm.AttemptRejected); err != nil {
-				return err
-			}
-			at.Reason = r.Reason
-			a.release(t, 1, 0)
-			return nil
-		}
-		if err := a.move(t, i, at, pcm.AttemptFinished); err != nil {
-			return err
-		}
-		result := *r
-		at.Result, at.Metered = &result, r.Usage
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	a.event(o, t.Terms.Job, t, t.Terms.Seller, a.driver(t))
-	a.close(t)
-	return skipped, nil
-}
-
-// checkUsage checks what task index is said to have used; ran is for how long
-// the log knows of its award, ms.
-func checkUsage(index int, u pcm.Usage, ran int64) error {
-	switch {
-	case u.WallMS < 0 || u.CPUMS < 0 || u.MaxMemory < 0:
-		return pcm.Errorf(pcm.Invalid, "the use of task %d is below zero", index)
-	case u.WallMS > ran+clockSlack:
-		return pcm.Errorf(pcm.Invalid, "task %d says that it ran for %d ms, but was awarded %d ms ago", index, u.WallMS, ran)
-	}
-	return nil
-}
-
-// checkResult checks a result; ran is for how long the log knows of the award, ms.
-func checkResult(r *pcm.Result, ran int64) error {
-	if err := checkUsage(r.Index, r.Usage, ran); err != nil {
-		return err
-	}
-	switch {
-	case len(r.Reason) > maxReason:
-		return pcm.Errorf(pcm.Invalid, "the reason of task %d has more than %d bytes", r.Index, maxReason)
-	case r.Output != "" && !r.Output.Valid():
-		return pcm.Errorf(pcm.Invalid, "the output of task %d has no digest", r.Index)
-	case r.ExitCode < 0 || r.ExitCode > 255:
-		return pcm.Errorf(pcm.Invalid, "exit code %d of task %d is out of range", r.ExitCode, r.Index)
-	}
-	switch r.Outcome {
-	case pcm.OutcomeOK:
-		if r.ExitCode != 0 {
-			return pcm.Errorf(pcm.Invalid, "task %d can't be ok with exit code %d", r.Index, r.ExitCode)
-		}
-	case pcm.OutcomeFailed, pcm.OutcomeTimeLimit, pcm.OutcomeMemory, pcm.OutcomeOutput, pcm.OutcomeStopped, pcm.OutcomeSeller:
-	default:
-		return pcm.Errorf(pcm.Invalid, "outcome %q of task %d is unknown", r.Outcome, r.Index)
-	}
-	return nil
 }
 
 // mayPay tells whether the signer acts for the buyer of a trade.
@@ -521,10 +397,10 @@ func (a *applying) settle(o *pcm.Op) error {
 				return pcm.Errorf(pcm.Conflict, "task %d/%d is undecided: accept or abandon attempt %d first", t.Terms.Step, i, t.Terms.Attempt)
 			}
 		}
-		sum = pcm.AddMicro(sum, t.Terms.Charge(at.Result.Usage))
+		sum = pcm.AddMicro(sum, at.Charge)
 	}
-	if sum != op.Amount {
-		return pcm.Errorf(pcm.Invalid, "the charges add up to %s, not to %s", sum, op.Amount)
+	if sum > op.Amount {
+		return pcm.Errorf(pcm.Invalid, "the charges add up to %s, and at most %s is to be paid", sum, op.Amount)
 	}
 	for i := range op.Tasks.All {
 		if err := a.move(t, i, t.attempt(i), pcm.AttemptSettled); err != nil {
@@ -586,12 +462,13 @@ func (a *applying) stop(o *pcm.Op) (pcm.Spans, error) {
 		if !at.State.Live() || at.Stop != "" {
 			return pcm.Errorf(pcm.Conflict, "attempt %s/%d is %s or stopping already", t.ID, i, at.State)
 		}
-		at.Stop = op.Reason
+		at.Stop, at.StopAt = op.Reason, a.stamp
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
+	a.soon(a.stamp + endGrace)
 	a.event(o, t.Terms.Job, t, t.Terms.Seller)
 	return skipped, nil
 }
