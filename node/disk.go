@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +14,7 @@ import (
 const (
 	diskEvery  = 10 * time.Second
 	sweepEvery = time.Hour
+	sweepAgain = time.Minute // after one that was not possible
 )
 
 // watchDisk warns before the ledger meets a full disk, and lets go of what no job
@@ -22,6 +22,7 @@ const (
 func (n *Node) watchDisk(ctx context.Context) error {
 	warned := false
 	swept := time.Time{}
+	strange := map[pcm.JobID]time.Time{}
 	for {
 		low := n.diskLow()
 		if low != "" && !warned {
@@ -34,7 +35,10 @@ func (n *Node) watchDisk(ctx context.Context) error {
 		}
 		if time.Since(swept) > sweepEvery {
 			swept = time.Now()
-			n.sweep()
+			if err := n.sweep(ctx, strange); err != nil && ctx.Err() == nil {
+				n.log.Info("can't sweep what no job needs yet", "reason", err)
+				swept = swept.Add(sweepAgain - sweepEvery)
+			}
 		}
 		if !pause(ctx, diskEvery) {
 			return nil
@@ -59,8 +63,19 @@ func diskFree(dir string) (pcm.Bytes, error) {
 	return pcm.Bytes(st.Bavail) * pcm.Bytes(st.Bsize), nil
 }
 
-// sweep unpins what belongs to jobs that ended long ago and to trades that are closed.
-func (n *Node) sweep() {
+// sweep lets go of what belongs to jobs that ended long ago and to trades that
+// are closed, and of what belongs to jobs that nobody knows: strange says since
+// when, and is carried from one sweep to the next.
+func (n *Node) sweep(ctx context.Context, strange map[pcm.JobID]time.Time) error {
+	// What is listed before the ledger is read was committed or begun by then.
+	owners := n.store.Owners()
+	held := n.specs.stored()
+	sync, cancel := context.WithTimeout(ctx, diskEvery)
+	defer cancel()
+	if err := n.cell.Sync(sync); err != nil {
+		return err
+	}
+	complete, _, _ := n.cell.History()
 	open := map[pcm.TradeID]bool{}
 	jobs := map[pcm.JobID]bool{}
 	n.cell.View(func() {
@@ -71,18 +86,42 @@ func (n *Node) sweep() {
 			jobs[j.ID] = true
 		}
 	})
-	now := n.cell.LogTime()
-	for _, owner := range n.store.Owners() {
-		if id, ok := strings.CutPrefix(owner, "trade/"); ok && !open[pcm.TradeID(id)] {
+	for _, owner := range owners {
+		if id, ok := tradeOfOwner(owner); ok && !open[id] {
 			n.unpin(owner)
 		}
-		job, ok := jobOfOwner(owner)
-		if !ok || jobs[job] || n.drivers.has(job) {
+		if job, ok := jobOfOwner(owner); ok {
+			held[job] = true
+		}
+	}
+	now := time.Now()
+	for job := range strange {
+		if !held[job] {
+			delete(strange, job)
+		}
+	}
+	for job := range held {
+		if jobs[job] || n.drivers.has(job) {
+			delete(strange, job)
 			continue
 		}
-		if j, err := n.archivedJob(job); err == nil && now-j.EndedAt > keepEnded.Milliseconds() {
-			n.unpin(owner)
+		over := false
+		switch j, err := n.archivedJob(job); {
+		case err == nil:
+			over = n.cell.LogTime()-j.EndedAt > keepEnded.Milliseconds()
+		case pcm.ErrorCode(err) == pcm.NotFound && complete:
+			since, seen := strange[job]
+			if !seen {
+				strange[job] = now
+			}
+			over = seen && now.Sub(since) >= earlyFor
+		}
+		if over {
+			delete(strange, job)
+			n.unpin(jobOwner(job))
 			n.specs.drop(job)
 		}
 	}
+	n.specs.early.expire(now)
+	return nil
 }

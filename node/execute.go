@@ -20,32 +20,44 @@ type seller struct {
 	mu       sync.Mutex
 	trades   map[pcm.TradeID]*execution
 	reports  *reports
+	untidy   chan struct{} // something is left that may have to be removed, or taken up
 }
 
-// execution is one trade that runs here. The seller's lock guards it.
+// execution is one trade that runs here. The seller's lock guards it, but for
+// what prepare makes: that is fixed once prepared is set.
 type execution struct {
-	terms    pcm.Terms
-	awarded  adapters.BootTime // no earlier than the award
-	queue    []int             // not started, in order
-	running  map[int]*run
-	ended    map[int]bool // reported
-	stopped  string       // why the buyer wants no more of it
+	terms   pcm.Terms
+	awarded adapters.BootTime // no earlier than the award
+	queue   []int             // not started, in order
+	running map[int]*run      // started, or about to be; until their result is reported
+	ended   map[int]bool      // reported, or about to be; or no longer wanted
+	stop    map[int]string    // to be stopped, and why; whoever starts an attempt looks here
+
 	held     heldSpec
 	mounts   []adapters.Mount
 	module   string
 	release  []func()
 	prepared bool
+	idle     chan struct{}   // closed when prepare has returned
 	ctx      context.Context // ends when nothing more of the trade is to be done
 	cancel   context.CancelFunc
 }
 
 // run is one attempt that runs here.
 type run struct {
-	since adapters.BootTime
+	since  adapters.BootTime
+	placed bool // the back end has it
+}
+
+func (x *execution) key(i int) adapters.Key {
+	return adapters.Key{Trade: x.terms.Trade(), Index: i, Attempt: x.terms.Attempt}
 }
 
 func newSeller(n *Node) *seller {
-	s := &seller{n: n, adapters: map[string]adapters.Adapter{}, trades: map[pcm.TradeID]*execution{}, reports: newReports()}
+	s := &seller{
+		n: n, adapters: map[string]adapters.Adapter{}, trades: map[pcm.TradeID]*execution{}, reports: newReports(),
+		untidy: make(chan struct{}, 1),
+	}
 	for _, sale := range n.cfg.Sales {
 		s.adapters[sale.Adapter.Name()] = sale.Adapter
 	}
@@ -60,7 +72,7 @@ func (s *seller) observe(e *pcm.Event) {
 	switch {
 	case e.Op != nil && e.Op.Award != nil:
 		late := time.Duration(s.n.cell.LogTime()-e.Stamp) * time.Millisecond
-		s.begin(e.Trade, *e.Terms, nil, adapters.Now().Add(-max(0, min(late, time.Hour))))
+		s.begin(e.Trade, *e.Terms, e.Terms.Tasks, nil, adapters.Now().Add(-max(0, min(late, time.Hour))))
 	case e.Op != nil && e.Op.Stop != nil:
 		s.halt(e.Trade, e.Op.Stop.Tasks, e.Op.Stop.Reason)
 	case e.Op != nil && e.Op.Dispute != nil && e.Op.Dispute.Undelivered:
@@ -72,47 +84,55 @@ func (s *seller) observe(e *pcm.Event) {
 	}
 }
 
-// begin takes an award up. known are attempts that the back end already has.
-func (s *seller) begin(id pcm.TradeID, t pcm.Terms, known map[int]adapters.Status, awarded adapters.BootTime) {
+// begin takes a trade up: the attempts of it that are live in the ledger. Those
+// that its back end has already, known, run or have ended there, whatever
+// becomes of the preparations for the others.
+func (s *seller) begin(id pcm.TradeID, t pcm.Terms, live pcm.Spans, known map[int]adapters.Status, awarded adapters.BootTime) {
 	s.mu.Lock()
 	if s.trades[id] != nil {
 		s.mu.Unlock()
 		return
 	}
-	x := &execution{terms: t, awarded: awarded, running: map[int]*run{}, ended: map[int]bool{}}
+	x := &execution{
+		terms: t, awarded: awarded, running: map[int]*run{}, ended: map[int]bool{}, stop: map[int]string{},
+		idle: make(chan struct{}),
+	}
 	x.ctx, x.cancel = context.WithCancel(s.n.run)
-	for i := range t.Tasks.All {
-		x.queue = append(x.queue, i)
+	var ended []adapters.Status
+	for i := range live.All {
+		st, ok := known[i]
+		if !ok {
+			x.queue = append(x.queue, i)
+			continue
+		}
+		x.running[i] = &run{since: adapters.Now().Add(-st.Usage.Wall()), placed: true}
+		if st.State == adapters.Ended {
+			ended = append(ended, st)
+		}
 	}
 	s.trades[id] = x
 	s.mu.Unlock()
-	go s.prepare(id, x, known)
+	for _, st := range ended {
+		go s.ended(st)
+	}
+	go s.prepare(id, x)
 }
 
-// prepare gets everything ready that the trade's tasks need, then starts them.
-func (s *seller) prepare(id pcm.TradeID, x *execution, known map[int]adapters.Status) {
+// prepare gets everything ready that the trade's tasks need, then starts them. If
+// it can't, it rejects what has not started; what runs goes on.
+func (s *seller) prepare(id pcm.TradeID, x *execution) {
+	defer close(x.idle)
 	if err := s.ready(x); err != nil {
 		if s.n.run.Err() != nil || x.ctx.Err() != nil {
 			return
 		}
-		s.n.log.Warn("can't run a trade", "trade", id, "error", err)
+		s.n.log.Warn("can't prepare a trade", "trade", id, "error", err)
 		s.reject(id, x, clip(err.Error()))
 		return
 	}
 	s.mu.Lock()
 	x.prepared = true
-	var ended []adapters.Status
-	for i, st := range known {
-		x.queue = slices.DeleteFunc(x.queue, func(q int) bool { return q == i })
-		x.running[i] = &run{since: adapters.Now().Add(-st.Usage.Wall())}
-		if st.State == adapters.Ended {
-			ended = append(ended, st)
-		}
-	}
 	s.mu.Unlock()
-	for _, st := range ended {
-		s.ended(st)
-	}
 	s.next(id, x)
 }
 
@@ -182,21 +202,27 @@ const (
 	specTry  = 4 * time.Second
 )
 
-// spec gets the spec of a trade's job.
+// spec gets the spec of a trade's job. Those who have it may refuse it for a
+// while: after a restart their copy of the ledger is behind, and doesn't show
+// that this peer sells to the job.
 func (s *seller) spec(x *execution) (heldSpec, error) {
 	t := x.terms
 	ctx, cancel := context.WithTimeout(x.ctx, specWait)
 	defer cancel()
-	for {
+	var last error
+	for wait := 200 * time.Millisecond; ; wait = min(2*wait, specTry) {
 		try, stop := context.WithTimeout(ctx, specTry)
 		h, err := s.n.specs.obtain(try, t.Job, t.Spec, s.sources(t)...)
 		late := try.Err() != nil
 		stop()
-		if err == nil || ctx.Err() != nil || !late && pcm.ErrorCode(err) != pcm.Unavailable {
-			return h, err
+		if err == nil {
+			return h, nil
 		}
-		if !pause(ctx, 200*time.Millisecond) {
-			return h, err
+		if last == nil || !late {
+			last = err
+		}
+		if code := pcm.ErrorCode(err); !late && (code == pcm.Invalid || code == pcm.TooLarge) || !pause(ctx, wait) {
+			return h, last
 		}
 	}
 }
@@ -207,13 +233,16 @@ func (s *seller) inputs(x *execution, need []pcm.Digest) error {
 	patience := time.Now().Add(specWait)
 	for {
 		err := s.n.files.FetchAll(x.ctx, need, s.sources(x.terms)...)
-		if pcm.ErrorCode(err) != pcm.Unavailable || time.Now().After(patience) || !pause(x.ctx, time.Second) {
+		switch pcm.ErrorCode(err) {
+		case pcm.Unavailable, pcm.Forbidden, pcm.NotFound:
+		default:
+			return err
+		}
+		if time.Now().After(patience) || !pause(x.ctx, time.Second) {
 			return err
 		}
 	}
 }
-
-func tradeOwner(id pcm.TradeID) string { return "trade/" + string(id) }
 
 // sources are the peers that may have a job's spec and inputs: the one that
 // drives it now comes first.
@@ -237,17 +266,25 @@ func (s *seller) sources(t pcm.Terms) []pcm.PeerID {
 func (s *seller) next(id pcm.TradeID, x *execution) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for x.prepared && x.stopped == "" && len(x.queue) > 0 && len(x.running) < x.terms.Width && x.ctx.Err() == nil {
+	for x.prepared && len(x.queue) > 0 && len(x.running) < x.terms.Width && x.ctx.Err() == nil {
 		i := x.queue[0]
 		x.queue = x.queue[1:]
 		r := &run{since: adapters.Now()}
 		x.running[i] = r
-		go s.start(id, x, i)
+		go s.start(id, x, i, r)
 	}
 }
 
-// start starts one attempt.
-func (s *seller) start(id pcm.TradeID, x *execution, i int) {
+// start starts one attempt. A stop may come before the back end knows of the
+// attempt, and then finds nothing: so start looks for one before and after.
+func (s *seller) start(id pcm.TradeID, x *execution, i int, r *run) {
+	s.mu.Lock()
+	why, stopped := x.stop[i]
+	s.mu.Unlock()
+	if stopped {
+		s.done(id, x, pcm.Result{Index: i, Outcome: pcm.OutcomeStopped, Reason: clip(why)})
+		return
+	}
 	t := x.terms
 	st := x.held.spec.Steps[t.Step]
 	// The lease counts from the award or from the last renewal that was
@@ -256,27 +293,42 @@ func (s *seller) start(id pcm.TradeID, x *execution, i int) {
 	ctx, cancel := context.WithTimeout(x.ctx, time.Minute)
 	defer cancel()
 	err := s.adapters[t.Adapter].Start(ctx, adapters.Task{
-		Key: adapters.Key{Trade: id, Index: i, Attempt: t.Attempt}, Job: t.Job, Fence: t.Fence, Count: st.Count,
+		Key: x.key(i), Job: t.Job, Fence: t.Fence, Count: st.Count,
 		Command: st.Command, Module: x.module, Args: st.Args, Env: st.Env, Inputs: x.mounts, Outputs: st.Outputs,
 		Resources: t.Each, Limit: time.Duration(t.LimitMS) * time.Millisecond, Deadline: deadline,
 	})
+	if x.ctx.Err() != nil { // the trade was closed meanwhile, or this peer goes down
+		s.nudgeTidy()
+		return
+	}
 	if err != nil {
-		if s.n.run.Err() != nil {
-			return
-		}
 		s.n.log.Warn("can't start a task", "trade", id, "task", i, "error", err)
+		if pcm.ErrorCode(err) == pcm.Unavailable { // the answer was lost: it may run all the same
+			go s.stopOne(x, i, "its start was given up")
+		}
 		s.done(id, x, pcm.Result{Index: i, Outcome: pcm.OutcomeSeller, Reason: clip(err.Error())})
 		return
 	}
-	s.reports.started(id, i)
+	s.mu.Lock()
+	r.placed = true
+	wanted := x.running[i] == r && !x.ended[i]
+	why, stopped = x.stop[i]
+	s.mu.Unlock()
+	if wanted {
+		s.reports.started(id, i)
+	}
+	if stopped {
+		s.stopOne(x, i, why)
+	}
 }
 
-// watch follows what the adapters tell.
+// watch follows what the adapters tell, and tidies up what is left over.
 func (s *seller) watch(ctx context.Context) error {
 	var wg sync.WaitGroup
 	for _, a := range s.adapters {
 		wg.Go(func() { s.watchOne(ctx, a) })
 	}
+	wg.Go(func() { s.tidy(ctx) })
 	wg.Wait()
 	return nil
 }
@@ -311,7 +363,17 @@ func (s *seller) watchOne(ctx context.Context, a adapters.Adapter) {
 func (s *seller) ended(st adapters.Status) {
 	s.mu.Lock()
 	x := s.trades[st.Trade]
-	if x == nil || x.running[st.Index] == nil || x.ended[st.Index] || st.Attempt != x.terms.Attempt {
+	if x == nil || st.Attempt != x.terms.Attempt || x.ended[st.Index] && x.running[st.Index] == nil {
+		s.mu.Unlock()
+		// Its trade is over, or it was given up. If neither is so, its trade is yet to be taken up.
+		s.nudgeTidy()
+		return
+	}
+	if q := slices.Index(x.queue, st.Index); q >= 0 { // from before a restart, when the back end could not be asked
+		x.queue = slices.Delete(x.queue, q, q+1)
+		x.running[st.Index] = &run{since: adapters.Now().Add(-st.Usage.Wall()), placed: true}
+	}
+	if x.running[st.Index] == nil || x.ended[st.Index] {
 		s.mu.Unlock()
 		return
 	}
@@ -353,7 +415,7 @@ func (s *seller) collect(x *execution, k adapters.Key, whole bool) (pcm.Digest, 
 	for _, why := range stats.Skipped {
 		s.n.log.Info("left out of a task's outputs", "trade", k.Trade, "task", k.Index, "what", why)
 	}
-	s.n.owners.add(jobOwner(x.terms.Job), d)
+	s.n.owners.add(tradeOwner(k.Trade), d)
 	if emptyOutput(d) {
 		return "", nil
 	}
@@ -393,13 +455,17 @@ func nothing(results fs.FS) bool {
 	return true
 }
 
-// done reports a result and makes room for the next attempt.
+// done reports a result, unless the cell has given the attempt up meanwhile, and
+// makes room for the next one.
 func (s *seller) done(id pcm.TradeID, x *execution, r pcm.Result) {
 	s.mu.Lock()
+	wanted := x.running[r.Index] != nil
 	x.ended[r.Index] = true
 	delete(x.running, r.Index)
 	s.mu.Unlock()
-	s.reports.finished(id, r)
+	if wanted {
+		s.reports.finished(id, r)
+	}
 	s.next(id, x)
 }
 
@@ -417,205 +483,8 @@ func (s *seller) reject(id pcm.TradeID, x *execution, reason string) {
 	}
 }
 
-// halt ends attempts because the buyer asks.
-func (s *seller) halt(id pcm.TradeID, tasks pcm.Spans, reason string) {
-	s.mu.Lock()
-	x := s.trades[id]
-	if x == nil {
-		s.mu.Unlock()
-		return
-	}
-	var queued, running []int
-	x.queue = slices.DeleteFunc(x.queue, func(i int) bool {
-		if tasks.Has(i) {
-			queued = append(queued, i)
-			x.ended[i] = true
-			return true
-		}
-		return false
-	})
-	for i := range x.running {
-		if tasks.Has(i) {
-			running = append(running, i)
-		}
-	}
-	s.mu.Unlock()
-	for _, i := range queued {
-		s.reports.finished(id, pcm.Result{Index: i, Outcome: pcm.OutcomeStopped, Reason: clip(reason)})
-	}
-	for _, i := range running {
-		go s.stopOne(x, adapters.Key{Trade: id, Index: i, Attempt: x.terms.Attempt}, reason)
-	}
-}
-
-// stopGrace is how long a task has to end by itself when it is stopped.
-const stopGrace = 5 * time.Second
-
-func (s *seller) stopOne(x *execution, k adapters.Key, reason string) {
-	ctx, cancel := context.WithTimeout(s.n.run, time.Minute)
-	defer cancel()
-	if err := s.adapters[x.terms.Adapter].Stop(ctx, k, stopGrace, clip(reason)); err != nil {
-		s.n.log.Warn("can't stop a task", "attempt", k, "error", err)
-	}
-}
-
-// lose ends attempts that the cell has given up: their results will not be paid.
-func (s *seller) lose(id pcm.TradeID, tasks pcm.Spans, reason string) {
-	s.mu.Lock()
-	x := s.trades[id]
-	if x == nil {
-		s.mu.Unlock()
-		return
-	}
-	x.queue = slices.DeleteFunc(x.queue, tasks.Has)
-	var running []int
-	for i := range x.running {
-		if tasks.Has(i) {
-			x.ended[i] = true
-			running = append(running, i)
-		}
-	}
-	s.mu.Unlock()
-	for _, i := range running {
-		go s.stopOne(x, adapters.Key{Trade: id, Index: i, Attempt: x.terms.Attempt}, reason)
-	}
-}
-
-// end cleans up after a trade that is closed.
-func (s *seller) end(id pcm.TradeID) {
-	s.mu.Lock()
-	x := s.trades[id]
-	delete(s.trades, id)
-	s.mu.Unlock()
-	if x == nil {
-		return
-	}
-	x.cancel()
-	go func() {
-		for _, release := range x.release {
-			release()
-		}
-		ctx, cancel := context.WithTimeout(s.n.run, time.Minute)
-		defer cancel()
-		for i := range x.terms.Tasks.All {
-			k := adapters.Key{Trade: id, Index: i, Attempt: x.terms.Attempt}
-			if err := s.adapters[x.terms.Adapter].Remove(ctx, k); err != nil && ctx.Err() == nil {
-				s.n.log.Info("can't remove a task that has ended yet", "attempt", k, "reason", err)
-			}
-		}
-		s.n.unpin(tradeOwner(id))
-	}()
-}
-
-// resync brings what runs here in line with the ledger: after a start, and when
-// events were missed. What the back ends still run under our keys is adopted;
-// what they run and nobody wants is ended and removed.
-func (s *seller) resync() {
-	type open struct {
-		terms   pcm.Terms
-		live    pcm.Spans
-		stop    map[int]string
-		awarded adapters.BootTime
-	}
-	trades := map[pcm.TradeID]open{}
-	now := s.n.cell.LogTime()
-	s.n.cell.View(func() {
-		for _, t := range s.n.state.Trades() {
-			if t.Terms.Seller != s.n.self {
-				continue
-			}
-			o := open{terms: t.Terms, stop: map[int]string{}}
-			var live, undelivered []int
-			for i, at := range t.All {
-				if at.State == pcm.AttemptDisputed && at.Undelivered {
-					undelivered = append(undelivered, i)
-				}
-				if at.State.Live() {
-					live = append(live, i)
-					if at.Stop != "" {
-						o.stop[i] = at.Stop
-					}
-				}
-			}
-			if len(undelivered) > 0 {
-				s.reports.giveIn(t.ID, pcm.SpansOf(undelivered))
-			}
-			o.live = pcm.SpansOf(live)
-			o.awarded = adapters.Now().Add(-time.Duration(max(0, now-t.AwardedAt)) * time.Millisecond)
-			trades[t.ID] = o
-		}
-	})
-	known := map[pcm.TradeID]map[int]adapters.Status{}
-	for name, a := range s.adapters {
-		ctx, cancel := context.WithTimeout(s.n.run, 30*time.Second)
-		list, err := a.List(ctx)
-		cancel()
-		if err != nil {
-			s.n.log.Warn("can't ask a back end what runs there", "adapter", name, "error", err)
-			continue
-		}
-		for _, st := range list {
-			o, ok := trades[st.Trade]
-			if ok && st.Attempt == o.terms.Attempt && o.live.Has(st.Index) {
-				if known[st.Trade] == nil {
-					known[st.Trade] = map[int]adapters.Status{}
-				}
-				known[st.Trade][st.Index] = st
-				continue
-			}
-			if !ok {
-				go s.clear(a, st)
-			}
-		}
-	}
-	s.mu.Lock()
-	var over []pcm.TradeID
-	for id := range s.trades {
-		if _, ok := trades[id]; !ok {
-			over = append(over, id)
-		}
-	}
-	s.mu.Unlock()
-	for _, id := range over {
-		s.end(id)
-	}
-	for id, o := range trades {
-		if o.live.Len() > 0 {
-			live := o.terms
-			s.adopt(id, live, o.live, known[id], o.awarded)
-			for i, why := range o.stop {
-				s.halt(id, pcm.Spans{{Lo: i, Hi: i + 1}}, why)
-			}
-		}
-	}
-}
-
-// adopt takes up a trade of before a restart: only what is still live of it.
-func (s *seller) adopt(id pcm.TradeID, t pcm.Terms, live pcm.Spans, known map[int]adapters.Status, awarded adapters.BootTime) {
-	s.begin(id, t, known, awarded)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if x := s.trades[id]; x != nil {
-		x.queue = slices.DeleteFunc(x.queue, func(i int) bool { return !live.Has(i) })
-	}
-}
-
-// clear ends and removes an attempt of a trade that is no longer open.
-func (s *seller) clear(a adapters.Adapter, st adapters.Status) {
-	ctx, cancel := context.WithTimeout(s.n.run, time.Minute)
-	defer cancel()
-	if st.State != adapters.Ended {
-		if err := a.Stop(ctx, st.Key, stopGrace, "its trade is closed"); err != nil {
-			s.n.log.Warn("can't stop a task of a closed trade", "attempt", st.Key, "error", err)
-			return
-		}
-	}
-	if err := a.Remove(ctx, st.Key); err != nil {
-		s.n.log.Info("can't remove a task of a closed trade yet", "attempt", st.Key, "reason", err)
-	}
-}
-
-// leases are the deadlines of what runs here after a renewal that was sent at a moment.
+// extend moves the deadlines of what runs here after a renewal that was sent at a
+// moment and committed.
 func (s *seller) extend(ctx context.Context, sent adapters.BootTime) {
 	by := map[string]map[adapters.Key]adapters.BootTime{}
 	s.mu.Lock()
@@ -636,6 +505,23 @@ func (s *seller) extend(ctx context.Context, sent adapters.BootTime) {
 			}
 		}
 	}
+}
+
+// jobOf is the job of an open trade of this seller.
+func (s *seller) jobOf(id pcm.TradeID) (job pcm.JobID, ok bool) {
+	s.mu.Lock()
+	x := s.trades[id]
+	s.mu.Unlock()
+	if x != nil {
+		return x.terms.Job, true
+	}
+	// Not yet taken up after a restart, or about to be closed.
+	s.n.cell.View(func() {
+		if t, open := s.n.state.Trade(id); open {
+			job, ok = t.Terms.Job, true
+		}
+	})
+	return job, ok
 }
 
 // busy counts the attempts that run or wait here.

@@ -64,14 +64,18 @@ func (r *reports) started(id pcm.TradeID, i int) {
 	if r.starts[id] == nil {
 		r.starts[id] = map[int]time.Time{}
 	}
-	r.starts[id][i] = time.Now()
+	if _, ok := r.starts[id][i]; !ok {
+		r.starts[id][i] = time.Now()
+	}
 }
 
 // giveIn notes that what was disputed could not be had from this seller: it
 // asks for no pay.
 func (r *reports) giveIn(id pcm.TradeID, tasks pcm.Spans) {
 	r.mu.Lock()
-	r.lost = append(r.lost, pcm.Op{Reject: &pcm.Reject{Trade: id, Tasks: tasks, Reason: "its outputs could not be had from the seller in time"}})
+	if !slices.ContainsFunc(r.lost, func(op pcm.Op) bool { return op.Reject.Trade == id && slices.Equal(op.Reject.Tasks, tasks) }) {
+		r.lost = append(r.lost, pcm.Op{Reject: &pcm.Reject{Trade: id, Tasks: tasks, Reason: "its outputs could not be had from the seller in time"}})
+	}
 	r.mu.Unlock()
 	r.nudge()
 }
@@ -122,7 +126,8 @@ func (r *reports) take(now time.Time) (batch []pcm.Op) {
 	return batch
 }
 
-// putBack returns results that could not be told.
+// putBack returns what could not be told. A start goes along next time, unless
+// its attempt has ended: then that tells it.
 func (r *reports) putBack(batch []pcm.Op) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -132,6 +137,21 @@ func (r *reports) putBack(batch []pcm.Op) {
 			r.results[op.Finish.Trade] = append(op.Finish.Results, r.results[op.Finish.Trade]...)
 		case op.Reject != nil:
 			r.lost = append(r.lost, op)
+		}
+	}
+	for _, op := range batch {
+		if op.Start == nil {
+			continue
+		}
+		id := op.Start.Trade
+		for i := range op.Start.Tasks.All {
+			if slices.ContainsFunc(r.results[id], func(res pcm.Result) bool { return res.Index == i }) {
+				continue
+			}
+			if r.starts[id] == nil {
+				r.starts[id] = map[int]time.Time{}
+			}
+			r.starts[id][i] = time.Time{} // due at once
 		}
 	}
 }
@@ -181,17 +201,20 @@ func (s *seller) tell(ctx context.Context, batch []pcm.Op) error {
 			return err
 		}
 	}
-	commands := make([]pcm.Signed, len(batch))
+	commands := make([][]pcm.Op, len(batch))
 	for i, op := range batch {
-		commands[i] = s.n.command(op)
+		commands[i] = []pcm.Op{op}
 	}
 	try, cancel := context.WithTimeout(ctx, commandValidity)
 	defer cancel()
-	results, err := s.n.proposeAll(try, commands)
+	results, err := s.n.commit(try, commands)
 	if err != nil {
 		return err
 	}
 	for i, r := range results {
+		if misdated(r) {
+			return r.Err
+		}
 		if why := r.First(); why != nil && batch[i].Finish != nil {
 			s.n.log.Info("results came too late", "trade", batch[i].Finish.Trade, "results", len(batch[i].Finish.Results), "reason", why)
 		}

@@ -20,7 +20,16 @@ func jobOfOwner(owner string) (pcm.JobID, bool) {
 	return pcm.JobID(id), ok && pcm.JobID(id).Valid()
 }
 
-// owners knows to which jobs an artifact belongs: the store's pins, by digest.
+// tradeOwner is the name under which a seller pins a trade's inputs and outputs,
+// until the trade is closed.
+func tradeOwner(id pcm.TradeID) string { return "trade/" + string(id) }
+
+func tradeOfOwner(owner string) (pcm.TradeID, bool) {
+	id, ok := strings.CutPrefix(owner, "trade/")
+	return pcm.TradeID(id), ok && pcm.TradeID(id).Valid()
+}
+
+// owners knows to which jobs and trades an artifact belongs: the store's pins, by digest.
 type owners struct {
 	mu sync.Mutex
 	by map[pcm.Digest][]string

@@ -34,7 +34,9 @@ type specs struct {
 	dir    string
 	mu     sync.Mutex
 	cached map[pcm.JobID]heldSpec
+	bytes  int                         // cost of what is cached
 	wait   map[pcm.JobID]chan struct{} // closed when the spec arrives
+	early  early
 }
 
 type heldSpec struct {
@@ -43,11 +45,18 @@ type heldSpec struct {
 	digest pcm.Digest
 }
 
-// maxCached bounds the specs in memory; those on disk have the bound of the ledger's open jobs.
-const maxCached = 4096
+// maxCached bounds the specs in memory, in bytes by cost. Those on disk have the
+// bound of the ledger's open jobs, and that of early.
+const maxCached = 64 << 20
+
+// cost is about how much memory a spec takes: as it was signed and decoded.
+func (h heldSpec) cost() int { return 2*len(h.signed.Payload) + 1024 }
 
 func newSpecs(n *Node) *specs {
-	return &specs{n: n, dir: filepath.Join(n.cfg.Dir, "specs"), cached: map[pcm.JobID]heldSpec{}, wait: map[pcm.JobID]chan struct{}{}}
+	return &specs{
+		n: n, dir: filepath.Join(n.cfg.Dir, "specs"), cached: map[pcm.JobID]heldSpec{}, wait: map[pcm.JobID]chan struct{}{},
+		early: newEarly(),
+	}
 }
 
 // openSpec decodes a signed spec.
@@ -114,21 +123,57 @@ func (s *specs) keep(job pcm.JobID, h heldSpec) error {
 func (s *specs) cache(job pcm.JobID, h heldSpec) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.cached) >= maxCached {
-		for old := range s.cached { // any: what is needed again is on disk or asked for again
-			delete(s.cached, old)
+	s.forget(job)
+	for old := range s.cached { // any: what is needed again is on disk or asked for again
+		if s.bytes+h.cost() <= maxCached {
 			break
 		}
+		s.forget(old)
 	}
 	s.cached[job] = h
+	s.bytes += h.cost()
 	if ch := s.wait[job]; ch != nil {
 		close(ch)
 		delete(s.wait, job)
 	}
 }
 
-// get finds a spec here; false if it isn't.
+// forget drops a spec from memory; s.mu is held.
+func (s *specs) forget(job pcm.JobID) {
+	if h, ok := s.cached[job]; ok {
+		s.bytes -= h.cost()
+		delete(s.cached, job)
+	}
+}
+
+// wanted is the digest of an open job's spec, by the ledger; false if that
+// doesn't have the job.
+func (s *specs) wanted(job pcm.JobID) (pcm.Digest, bool) {
+	var d pcm.Digest
+	ok := false
+	s.n.cell.View(func() {
+		var j *ledger.Job
+		if j, ok = s.n.state.Job(job); ok {
+			d = j.Spec
+		}
+	})
+	return d, ok
+}
+
+// get finds a spec here; false if it isn't. Where the ledger names another for the
+// job, whoever gave this one was wrong: it is dropped.
 func (s *specs) get(job pcm.JobID) (heldSpec, bool) {
+	h, ok := s.find(job)
+	if want, known := s.wanted(job); ok && known && h.digest != want {
+		s.n.log.Warn("dropped a spec that is not the one in the ledger", "job", job, "signer", pcm.Short(string(h.signed.Signer)))
+		s.drop(job)
+		return heldSpec{}, false
+	}
+	return h, ok
+}
+
+// find is get, whatever the ledger says.
+func (s *specs) find(job pcm.JobID) (heldSpec, bool) {
 	s.mu.Lock()
 	h, ok := s.cached[job]
 	s.mu.Unlock()
@@ -168,6 +213,13 @@ func (s *specs) obtain(ctx context.Context, job pcm.JobID, want pcm.Digest, from
 		s.wait[job] = ch
 	}
 	s.mu.Unlock()
+	defer func() { // others who wait too wait but a moment
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.wait[job] == ch {
+			delete(s.wait, job)
+		}
+	}()
 	select {
 	case <-ch:
 		if h, ok := s.get(job); ok && h.digest == want {
@@ -233,8 +285,8 @@ func (s *specs) serve(ctx context.Context, from pcm.Passport, req []byte) ([]byt
 	if err != nil {
 		return nil, err
 	}
-	if old, ok := s.get(r.Job); ok && old.digest != h.digest {
-		return nil, pcm.Errorf(pcm.Conflict, "another spec of %s is here", r.Job)
+	if err := s.welcome(from.Peer, r.Job, h); err != nil {
+		return nil, err
 	}
 	if !r.Keep {
 		s.cache(r.Job, h)
@@ -248,6 +300,12 @@ func (s *specs) serve(ctx context.Context, from pcm.Passport, req []byte) ([]byt
 		return nil, pcm.Errorf(pcm.Unavailable, "peer %s is going down", pcm.Short(s.n.self))
 	}
 	inputs := h.inputs()
+	if len(inputs) > 0 {
+		// Anybody can invent jobs; nobody gets room for their inputs.
+		if err := s.awaitJob(ctx, r.Job, h.digest); err != nil {
+			return nil, err
+		}
+	}
 	if err := s.n.pin(jobOwner(r.Job), inputs...); err != nil {
 		return nil, err
 	}
@@ -289,7 +347,11 @@ func (s *specs) concerned(from pcm.Passport, job pcm.JobID) bool {
 // mayRead says who may read which artifact: those whom a job concerns to which it belongs.
 func (s *specs) mayRead(from pcm.Passport, root pcm.Digest) bool {
 	for _, owner := range s.n.owners.of(root) {
-		if job, ok := jobOfOwner(owner); ok && s.concerned(from, job) {
+		job, ok := jobOfOwner(owner)
+		if id, traded := tradeOfOwner(owner); traded {
+			job, ok = s.n.seller.jobOf(id)
+		}
+		if ok && s.concerned(from, job) {
 			return true
 		}
 	}
@@ -299,7 +361,7 @@ func (s *specs) mayRead(from pcm.Passport, root pcm.Digest) bool {
 // drop forgets a spec.
 func (s *specs) drop(job pcm.JobID) {
 	s.mu.Lock()
-	delete(s.cached, job)
+	s.forget(job)
 	s.mu.Unlock()
 	if err := removeIfThere(filepath.Join(s.dir, string(job))); err != nil {
 		s.n.log.Warn("can't remove a spec that is no longer needed", "job", job, "error", err)

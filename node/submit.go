@@ -57,7 +57,9 @@ func (n *Node) Submit(ctx context.Context, s api.Submission) (api.Job, error) {
 		return api.Job{}, err
 	}
 	var standby sync.WaitGroup
-	standby.Go(func() { n.findStandbys(ctx, job, held) })
+	ask, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	standby.Go(func() { n.findStandbys(ask, job, held) })
 
 	budget, unit, err := spec.BudgetAmount()
 	if err != nil {
@@ -75,6 +77,9 @@ func (n *Node) Submit(ctx context.Context, s api.Submission) (api.Job, error) {
 		op.Steps = append(op.Steps, pcm.Shape{Count: st.Count, Retries: st.Retries})
 	}
 	result, err := n.must(ctx, pcm.Op{Submit: op})
+	if err != nil { // they wait for the job to be in the ledger
+		giveUp()
+	}
 	standby.Wait()
 	if err != nil {
 		// Unless the cell said no, the command may still be on its way: what it
