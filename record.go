@@ -99,6 +99,7 @@ type CommandResult struct {
 type OpResult struct {
 	Err     *Error `cbor:"1,keyasint,omitempty"` // nil: it took effect
 	Skipped Spans  `cbor:"2,keyasint,omitempty"` // tasks of the op to which it did not apply
+	Fence   uint64 `cbor:"3,keyasint,omitempty"` // of a Submit: the job's fencing token, above which those of its places begin
 }
 
 // First is the command's first refusal, or nil.

@@ -168,19 +168,22 @@ type Cell struct {
 	cfg Config
 	log *slog.Logger
 
-	raft     *raft.Raft
-	bolt     *raftboltdb.BoltStore
-	layer    *streamLayer
-	trans    *raft.NetworkTransport
-	fsm      *fsm
-	archive  *archive
-	hub      *hub
-	clock    *logClock
-	proposer *proposer
-	links    *links
-	watch    *leaderWatch
-	members  *members
-	history  *history
+	raft    *raft.Raft
+	bolt    *raftboltdb.BoltStore
+	layer   *streamLayer
+	trans   *raft.NetworkTransport
+	fsm     *fsm
+	archive *archive
+	hub     *hub
+	clock   *logClock
+	// committed is the log time by committed entries alone: what a leader only
+	// said must not become this peer's stamps when it leads itself.
+	committed *logClock
+	proposer  *proposer
+	links     *links
+	watch     *leaderWatch
+	members   *members
+	history   *history
 
 	protocols []protocol.ID // whose handlers are set
 
@@ -213,7 +216,7 @@ func Open(cfg Config) (_ *Cell, err error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, pcm.Errorf(pcm.Internal, "can't make %s: %w", cfg.Dir, err)
 	}
-	c := &Cell{cfg: cfg, log: cfg.Logger, failed: make(chan struct{}), clock: &logClock{}}
+	c := &Cell{cfg: cfg, log: cfg.Logger, failed: make(chan struct{}), clock: &logClock{}, committed: &logClock{}}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.hub, c.proposer, c.links, c.watch = newHub(c), newProposer(c), newLinks(c), newLeaderWatch(c)
 	c.members, c.history, c.fsm = newMembers(c), newHistory(c), newFSM(c, cfg.Machine)

@@ -353,6 +353,40 @@ func TestLogTimeIgnoresWallClock(t *testing.T) {
 	}
 }
 
+// Log time goes on while nobody leads: what runs meanwhile is paid by it.
+func TestLogTimeGoesOnWithoutLeader(t *testing.T) {
+	_, nodes := three(t, nil)
+	lead := leaderOf(t, nodes...)
+	lead.propose(t, lead.cfg.Self)
+	var rest []*node
+	for _, n := range nodes {
+		if n == lead {
+			continue
+		}
+		rest = append(rest, n)
+		if err := n.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	began := time.Now()
+	var last int64
+	lead.View(func() { last = lead.m.stamp })
+	lead.kill()
+	next := leaderOf(t, rest...)
+	next.propose(t, next.cfg.Self)
+	next.View(func() {
+		all := next.m.stamps
+		i := slices.IndexFunc(all, func(s int64) bool { return s > last })
+		if i < 0 {
+			t.Fatalf("log time stands still at %d", last)
+		}
+		// Nobody stands for election within half a second of the last heartbeat.
+		if grown := all[i] - last; grown < 250 || grown > time.Since(began).Milliseconds()+1000 {
+			t.Errorf("log time grew by %d ms while nobody led, in truth at most %s", grown, time.Since(began))
+		}
+	})
+}
+
 func TestTickWhenDue(t *testing.T) {
 	n := found(t, &book{}, nil)
 	n.propose(t, n.cfg.Self)

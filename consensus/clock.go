@@ -40,9 +40,11 @@ func (c *logClock) read() (term uint64, stamp int64) {
 	return c.term, c.now()
 }
 
-// stamper hands out the stamps of one leadership: monotonic time on top of the
-// last stamp that was applied before it. The wall clock is read once in a
-// cell's life, when it is founded.
+// stamper hands out the stamps of one leadership: monotonic time on top of what
+// log time was when it began, by the last stamp that was applied and the time
+// since this peer applied it. So log time stands still only where nobody who was
+// there leads next: when a cell of one peer restarts. The wall clock is read once in
+// a cell's life, when it is founded.
 type stamper struct {
 	base int64
 	from time.Time

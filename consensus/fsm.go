@@ -158,6 +158,7 @@ func (f *fsm) applyOne(l *raft.Log, e pcm.Entry) (resp any, err error) {
 	}
 	f.c.archive.put(&archiveOp{index: l.Index, first: effects.First, records: effects.Records, docs: effects.Documents, reserved: true})
 	f.c.clock.observe(l.Term, e.Stamp)
+	f.c.committed.observe(l.Term, e.Stamp)
 	led := uint64(0)
 	if f.c.proposer.mine(l.Data) {
 		led = l.Term

@@ -348,7 +348,9 @@ func (p *proposer) lead(leads <-chan bool) (again bool) {
 	}
 	var last int64
 	p.c.View(func() { last = p.c.fsm.machine.Stamp() })
-	st := newStamper(last, p.c.cfg.Now())
+	// Log time goes on while nobody leads: attempts that run meanwhile are paid by it.
+	_, now := p.c.committed.read()
+	st := newStamper(max(last, now), p.c.cfg.Now())
 	first := true
 	made := time.Now()
 	tick := time.NewTicker(tickEvery)

@@ -231,7 +231,11 @@ func (a *applying) op(peer pcm.PeerID, op *pcm.Op) (pcm.OpResult, bool) {
 	if err != nil {
 		return pcm.OpResult{Err: pcm.AsError(err)}, false
 	}
-	return pcm.OpResult{Skipped: skipped}, worth
+	r := pcm.OpResult{Skipped: skipped}
+	if op.Submit != nil {
+		r.Fence = a.jobs[op.Submit.Job].Fence
+	}
+	return r, worth
 }
 
 // remember keeps the command's ID and answer until it is no longer valid.
