@@ -118,9 +118,9 @@ func (ds *drivers) cancelPrepared(job pcm.JobID) {
 }
 
 // begin lets a driver work from a fresh job on.
-func (ds *drivers) begin(d *driver, term, index uint64) {
+func (ds *drivers) begin(d *driver, term, index, fence uint64) {
 	d.term, d.index = term, index
-	d.model = jobModel{buyer: ds.n.account, unit: pcm.DefaultUnit}
+	d.model = jobModel{buyer: ds.n.account, unit: pcm.DefaultUnit, fence: fence}
 	if _, unit, err := d.held.spec.BudgetAmount(); err == nil {
 		d.model.unit = unit
 	}

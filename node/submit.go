@@ -91,7 +91,7 @@ func (n *Node) Submit(ctx context.Context, s api.Submission) (api.Job, error) {
 		}
 		return api.Job{}, err
 	}
-	n.drivers.begin(d, 1, result.Index)
+	n.drivers.begin(d, 1, result.Index, result.Ops[0].Fence)
 	return n.jobJustSubmitted(job, op), nil
 }
 
