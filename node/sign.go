@@ -110,10 +110,6 @@ func (t *transparency) sign(ctx context.Context, c tlog.Checkpoint) ([]byte, err
 	if err := t.prove(ctx); err != nil {
 		return nil, err
 	}
-	tree, err := t.treeOf(ctx, c.Size)
-	if err != nil {
-		return nil, err
-	}
 	last, err := tlog.ParseCheckpoint(t.lastSigned())
 	if err != nil {
 		return nil, err
@@ -121,11 +117,12 @@ func (t *transparency) sign(ctx context.Context, c tlog.Checkpoint) ([]byte, err
 	if c.Size < last.Size {
 		return nil, pcm.Errorf(pcm.Conflict, "peer %s has signed %d records and signs no fewer: asked for %d", pcm.Short(t.n.self), last.Size, c.Size)
 	}
-	if ok, err := tree.Extends(ctx, last); err != nil {
+	tree, err := t.treeOf(ctx, c.Size)
+	if err != nil {
 		return nil, err
-	} else if !ok {
-		t.alarm(ctx, t.lastSigned(), tree)
-		return nil, pcm.Errorf(pcm.Conflict, "the ledger of peer %s is not the one that it signed at %d records: it signs nothing", pcm.Short(t.n.self), last.Size)
+	}
+	if err := t.follows(ctx, tree, last); err != nil {
+		return nil, err
 	}
 	if ok, err := tree.Extends(ctx, c); err != nil {
 		return nil, err
@@ -147,6 +144,17 @@ func (t *transparency) sign(ctx context.Context, c tlog.Checkpoint) ([]byte, err
 	return note, nil
 }
 
+// follows tells whether this peer's log goes on from what it signed last. If
+// not, the alarm is raised. The caller holds t.signing.
+func (t *transparency) follows(ctx context.Context, tree *tlog.Tree, last tlog.Checkpoint) error {
+	ok, err := tree.Extends(ctx, last)
+	if err == nil && !ok {
+		t.alarm(ctx, t.lastSigned(), tree)
+		err = pcm.Errorf(pcm.Conflict, "the ledger of peer %s is not the one that it signed at %d records: it signs nothing", pcm.Short(t.n.self), last.Size)
+	}
+	return err
+}
+
 // prove shows once, after the start, that this peer's records go on from what a
 // quorum of the voters, itself included, signed last: the folder may have been
 // restored or have lost what it signed. A lone voter that lost it can't know, and
@@ -162,6 +170,15 @@ func (t *transparency) prove(ctx context.Context) error {
 	others := slices.DeleteFunc(voters, func(id pcm.PeerID) bool { return id == t.n.self })
 	if len(others) == 0 && t.lastSigned() == nil {
 		return t.rotate()
+	}
+	if own, err := tlog.ParseCheckpoint(t.lastSigned()); err == nil {
+		tree, err := t.treeOf(ctx, own.Size)
+		if err == nil {
+			err = t.follows(ctx, tree, own)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	answers := make([]*checkpointAnswer, len(others))
 	var wg sync.WaitGroup

@@ -221,7 +221,7 @@ func (m *Mesh) AwaitWhole() {
 			}
 			for _, other := range m.Peers {
 				sold := slices.ContainsFunc(offers.Items, func(o api.Offer) bool { return o.Name == other.Name && o.Free != nil })
-				if !sold && other.spec.Config != Buyer {
+				if !sold && !strings.HasPrefix(other.spec.Config, Buyer) {
 					return fmt.Errorf("%s does not see that %s sells", p.Name, other.Name)
 				}
 			}
