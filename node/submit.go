@@ -91,7 +91,11 @@ func (n *Node) Submit(ctx context.Context, s api.Submission) (api.Job, error) {
 		}
 		return api.Job{}, err
 	}
-	n.drivers.begin(d, 1, result.Index, result.Ops[0].Fence)
+	var fence uint64
+	for _, o := range result.Ops { // one, but for a leader that lies
+		fence = o.Fence
+	}
+	n.drivers.begin(d, 1, result.Index, fence)
 	return n.jobJustSubmitted(job, op), nil
 }
 
