@@ -153,6 +153,9 @@ func (r *random) draw(t *rapid.T) (*mJob, *actor, pcm.Terms) {
 		Spec: j.Spec, Driver: driver.peer, Cell: r.genesis.Cell, Seller: seller.peer, Pool: "local", Price: price,
 		Each: medium, Width: 1 + r.n(t, "width", len(waiting)), LimitMS: 100_000, Adapter: "process",
 	}
+	if r.rarely(t, "short", 2) {
+		terms.LimitMS = 2_000
+	}
 	if p := r.model.pools[ledger.PoolKey{Peer: seller.peer, Pool: "local"}]; p != nil {
 		terms.Offer, terms.Price = p.offer, p.Price
 	}

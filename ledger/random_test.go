@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -50,6 +51,7 @@ func TestRandom(t *testing.T) {
 			"cancel":   r.cancel,
 			"burn":     r.burn,
 			"time":     r.time,
+			"keep":     r.keep,
 			"leader":   r.leader,
 			"snapshot": r.snapshot,
 			"repeat":   r.again,
@@ -65,7 +67,7 @@ func TestRandom(t *testing.T) {
 			t.Errorf("%s was taken %d times and refused %d times: no good test of it", kind, seen[kind+" true"], seen[kind+" false"])
 		}
 	}
-	for _, fact := range []string{"lost", "ended", "closed", "overdue"} {
+	for _, fact := range []string{"lost", "ended", "closed", "overdue", "past its end"} {
 		if seen[fact] == 0 {
 			t.Errorf("nothing was ever %s", fact)
 		}
@@ -163,6 +165,9 @@ func (r *random) facts(fx pcm.Effects) {
 		case f == nil:
 		case f.Lost != nil:
 			r.seen["lost"]++
+			if strings.Contains(f.Lost.Reason, "60 s") {
+				r.seen["past its end"]++
+			}
 		case f.Ended != nil:
 			r.seen["ended"]++
 		case f.Closed != nil:
@@ -176,6 +181,22 @@ func (r *random) facts(fx pcm.Effects) {
 func (r *random) time(t *rapid.T) {
 	r.facts(r.pass(time.Duration(r.n(t, "ms", 9000)) * time.Millisecond))
 	r.model.settle(r.stamp, r.wall, false)
+}
+
+// keep lets time pass while all renew, long enough for attempts to come to their own end.
+func (r *random) keep(t *rapid.T) {
+	if !r.rarely(t, "really", 4) {
+		return
+	}
+	for range 8 {
+		r.facts(r.pass(8 * time.Second))
+		r.model.settle(r.stamp, r.wall, false)
+		for _, a := range r.actors {
+			if m := r.model.members[a.peer]; m != nil {
+				r.run(t, a, pcm.Op{Renew: &pcm.Renew{Incarnation: m.incarnation}})
+			}
+		}
+	}
 }
 
 func (r *random) leader(t *rapid.T) {
