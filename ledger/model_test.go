@@ -212,7 +212,7 @@ func (m *model) end(t *mTrade, a *mAttempt) int64 {
 		for n := 0; n < len(t.attempts); n += t.Width {
 			all += t.LimitMS
 		}
-		end = max(all, m.elected) + 600_000
+		end = max(all, m.elected) + 3_600_000
 	}
 	if a.stop {
 		end = min(end, max(a.asked, m.elected)+60_000)

@@ -14,8 +14,8 @@ func leaseMS(ranMS int64) int64 {
 
 // Grace that a live attempt has, however diligently its seller renews.
 const (
-	endGrace   = int64(60_000)  // ms after its time limit, or after it was asked to stop
-	queueGrace = int64(600_000) // ms after those before it in its trade must have ended
+	endGrace   = int64(60_000)    // ms to store outputs, after its time limit, or after it was asked to stop
+	queueGrace = int64(3_600_000) // ms to fetch inputs of many GB, after those before it in its trade must have ended
 )
 
 // LostAt is the log time at which a live attempt counts as lost: when its
