@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -121,32 +122,48 @@ func (c *Cell) enter() bool {
 // Voters are the peers that vote, as far as this peer knows.
 func (c *Cell) Voters() []pcm.PeerID { return c.voters() }
 
-// tileEvery is the pause between rounds of storing tiles that have become full.
-const tileEvery = time.Second
+// tilePause is how long records gather before it is looked whether tiles are full.
+const tilePause = time.Second
 
 // tileBatch bounds the tiles that are stored together, before the next look at what else is to do.
 const tileBatch = 16
 
 // keepTiles stores full tiles as the records grow. Those of a gap follow when it is closed.
 func (c *Cell) keepTiles() {
-	tick := time.NewTicker(tileEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
+	for c.ctx.Err() == nil {
+		more := c.archive.nextWrite()
+		c.storeAllTiles()
+		select { // an idle cell wakes nobody
+		case <-more:
 		case <-c.ctx.Done():
 			return
 		}
-		for c.ctx.Err() == nil {
-			more, err := c.archive.storeTiles(c.ctx)
-			if err != nil && c.ctx.Err() == nil {
-				c.log.Warn("can't store tiles of the ledger", "cell", c.cfg.Cell, "error", err)
-			}
-			if !more || err != nil {
-				break
-			}
+		timer := time.NewTimer(tilePause)
+		select {
+		case <-timer.C:
+		case <-c.ctx.Done():
+		}
+		timer.Stop()
+	}
+}
+
+func (c *Cell) storeAllTiles() {
+	for c.ctx.Err() == nil {
+		more, err := c.archive.storeTiles(c.ctx)
+		if err != nil && c.ctx.Err() == nil {
+			c.log.Warn("can't store tiles of the ledger", "cell", c.cfg.Cell, "error", err)
+		}
+		if !more || err != nil {
+			return
 		}
 	}
+}
+
+// nextWrite is closed when something was written.
+func (a *archive) nextWrite() <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.written
 }
 
 // storeTiles stores the next tiles that are full; false if there is none left.
@@ -157,23 +174,30 @@ func (a *archive) storeTiles(ctx context.Context) (more bool, err error) {
 		end = min(end, g.From)
 	}
 	op := tiling{from: state.Tiled / tileWidth}
-	for len(op.tiles) < tileBatch && (op.from+uint64(op.full)+1)*tileWidth <= end {
-		n := op.from + uint64(op.full)
-		for level := 0; ; level++ {
-			data, err := op.tile(ctx, a, level, n)
+	if op.full = min(int(end/tileWidth-op.from), tileBatch); op.full == 0 {
+		return false, nil
+	}
+	hashes := make([]byte, 0, op.full*tileWidth*rfc6962.DefaultHasher.Size())
+	err = a.records(state.Tiled, state.Tiled+uint64(op.full*tileWidth), func(_ uint64, r []byte) error {
+		hashes = append(hashes, rfc6962.DefaultHasher.HashLeaf(r)...)
+		return ctx.Err()
+	})
+	if err != nil {
+		return false, err
+	}
+	n := op.from
+	for leaves := range slices.Chunk(hashes, tileWidth*rfc6962.DefaultHasher.Size()) {
+		op.tiles = append(op.tiles, storedTile{0, n, leaves})
+		at := n
+		for level := 1; at%tileWidth == tileWidth-1; level++ { // the last one below: the tile above is full as well
+			at /= tileWidth
+			data, err := op.above(ctx, a, level, at)
 			if err != nil {
 				return false, err
 			}
-			op.tiles = append(op.tiles, storedTile{level, n, data})
-			if n%tileWidth != tileWidth-1 {
-				break
-			}
-			n /= tileWidth // the last one below: the tile above is full as well
+			op.tiles = append(op.tiles, storedTile{level, at, data})
 		}
-		op.full++
-	}
-	if op.full == 0 {
-		return false, nil
+		n++
 	}
 	return true, a.do(&archiveOp{tiled: &op})
 }
@@ -191,11 +215,8 @@ type storedTile struct {
 	data  []byte
 }
 
-// tile makes a full tile, also of those that wait with it.
-func (t *tiling) tile(ctx context.Context, a *archive, level int, n uint64) ([]byte, error) {
-	if level == 0 {
-		return a.tile(ctx, 0, n, tileWidth)
-	}
+// above makes a full tile of those below it, also of those that wait with it.
+func (t *tiling) above(ctx context.Context, a *archive, level int, n uint64) ([]byte, error) {
 	var data []byte
 	for i := n * tileWidth; i < (n+1)*tileWidth; i++ {
 		var below []byte

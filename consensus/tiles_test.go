@@ -36,7 +36,7 @@ func mth(leaves [][]byte) []byte {
 }
 
 // writeRecords appends records to the archive as entries of one record each would.
-func writeRecords(t *testing.T, a *archive, first, count int) (leaves [][]byte) {
+func writeRecords(t testing.TB, a *archive, first, count int) (leaves [][]byte) {
 	t.Helper()
 	for n := first; n < first+count; {
 		op := &archiveOp{index: uint64(n + 1), first: uint64(n)}
@@ -127,5 +127,28 @@ func TestTilesOfFalseRecordsAreDropped(t *testing.T) {
 	}
 	if _, err := n.Tile(t.Context(), 0, 1, 256); pcm.ErrorCode(err) != pcm.Unavailable {
 		t.Errorf("a tile of records that are fetched anew: %v", err)
+	}
+}
+
+// BenchmarkTiles stores full tiles of records of 400 bytes; an operation is a tile of 256 records.
+func BenchmarkTiles(b *testing.B) {
+	n := found(b, &book{}, func(c *Config) { c.silent = true })
+	n.cancel() // the cell stores no tiles by itself
+	pad := bytes.Repeat([]byte("x"), 400)
+	for i := range b.N {
+		op := &archiveOp{index: uint64(i + 1), first: uint64(i * tileWidth)}
+		for range tileWidth {
+			op.records = append(op.records, pad)
+		}
+		if err := n.archive.do(op); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ResetTimer()
+	for more := true; more; {
+		var err error
+		if more, err = n.archive.storeTiles(b.Context()); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -37,8 +37,8 @@ func urlLog(prefix string) (getter, error) {
 	return func(ctx context.Context, path string, most int64) ([]byte, error) {
 		const tries = 4
 		for n := 1; ; n++ {
-			body, err := fetch(ctx, client, base+path, most)
-			if err == nil || n == tries || pcm.ErrorCode(err) != pcm.Unavailable {
+			body, later, err := fetch(ctx, client, base+path, most)
+			if !later || n == tries {
 				return body, err
 			}
 			wait := time.NewTimer(time.Duration(n) * time.Second)
@@ -52,30 +52,32 @@ func urlLog(prefix string) (getter, error) {
 	}, nil
 }
 
-func fetch(ctx context.Context, client *http.Client, url string, most int64) ([]byte, error) {
+// fetch asks once. later tells that the server wants to be asked again in a moment.
+func fetch(ctx context.Context, client *http.Client, url string, most int64) (body []byte, later bool, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return nil, pcm.Errorf(pcm.Invalid, "can't ask for %s: %w", url, err)
+		return nil, false, pcm.Errorf(pcm.Invalid, "can't ask for %s: %w", url, err)
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return nil, pcm.Errorf(pcm.Unavailable, "can't read %s: %w", url, err)
+		return nil, false, pcm.Errorf(pcm.Unavailable, "can't read %s: %w", url, err)
 	}
 	defer resp.Body.Close()
 	switch {
 	case resp.StatusCode == http.StatusNotFound:
-		return nil, pcm.Errorf(pcm.NotFound, "there is no %s: is it the prefix of a log, ending in %q?", url, "/log")
+		return nil, false, pcm.Errorf(pcm.NotFound, "there is no %s: is it the prefix of a log, ending in %q?", url, "/log")
 	case resp.StatusCode != http.StatusOK:
-		return nil, pcm.Errorf(pcm.Unavailable, "%s: the server answered %s", url, resp.Status)
+		later = resp.StatusCode == http.StatusServiceUnavailable || resp.StatusCode == http.StatusTooManyRequests
+		return nil, later, pcm.Errorf(pcm.Unavailable, "%s: the server answered %s", url, resp.Status)
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
+	body, err = io.ReadAll(io.LimitReader(resp.Body, most+1))
 	if err != nil {
-		return nil, pcm.Errorf(pcm.Unavailable, "can't read %s: %w", url, err)
+		return nil, false, pcm.Errorf(pcm.Unavailable, "can't read %s: %w", url, err)
 	}
 	if int64(len(body)) > most {
-		return nil, pcm.Errorf(pcm.Invalid, "%s has more than %d bytes", url, most)
+		return nil, false, pcm.Errorf(pcm.Invalid, "%s has more than %d bytes", url, most)
 	}
-	return body, nil
+	return body, false, nil
 }
 
 func (g getter) checkpoint(ctx context.Context) ([]byte, error) {

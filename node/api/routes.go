@@ -19,6 +19,7 @@ const description = `The local view of one PCM peer. Every peer serves the same 
 
 Over TCP, requests that change something, and those for logs and outputs, need ` + "`Authorization: Bearer TOKEN`" + `
 with the token from file ` + "`token`" + ` of the node's data folder. The unix socket ` + "`api.sock`" + ` in that folder needs none.
+The ledger of a cell is a public log (https://c2sp.org/tlog-tiles) below ` + "`/v1/cells/{cell}/log/`: `checkpoint`, `tile/…`, `tile/entries/…` and `vkeys`" + `.
 Where a path takes a job or trade ID, any unambiguous beginning of it will do. Amounts of money are strings in whole units.`
 
 func humaConfig(version string) huma.Config {
