@@ -219,7 +219,7 @@ func TestCancelledArray(t *testing.T) {
 		return false
 	}
 	at := map[string]func(api.Job, []api.Trade) bool{"at once": nil, "when placed": placed, "when started": started}
-	for round := range 2 {
+	for round := range 10 {
 		for when, is := range at {
 			j := carl.Send(own(nodetest.Command(100, "sleep 60")), "")
 			if is != nil {
