@@ -108,6 +108,7 @@ func TestSellerFrozen(t *testing.T) {
 	if task := carl.JobTasks(next.ID)[0]; task.SellerName != "bert" || task.Attempt != 1 {
 		t.Errorf("task %+v", task)
 	}
+	awaitGone(t, bert)
 	m.Verify()
 }
 
