@@ -277,6 +277,31 @@ func dialable(addrs []ma.Multiaddr) []ma.Multiaddr {
 	return loop
 }
 
+// CheckListen tries to listen on the given multiaddrs, and stops again. The error
+// is that of New.
+func CheckListen(addrs []string) error {
+	for _, text := range addrs {
+		a, err := ma.NewMultiaddr(text)
+		if err != nil {
+			return pcm.Errorf(pcm.Invalid, "%q is not a multiaddr: %w", text, err)
+		}
+		if udp, _ := ma.SplitFunc(a, func(c ma.Component) bool { return c.Protocol().Code == ma.P_QUIC_V1 }); len(udp) < len(a) {
+			c, err := manet.ListenPacket(udp)
+			if err != nil {
+				return listenError(a, err)
+			}
+			c.Close()
+			continue
+		}
+		l, err := manet.Listen(a)
+		if err != nil {
+			return listenError(a, err)
+		}
+		l.Close()
+	}
+	return nil
+}
+
 func listenError(a ma.Multiaddr, err error) error {
 	if errors.Is(err, syscall.EADDRINUSE) || strings.Contains(err.Error(), "address already in use") {
 		return pcm.Errorf(pcm.Conflict, "can't listen on %s: another process has this port; stop it or choose other addresses with --listen", a)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jointcloud/pcm"
@@ -206,7 +207,7 @@ func (d *driver) acceptAndSettle(id pcm.TradeID, m *tradeModel) step {
 			accept = append(accept, r)
 			continue
 		}
-		why := clip(fmt.Sprintf("%s with exit code %d: %s", r.Outcome, r.ExitCode, orElse(r.Reason, "no reason given")))
+		why := clip(failure(r))
 		retry[why] = append(retry[why], r.Index)
 	}
 	var ops []pcm.Op
@@ -324,3 +325,13 @@ func (n *Node) jobEnded(job pcm.JobID) {
 
 // emptyOutput tells whether results hold nothing worth keeping.
 func emptyOutput(d pcm.Digest) bool { return d == "" || d == artifact.Empty }
+
+// failure says how a task failed. Adapters may give the exit code as the reason:
+// it is said once.
+func failure(r pcm.Result) string {
+	s := fmt.Sprintf("%s with exit code %d", r.Outcome, r.ExitCode)
+	if r.Reason == "" || strings.HasSuffix(s, r.Reason) {
+		return s
+	}
+	return s + ": " + r.Reason
+}

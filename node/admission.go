@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -30,10 +31,14 @@ func (n *Node) openIdentity(ctx context.Context) error {
 		if inv.Mesh != id.Mesh.Mesh {
 			return pcm.Errorf(pcm.Conflict, "the data folder %s belongs to %s, the token is for %s: use another folder (--data), or give the membership up with 'pcm leave'", n.cfg.Dir, id.Mesh.Mesh, inv.Mesh)
 		}
-		return nil // joined before: the token has done its work
+		return n.restate() // joined before: the token has done its work
 	case member:
-		return nil
+		return n.restate()
 	case n.cfg.Join != "":
+		// A token works once: what can fail here, fails before it is used.
+		if err := mesh.CheckListen(n.cfg.Listen); err != nil {
+			return err
+		}
 		return n.join(ctx, n.cfg.Join)
 	}
 	cell := n.cfg.CellName
@@ -41,6 +46,25 @@ func (n *Node) openIdentity(ctx context.Context) error {
 		cell = n.cfg.Name
 	}
 	return id.found(n.cfg.Dir, n.cfg.Name, cell, n.cfg.Labels, time.Now())
+}
+
+// restate brings the passport in line with what the configuration says of this
+// peer now, where the root key is; elsewhere only a new join can do that.
+func (n *Node) restate() error {
+	var p pcm.Passport
+	if err := pcm.Unmarshal(n.id.Mesh.Passport.Payload, &p); err != nil {
+		return err
+	}
+	if n.saysSame(p) || n.id.Root == nil {
+		return nil
+	}
+	n.id.Mesh.Passport = n.id.issueOwn(n.cfg.Name, n.cfg.Labels, time.Now())
+	return n.id.save(n.cfg.Dir)
+}
+
+// saysSame tells whether the passport says of this peer what its configuration says.
+func (n *Node) saysSame(p pcm.Passport) bool {
+	return p.Name == n.cfg.Name && maps.Equal(p.Labels, n.cfg.Labels)
 }
 
 // join gets a passport for a token.

@@ -462,8 +462,8 @@ func (d *driver) run(ctx context.Context) {
 			log.Info("another peer drives the job now")
 			return
 		}
-		if wait := reportPace - time.Since(proposed); wait > 0 && d.liveAttempts() > 0 {
-			d.sleep(ctx, wait) // more results will come soon: they go along
+		if live := d.liveAttempts(); live > 0 && time.Since(proposed) < paceFor(live) {
+			d.sleep(ctx, paceFor(live)-time.Since(proposed)) // more results will come soon: they go along
 			continue
 		}
 		round := d.decide()

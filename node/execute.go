@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"path"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -389,8 +391,36 @@ func (s *seller) ended(st adapters.Status) {
 			r = pcm.Result{Index: st.Index, Outcome: pcm.OutcomeSeller, Usage: st.Usage, Reason: clip("its outputs could not be kept: " + err.Error())}
 		}
 		r.Output = out
+		if r.Outcome == pcm.OutcomeOK {
+			r.Reason = clip(orElse(s.missing(x, st.Key), r.Reason))
+		}
 	}
 	s.done(st.Trade, x, r)
+}
+
+// missing says which declared outputs an attempt did not make; "" if none. It is
+// for the buyer to judge whether that is a fault.
+func (s *seller) missing(x *execution, k adapters.Key) string {
+	h, ok := s.n.specs.get(x.terms.Job)
+	if !ok || x.terms.Step >= len(h.spec.Steps) || len(h.spec.Steps[x.terms.Step].Outputs) == 0 {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(s.n.run, time.Minute)
+	defer cancel()
+	results, err := s.adapters[x.terms.Adapter].Results(ctx, k)
+	if err != nil {
+		return ""
+	}
+	var absent []string
+	for _, out := range h.spec.Steps[x.terms.Step].Outputs {
+		if _, err := fs.Stat(results, path.Join("out", out)); errors.Is(err, fs.ErrNotExist) {
+			absent = append(absent, out)
+		}
+	}
+	if len(absent) == 0 {
+		return ""
+	}
+	return "it did not make what it declared as output: " + strings.Join(absent, ", ")
 }
 
 // collect stores what an attempt left; "" if that is nothing. Of one that wrote

@@ -13,9 +13,15 @@ import (
 // that ends sooner is reported by its end alone.
 const startAfter = 150 * time.Millisecond
 
-// reportPace is the least time between two commands of results while more
-// attempts run: a commit for each would cost more than the attempts themselves.
-const reportPace = 20 * time.Millisecond
+// paceFor is the least time between two commands of results while n more
+// attempts run: a commit for each would cost more than the attempts themselves,
+// and of many some end at any moment.
+func paceFor(n int) time.Duration {
+	if n < 8 {
+		return 20 * time.Millisecond
+	}
+	return 60 * time.Millisecond
+}
 
 // Bounds of the results in one command, so that it stays within pcm.MaxCommand.
 const (
@@ -66,6 +72,7 @@ func (r *reports) started(id pcm.TradeID, i int) {
 	}
 	if _, ok := r.starts[id][i]; !ok {
 		r.starts[id][i] = time.Now()
+		time.AfterFunc(startAfter, r.nudge)
 	}
 }
 
@@ -158,19 +165,16 @@ func (r *reports) putBack(batch []pcm.Op) {
 
 // report tells the cell what there is to tell, until ctx ends.
 func (s *seller) report(ctx context.Context) error {
-	tick := time.NewTicker(startAfter)
-	defer tick.Stop()
 	var told time.Time
 	for {
 		select {
 		case <-s.reports.wake:
-		case <-tick.C:
 		case <-ctx.Done():
 			return nil
 		}
 		for {
 			if running, _ := s.busy(); running > 0 { // more will come soon: it goes along
-				if wait := reportPace - time.Since(told); wait > 0 && !pause(ctx, wait) {
+				if wait := paceFor(running) - time.Since(told); wait > 0 && !pause(ctx, wait) {
 					return nil
 				}
 			}

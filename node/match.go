@@ -77,7 +77,7 @@ func (d *driver) match(s int, sites []placement.Site) (placement.Request, []plac
 		sites[i].Avoid = ""
 		if a, ok := d.avoid[k]; ok {
 			if now.Before(a.until) {
-				sites[i].Avoid = fmt.Sprintf("%s; asked again in %s", a.why, a.until.Sub(now).Round(time.Second))
+				sites[i].Avoid = fmt.Sprintf("%s; asked again %s", a.why, in(a.until.Sub(now)))
 			} else {
 				delete(d.avoid, k)
 			}
@@ -85,6 +85,14 @@ func (d *driver) match(s int, sites []placement.Site) (placement.Request, []plac
 	}
 	ranked, err := placement.Rank(r, sites)
 	return r, ranked, err
+}
+
+// in says when something happens that is d away: "now" or "in 3s".
+func in(d time.Duration) string {
+	if d < time.Second {
+		return "now"
+	}
+	return "in " + d.Round(time.Second).String()
 }
 
 // avoidFor keeps the driver from asking a site again for some time.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -461,15 +462,11 @@ func (n *Node) Leave(ctx context.Context) error {
 	if live > 0 || drives > 0 {
 		return pcm.Errorf(pcm.Refused, "%d tasks run here and %d jobs are driven from here: wait for them, or stop them with 'pcm job stop'", live, drives)
 	}
-	if err := n.mayLeave(); err != nil {
-		return err
-	}
-	n.draining.Store(true)
-	if err := n.offer.withdraw(ctx); err != nil {
-		return err
-	}
-	if n.cell.Status().Members != nil && len(n.cell.Status().Members) > 1 {
-		if err := n.cell.Remove(ctx, n.self); err != nil {
+	if n.cell.Status().Role != consensus.RoleNone { // else it is out already, by an earlier try
+		if err := n.mayLeave(); err != nil {
+			return err
+		}
+		if err := n.leaveCell(ctx); err != nil {
 			return err
 		}
 	}
@@ -478,8 +475,60 @@ func (n *Node) Leave(ctx context.Context) error {
 	return nil
 }
 
-// mayLeave refuses to take the mesh's root key away from those who stay.
+// leaveTime bounds leaving the cell; after it the peer goes on as before.
+const leaveTime = 20 * time.Second
+
+// leaveCell stops selling and leaves the cell, or changes nothing.
+func (n *Node) leaveCell(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, leaveTime)
+	defer cancel()
+	n.draining.Store(true)
+	err := n.offer.withdraw(ctx)
+	if err == nil && len(n.cell.Status().Members) > 1 {
+		err = n.cell.Remove(ctx, n.self)
+	}
+	if err != nil {
+		n.draining.Store(false)
+		n.offer.resume()
+	}
+	return err
+}
+
+// heardWithin is how lately a voter must have answered to count on it.
+const heardWithin = 5 * time.Second
+
+// quorumWithout tells whether the cell can go on deciding without this peer.
+func (n *Node) quorumWithout() error {
+	st := n.cell.Status()
+	connected := map[pcm.PeerID]bool{}
+	for _, p := range n.mesh.Peers() {
+		connected[p.Passport.Peer] = p.Connected
+	}
+	names := n.names()
+	voters, silent := 0, []string{}
+	for _, m := range st.Members {
+		if m.Peer == n.self || m.Role != consensus.RoleVoter && m.Role != consensus.RoleLeader {
+			continue
+		}
+		voters++
+		if !connected[m.Peer] || st.Role == consensus.RoleLeader && time.Since(m.Contact) > heardWithin {
+			silent = append(silent, orElse(names[m.Peer], pcm.Short(m.Peer)))
+		}
+	}
+	if alive := voters - len(silent); voters > 0 && alive*2 <= voters {
+		return pcm.Errorf(pcm.Refused, "without this peer the cell could decide nothing: of its other %d voters, %s can't be reached; wait until they are back, or until they are replaced", voters, strings.Join(silent, ", "))
+	}
+	return nil
+}
+
+// mayLeave refuses to take from those who stay what they can't do without: the
+// cell's quorum, and the mesh's root key.
 func (n *Node) mayLeave() error {
+	if role := n.cell.Status().Role; role == consensus.RoleLeader || role == consensus.RoleVoter {
+		if err := n.quorumWithout(); err != nil {
+			return err
+		}
+	}
 	others := len(n.cell.Status().Members) - 1
 	path := filepath.Join(n.cfg.Dir, rootKeyFile)
 	if _, err := os.Stat(path); n.id.Root == nil || err != nil || others < 1 {

@@ -122,6 +122,14 @@ func (s *selling) withdraw(ctx context.Context) error {
 	return s.declare(ctx, nil)
 }
 
+// resume sells again.
+func (s *selling) resume() {
+	s.mu.Lock()
+	s.off = false
+	s.mu.Unlock()
+	s.check()
+}
+
 func (s *selling) isOff() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

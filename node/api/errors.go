@@ -73,6 +73,9 @@ func init() {
 		if len(faults) > 0 {
 			msg = "the request is not valid: " + strings.Join(faults, "; ")
 		}
+		if status == http.StatusUnsupportedMediaType {
+			msg += "; send JSON, with the header 'Content-Type: application/json'"
+		}
 		return newErrorBody(codeOfStatus(status), msg)
 	}
 }

@@ -181,6 +181,18 @@ func TestRequests(t *testing.T) {
 	}
 }
 
+// What curl -d sends without a header is told what to send.
+func TestContentType(t *testing.T) {
+	_, srv := served(t)
+	status, body, _ := request(t, srv, "POST", "/v1/explain", goodSpec, map[string]string{"Content-Type": "application/x-www-form-urlencoded"})
+	if status != 400 && status != 415 || !strings.Contains(body, "Content-Type: application/json") {
+		t.Errorf("status %d: %s", status, body)
+	}
+	if status, body, _ := request(t, srv, "POST", "/v1/explain", goodSpec, map[string]string{"Content-Type": "application/json; charset=utf-8"}); status != 200 {
+		t.Errorf("status %d: %s", status, body)
+	}
+}
+
 // Each code has its status, and the message arrives.
 func TestErrorCodes(t *testing.T) {
 	n, srv := served(t)
