@@ -56,7 +56,7 @@ type Step struct {
 	Labels    Labels            `json:"labels,omitempty" cbor:"12,keyasint,omitempty" doc:"Only on pools with all these labels."`
 	TimeLimit Duration          `json:"time_limit,omitempty" cbor:"13,keyasint,omitempty" doc:"Longest run of one attempt; default 1h."`
 	Retries   int               `json:"retries,omitempty" cbor:"14,keyasint,omitempty" minimum:"0" maximum:"100" doc:"How often a task that ended with a failure is run again; default 0. Attempts lost by a seller are run again whatever this says."`
-	Needs     []string          `json:"needs,omitempty" cbor:"15,keyasint,omitempty" doc:"Steps that must be complete before this one starts."`
+	Needs     []string          `json:"needs,omitempty" cbor:"15,keyasint,omitempty" doc:"Steps that must be complete before this one starts. It is an order only: their results go to the submitter, not to this step."`
 	ModuleAt  Digest            `json:"module_digest,omitempty" cbor:"16,keyasint,omitempty" doc:"Content of the module. Filled in at submission."`
 }
 
@@ -148,7 +148,7 @@ func (s Spec) BudgetAmount() (Micro, string, error) {
 		return 0, "", err
 	}
 	if m <= 0 || !ValidName(unit) {
-		return 0, "", Errorf(Invalid, "budget %q is not an amount above zero with a unit, like '5 credit'", s.Budget)
+		return 0, "", Errorf(Invalid, "budget %q is not an amount above zero with a unit, like '5 credit'; units are lower-case names", s.Budget)
 	}
 	return m, unit, nil
 }

@@ -37,7 +37,7 @@ func TestParseSpecFaults(t *testing.T) {
 		{"huge count", "steps:\n  - command: [a]\n    count: 99999999999999999999\n",
 			`f:3:12: steps[0].count: 99999999999999999999 is out of range`},
 		{"wrong units", "budget: 5 euro!\nsteps:\n  - command: [a]\n    time_limit: 90\n    resources: {cpu: two, memory: 1 GX}\n",
-			"f:1:9: budget: budget \"5 euro!\" is not an amount above zero with a unit, like '5 credit'\n" +
+			"f:1:9: budget: budget \"5 euro!\" is not an amount above zero with a unit, like '5 credit'; units are lower-case names\n" +
 				"f:4:17: steps[0].time_limit: \"90\" is not a length of time; write it like 90s, 10m or 2h\n" +
 				"f:5:5: steps[0].resources: cpu \"two\" is not an amount of CPU; write it like 2, 0.5 or 500m"},
 		{"duplicate key", "name: a\nsteps:\n  - command: [a]\nname: b\n",

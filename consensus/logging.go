@@ -5,10 +5,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+
+	"github.com/jointcloud/pcm"
 )
 
 // raftLogger makes Raft and Badger speak through slog, one level quieter than
@@ -21,10 +25,12 @@ type raftLogger struct {
 	last map[string]time.Time // when a warning was last written
 }
 
-// A warning is repeated at most this often; at most maxWarnings different ones are remembered.
+// A warning about a peer is repeated at most this often; at most maxWarnings
+// different ones are remembered. maxAttr cuts what an attribute says.
 const (
 	warnEvery   = 10 * time.Second
-	maxWarnings = 64
+	maxWarnings = 256
+	maxAttr     = 200 // bytes
 )
 
 func newRaftLogger(log *slog.Logger) *raftLogger {
@@ -54,22 +60,53 @@ func (l *raftLogger) write(level slog.Level, name, msg string, args ...any) {
 	if !l.log.Enabled(context.Background(), level) {
 		return
 	}
-	if level >= slog.LevelWarn && !l.fresh(msg) {
-		return
-	}
-	for i, a := range args { // hclog has types of its own for formats
-		switch v := a.(type) {
-		case hclog.Format:
-			if len(v) > 0 {
-				if f, ok := v[0].(string); ok {
-					args[i] = fmt.Sprintf(f, v[1:]...)
-				}
+	about := ""
+	short := make([]any, len(args))
+	for i, a := range args {
+		short[i] = shortAttr(a)
+		if i%2 == 1 {
+			switch args[i-1] {
+			case "peer", "target", "server-id":
+				about = pcm.Short(fmt.Sprint(short[i]))
+				short[i] = about
 			}
 		}
 	}
-	l.log.Log(context.Background(), level, msg, append([]any{"part", name}, args...)...)
+	if level >= slog.LevelWarn && !l.fresh(msg+" "+about) {
+		return
+	}
+	l.log.Log(context.Background(), level, msg, append([]any{"part", name}, short...)...)
 }
 
+// shortAttr is an attribute in few words: a server is its ID, hclog's own formats
+// are formatted, long text is cut. Other values are left as they are.
+func shortAttr(a any) any {
+	var s string
+	switch v := a.(type) {
+	case raft.Server:
+		s = string(v.ID)
+	case hclog.Format:
+		if len(v) > 0 {
+			if f, ok := v[0].(string); ok {
+				s = fmt.Sprintf(f, v[1:]...)
+			}
+		}
+	case string:
+		s = v
+	case error:
+		s = v.Error()
+	case fmt.Stringer:
+		s = v.String()
+	default:
+		return a
+	}
+	if len(s) > maxAttr {
+		s = strings.ToValidUTF8(s[:maxAttr], "") + "…"
+	}
+	return s
+}
+
+// fresh tells whether a warning was not written within warnEvery.
 func (l *raftLogger) fresh(msg string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -17,6 +17,7 @@ import (
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/configs"
 	"github.com/jointcloud/pcm/node/api"
+	"github.com/jointcloud/pcm/node/placement"
 )
 
 func (a *app) jobCommand() *cobra.Command {
@@ -30,29 +31,37 @@ func (a *app) jobCommand() *cobra.Command {
 // readSpec reads a job's spec from a file, or from standard input if that is "-".
 // base is the folder that its relative paths start from.
 func (a *app) readSpec(file string) (spec pcm.Spec, base string, err error) {
+	raw, base, err := a.readSpecFile(file)
+	if err != nil {
+		return spec, "", err
+	}
+	spec, err = pcm.ParseSpec(raw, file)
+	return spec, base, err
+}
+
+func (a *app) readSpecFile(file string) (raw []byte, base string, err error) {
 	var r io.Reader = a.in
 	base, err = os.Getwd()
 	if file != "-" {
 		f, oerr := os.Open(file)
 		if oerr != nil {
-			return spec, "", pcm.Errorf(pcm.Invalid, "can't read the spec: %w", oerr)
+			return nil, "", pcm.Errorf(pcm.Invalid, "can't read the spec: %w", oerr)
 		}
 		defer f.Close()
 		r = f
 		base, err = filepath.Abs(filepath.Dir(file))
 	}
 	if err != nil {
-		return spec, "", pcm.Errorf(pcm.Invalid, "the current folder can't be found: %w", err)
+		return nil, "", pcm.Errorf(pcm.Invalid, "the current folder can't be found: %w", err)
 	}
-	raw, err := io.ReadAll(io.LimitReader(r, pcm.MaxYAML+1))
+	raw, err = io.ReadAll(io.LimitReader(r, pcm.MaxYAML+1))
 	if err != nil {
-		return spec, "", pcm.Errorf(pcm.Invalid, "can't read the spec: %w", err)
+		return nil, "", pcm.Errorf(pcm.Invalid, "can't read the spec: %w", err)
 	}
 	if len(raw) > pcm.MaxYAML {
-		return spec, "", pcm.Errorf(pcm.TooLarge, "%s is over the bound of %s for a spec: name large data as inputs instead of writing it there", file, pcm.Bytes(pcm.MaxYAML))
+		return nil, "", pcm.Errorf(pcm.TooLarge, "%s is over the bound of %s for a spec: name large data as inputs instead of writing it there", file, pcm.Bytes(pcm.MaxYAML))
 	}
-	spec, err = pcm.ParseSpec(raw, file)
-	return spec, base, err
+	return raw, base, nil
 }
 
 func (a *app) jobRunCommand() *cobra.Command {
@@ -84,8 +93,15 @@ func (a *app) jobRunCommand() *cobra.Command {
 func (a *app) jobValidateCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "validate FILE", Short: "Check a spec file without submitting it; needs no node", Args: exactly(1, "a FILE with the job's spec"),
+		Long: `Checks a spec file without submitting it, and names line and field of every
+fault: exit code 2. Where only inputs or modules are missing that it names, the
+exit code is 3.`,
 		RunE: func(_ *cobra.Command, args []string) error {
-			spec, _, err := a.readSpec(args[0])
+			raw, base, err := a.readSpecFile(args[0])
+			if err != nil {
+				return err
+			}
+			spec, err := checkSpec(raw, args[0], base)
 			if err != nil {
 				return err
 			}
@@ -94,6 +110,50 @@ func (a *app) jobValidateCommand() *cobra.Command {
 			})
 		},
 	}
+}
+
+// checkSpec is [pcm.ParseSpec], and checks what can be checked on this machine as
+// well: the strategy's name, and (with code NotFound) that the sources are there.
+func checkSpec(raw []byte, file, base string) (pcm.Spec, error) {
+	spec, err := pcm.ParseSpec(raw, file)
+	if err != nil {
+		return spec, err
+	}
+	var again pcm.Spec
+	at, err := pcm.DecodeYAML(raw, file, &again)
+	if err != nil {
+		return spec, err
+	}
+	fault := func(field, message string) pcm.FileFault {
+		p := at.Of(field)
+		return pcm.FileFault{Line: p.Line, Column: p.Column, Field: field, Message: message}
+	}
+	if _, err := placement.FindStrategy(spec.Strategy); err != nil {
+		return spec, &pcm.FileError{File: file, Faults: []pcm.FileFault{fault("strategy", err.Error())}}
+	}
+	missing := &pcm.FileError{File: file}
+	look := func(field, source string) {
+		if !filepath.IsAbs(source) {
+			source = filepath.Join(base, source)
+		}
+		if _, err := os.Stat(source); err != nil {
+			missing.Faults = append(missing.Faults, fault(field, err.Error()))
+		}
+	}
+	for i, st := range spec.Steps {
+		if st.Module != "" && st.ModuleAt == "" {
+			look(fmt.Sprintf("steps[%d].module", i), st.Module)
+		}
+		for j, in := range st.Inputs {
+			if in.Digest == "" {
+				look(fmt.Sprintf("steps[%d].inputs[%d].source", i, j), in.Source)
+			}
+		}
+	}
+	if len(missing.Faults) > 0 {
+		return spec, pcm.Errorf(pcm.NotFound, "%s", missing.Error())
+	}
+	return spec, nil
 }
 
 func (a *app) jobSchemaCommand() *cobra.Command {
@@ -111,6 +171,9 @@ func (a *app) jobListCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List jobs, newest first", Args: noArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkFlag("--state", q.State, jobStates); err != nil {
+				return err
+			}
 			return view(a, func(ctx context.Context, c *api.Client) (api.List[api.Job], error) { return c.Jobs(ctx, q) }, func(t *table, l api.List[api.Job]) {
 				if len(l.Items) == 0 {
 					a.hint("No jobs. Next: pcm run -- echo hello")
@@ -237,6 +300,10 @@ func (a *app) jobStopCommand() *cobra.Command {
 		Use: "stop JOB", Aliases: []string{"cancel"}, Short: "Cancel a job; its running tasks are stopped", Args: exactly(1, "a JOB, as 'pcm job list' shows it"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return view(a, func(ctx context.Context, c *api.Client) (api.Job, error) { return c.Cancel(ctx, args[0], reason) }, func(t *table, j api.Job) {
+				if j.State == pcm.JobOpen { // until its sellers have stopped
+					t.text("%s is being cancelled.", j.ID)
+					return
+				}
 				t.text("%s is %s.", j.ID, j.State)
 			})(cmd, args)
 		},
@@ -249,7 +316,17 @@ func (a *app) jobExplainCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "explain JOB|FILE", Short: "Say why tasks are where they are, or where a spec file's would run", Args: exactly(1, "a JOB or a FILE with a spec"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			get := func(ctx context.Context, c *api.Client) (api.Explanation, error) { return c.Explain(ctx, args[0]) }
+			var job api.Job
+			get := func(ctx context.Context, c *api.Client) (e api.Explanation, err error) {
+				job, err = c.Job(ctx, args[0])
+				if pcm.ErrorCode(err) == pcm.NotFound {
+					return e, pcm.Errorf(pcm.NotFound, "there is no job and no file %s; see '%s job list'", args[0], a.self())
+				}
+				if err != nil {
+					return e, err
+				}
+				return c.Explain(ctx, string(job.ID))
+			}
 			if info, err := os.Stat(args[0]); args[0] == "-" || (err == nil && !info.IsDir()) {
 				spec, base, err := a.readSpec(args[0])
 				if err != nil {
@@ -261,7 +338,13 @@ func (a *app) jobExplainCommand() *cobra.Command {
 			} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return pcm.Errorf(pcm.Invalid, "can't read %s: %w", args[0], err)
 			}
-			return view(a, get, drawExplanation)(cmd, args)
+			return view(a, get, func(t *table, e api.Explanation) {
+				if job.ID != "" && api.Ended(job) {
+					t.text("%s has ended (%s): '%s job describe %s' says where its tasks ran.", job.ID, job.State, a.self(), pcm.Short(job.ID))
+					t.text("Its tasks would go here now:")
+				}
+				drawExplanation(t, e)
+			})(cmd, args)
 		},
 	}
 }
@@ -275,13 +358,21 @@ func drawExplanation(t *table, e api.Explanation) {
 		if s.Summary != "" {
 			t.text("  %s", plain(s.Summary))
 		}
-		t.row("  SITE", "POOL", "FITS", "ROOM", "SCORE", "COST", "WHY NOT")
+		head := []string{"  SITE", "POOL", "FITS", "ROOM", "AT MOST"}
+		if t.wide {
+			head = append(head, "SCORE")
+		}
+		t.row(append(head, "WHY NOT")...)
 		for _, c := range s.Candidates {
 			fits, why := "yes", ""
 			if !c.OK {
 				fits, why = "no", strings.Trim(c.Filter+": "+c.Reason, ": ")
 			}
-			t.row("  "+or(c.Name, pcm.Short(c.Peer)), string(c.Pool), fits, strconv.Itoa(c.Room), strconv.FormatFloat(c.Score, 'f', 3, 64), or(c.Cost, "-"), why)
+			row := []string{"  " + or(c.Name, pcm.Short(c.Peer)), string(c.Pool), fits, strconv.Itoa(c.Room), or(c.Cost, "-")}
+			if t.wide {
+				row = append(row, strconv.FormatFloat(c.Score, 'f', 3, 64))
+			}
+			t.row(append(row, why)...)
 		}
 	}
 }

@@ -19,6 +19,9 @@ func (a *app) tradesCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "trades", Short: "List trades, newest first", Args: noArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkFlag("--state", q.State, tradeStates); err != nil {
+				return err
+			}
 			q.Job = pcm.JobID(job)
 			return view(a, func(ctx context.Context, c *api.Client) (api.List[api.Trade], error) { return c.Trades(ctx, q) }, drawTrades)(cmd, args)
 		},

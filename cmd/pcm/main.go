@@ -89,7 +89,7 @@ Begin with 'pcm up' in one terminal and 'pcm run -- echo hello' in another.`,
 	root.SetFlagErrorFunc(flagError)
 	f := root.PersistentFlags()
 	f.StringVar(&a.api, "api", "", "address `HOST:PORT` of the node's API (PCM_API)")
-	f.StringVar(&a.data, "data", "", "data folder `DIR` of the node (PCM_DATA; default ~/.pcm)")
+	f.StringVar(&a.data, "data", "", "data folder `DIR` of the node (PCM_DATA; default $XDG_DATA_HOME/pcm, else ~/.pcm)")
 	f.StringVarP(&a.format, "format", "o", "table", "output `FORMAT`: table, wide, json or yaml")
 
 	root.AddGroup(&cobra.Group{ID: "node", Title: "This node:"}, &cobra.Group{ID: "work", Title: "Work:"}, &cobra.Group{ID: "mesh", Title: "The mesh:"})
@@ -104,6 +104,8 @@ Begin with 'pcm up' in one terminal and 'pcm run -- echo hello' in another.`,
 	add("mesh", a.peersCommand(), a.offersCommand(), a.tradesCommand(), a.balancesCommand(), a.cellCommand(), a.ledgerCommand())
 	root.AddCommand(a.versionCommand(), a.superviseCommand())
 	root.RunE = a.group(root)
+	root.InitDefaultCompletionCmd("completion")
+	a.complete(root)
 	return root
 }
 
@@ -181,6 +183,18 @@ func (a *app) client() (*api.Client, error) {
 		t.Data = "" // the default folder is another node's: so is its token
 	}
 	return api.Dial(t)
+}
+
+// self is the command line that reaches the same node as this one does.
+func (a *app) self() string {
+	s := "pcm"
+	if a.data != "" {
+		s += " --data " + a.data
+	}
+	if a.api != "" {
+		s += " --api " + a.api
+	}
+	return s
 }
 
 func (a *app) versionString() string {

@@ -49,7 +49,12 @@ func TestScripts(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			listeners, addr, err := listenAPI(Config{Data: dir, API: "127.0.0.1:0"})
+			cfg := Config{Data: dir, API: "127.0.0.1:0"}
+			tcp, err := listenTCP(cfg)
+			if err != nil {
+				return err
+			}
+			listeners, addr, err := listenAPI(cfg, tcp)
 			if err != nil {
 				return err
 			}

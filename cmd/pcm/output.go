@@ -36,7 +36,7 @@ func (a *app) print(v any, draw func(t *table)) error {
 		_, err := io.WriteString(a.out, t.String())
 		return written(err)
 	}
-	return pcm.Errorf(pcm.Invalid, "-o %s is not an output format: table, wide, json or yaml%s", a.format, didYouMean(a.format, []string{"table", "wide", "json", "yaml"}))
+	return pcm.Errorf(pcm.Invalid, "-o %s is not an output format: table, wide, json or yaml%s", a.format, didYouMean(a.format, formats))
 }
 
 func (a *app) printJSON(v any) error {

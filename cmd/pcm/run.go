@@ -34,7 +34,8 @@ func (a *app) runCommand() *cobra.Command {
 		Short: "Run a command somewhere in the mesh, and wait for it",
 		Long: `Runs a command, or with --module a WebAssembly module, as a job of one step:
 shows what it writes, waits for its end and exits with its code. The command is
-not passed through a shell. Ctrl-C cancels the job; -d lets it run.
+not passed through a shell. Ctrl-C cancels the job; -d lets it run. What the
+tasks leave as --output is fetched by 'pcm job get'.
 
   pcm run -- echo hello
   pcm run --count 4 -- sh -c 'echo task $PCM_TASK_INDEX of $PCM_TASK_COUNT'
@@ -52,6 +53,9 @@ not passed through a shell. Ctrl-C cancels the job; -d lets it run.
 			job, err := a.submit(cmd.Context(), api.Submission{ID: pcm.NewJobID(), Spec: spec, Base: cwd}, !f.detach, true)
 			if err != nil || f.detach {
 				return err
+			}
+			if len(f.outputs) > 0 && job.Counts.Done+job.Counts.Failed > 0 {
+				a.hint("outputs: %s job get %s", a.self(), pcm.Short(job.ID))
 			}
 			return a.verdict(cmd.Context(), job, true)
 		},
@@ -73,7 +77,7 @@ not passed through a shell. Ctrl-C cancels the job; -d lets it run.
 	fl.StringVar(&f.adapter, "adapter", "", "only on pools of this adapter, like process or wasm")
 	fl.StringArrayVar(&f.labels, "label", nil, "only on pools with this label, `KEY=VALUE`; may be repeated")
 	fl.StringArrayVar(&f.inputs, "input", nil, "file or folder that the tasks read, `SOURCE[:TARGET]`; may be repeated")
-	fl.StringArrayVar(&f.outputs, "output", nil, "file or folder, by its `PATH` in the task's working folder, that comes back; may be repeated")
+	fl.StringArrayVar(&f.outputs, "output", nil, "file or folder, by its `PATH` in the task's working folder, that 'pcm job get' fetches; may be repeated")
 	fl.StringArrayVar(&f.env, "env", nil, "variable for the tasks, `NAME=VALUE`; may be repeated")
 	fl.StringVar(&f.timeLimit, "time-limit", "", "longest run of one attempt: 90s, 10m, 2h (default 1h)")
 	fl.StringVar(&f.deadline, "deadline", "", "longest time for the whole job, waiting included")
@@ -156,7 +160,8 @@ func (a *app) submit(ctx context.Context, s api.Submission, wait, follow bool) (
 		if err := a.print(job, func(t *table) { t.text("%s", job.ID) }); err != nil {
 			return job, err
 		}
-		a.hint("Next: pcm job describe %s, pcm job logs -f %s, pcm job get %s", pcm.Short(job.ID), pcm.Short(job.ID), pcm.Short(job.ID))
+		id := pcm.Short(job.ID)
+		a.hint("Next: %s job describe %s, %s job logs -f %s, %s job get %s", a.self(), id, a.self(), id, a.self(), id)
 		return job, nil
 	}
 	ctx, stop := a.cancelOnSignal(ctx, c, job.ID)
@@ -208,8 +213,12 @@ func (a *app) await(ctx context.Context, c *api.Client, job api.Job) (api.Job, e
 	told := ""
 	return c.WaitJob(ctx, job.ID, func(j api.Job) bool {
 		if a.human() && j.State == pcm.JobOpen && j.Waiting != "" && j.Waiting != told && time.Since(begun) > quietWait {
+			first := told == ""
 			told = j.Waiting
-			fmt.Fprintf(a.errOut, "pcm: %s waits: %s\n", pcm.Short(j.ID), plain(j.Waiting))
+			a.hint("pcm: %s waits: %s", pcm.Short(j.ID), plain(j.Waiting))
+			if first {
+				a.hint("pcm: Ctrl-C cancels; a deadline ('pcm run --deadline', or deadline in the spec) limits the wait")
+			}
 		}
 		return api.Ended(j)
 	})

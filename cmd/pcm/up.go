@@ -113,37 +113,47 @@ func (a *app) upAgain(ctx context.Context, cfg Config) error {
 	}
 }
 
-// up runs the node. What is started in order (lock, listeners, node, API) ends in
+// up runs the node. What is started in order (listeners, lock, node, API) ends in
 // the opposite order.
 func (a *app) up(ctx context.Context, cfg Config) error {
-	unlock, err := lockData(cfg.Data)
+	// What may be refused comes first: then no folder is made a data folder in vain.
+	tcp, refused := listenTCP(cfg)
+	if tcp != nil {
+		defer tcp.Close()
+	}
+	var logListener net.Listener
+	if refused == nil {
+		logListener, refused = listenLog(cfg)
+	}
+	if logListener != nil {
+		defer logListener.Close()
+		cfg.LogListen = logListener.Addr().String()
+	}
+	if held, _ := lockHeld(cfg.Data); refused != nil && !held {
+		return refused
+	}
+	unlock, err := lockData(cfg.Data) // if it is held, that says more than a port that is taken
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	if refused != nil {
+		return refused
+	}
 	log := newLogger(cfg.Log, a.errOut)
 	ctx, stop := a.signals(ctx, log)
 	defer stop()
 
-	token, err := api.EnsureToken(cfg.Data)
-	if err != nil {
-		return err
-	}
-	listeners, addr, err := listenAPI(cfg)
+	listeners, addr, err := listenAPI(cfg, tcp)
 	if err != nil {
 		return err
 	}
 	defer closeAll(listeners)
 	defer os.Remove(filepath.Join(cfg.Data, api.AddrFile))
 	defer os.Remove(filepath.Join(cfg.Data, api.SocketFile))
-
-	logListener, err := listenLog(cfg)
+	token, err := api.EnsureToken(cfg.Data)
 	if err != nil {
 		return err
-	}
-	if logListener != nil {
-		defer logListener.Close()
-		cfg.LogListen = logListener.Addr().String()
 	}
 
 	d, err := openNode(ctx, cfg, surroundings{Version: a.versionString(), API: []string{addr}, Logger: log})
@@ -214,24 +224,28 @@ func (a *app) signals(ctx context.Context, log *slog.Logger) (context.Context, f
 	}
 }
 
-// listenAPI opens the API's listeners, the unix socket and TCP, and notes the
-// address that TCP got.
-func listenAPI(cfg Config) ([]net.Listener, string, error) {
+// listenTCP opens the API's listener for TCP.
+func listenTCP(cfg Config) (net.Listener, error) {
 	tcp, err := net.Listen("tcp", cfg.API)
 	if err != nil {
 		if errors.Is(err, syscall.EADDRINUSE) {
-			return nil, "", pcm.Errorf(pcm.Conflict, "%s, where the API shall listen, is taken, perhaps by another node: give this one another address with --api HOST:PORT, or --api 127.0.0.1:0 for any free port", cfg.API)
+			return nil, pcm.Errorf(pcm.Conflict, "%s, where the API shall listen, is taken, perhaps by another node: give this one another address with --api HOST:PORT, or --api 127.0.0.1:0 for any free port", cfg.API)
 		}
-		return nil, "", pcm.Errorf(pcm.Invalid, "the API can't listen on %s: %w; give another address with --api HOST:PORT", cfg.API, err)
+		return nil, pcm.Errorf(pcm.Invalid, "the API can't listen on %s: %w; give another address with --api HOST:PORT", cfg.API, err)
 	}
+	return tcp, nil
+}
+
+// listenAPI opens the API's unix socket beside its listener for TCP, and notes the
+// address that TCP got.
+func listenAPI(cfg Config, tcp net.Listener) ([]net.Listener, string, error) {
 	addr := tcp.Addr().String()
 	unix, err := api.ListenUnix(cfg.Data)
 	if err != nil {
-		tcp.Close()
 		return nil, "", err
 	}
 	if err := writeAddr(cfg.Data, addr); err != nil {
-		closeAll([]net.Listener{tcp, unix})
+		unix.Close()
 		return nil, "", err
 	}
 	return []net.Listener{unix, tcp}, addr, nil
