@@ -42,20 +42,20 @@ func openAlarms(dir string) (*alarms, error) {
 	return a, nil
 }
 
-// SaveEvidence keeps two checkpoints of one log that can't both be true, in a
-// folder below dir, and returns that folder's name; "" if the case is kept
+// SaveEvidence keeps a checkpoint and another of the same log that contradicts it,
+// in a folder below dir, and returns that folder's name; "" if the case is kept
 // already or there are too many.
 func SaveEvidence(dir string, a, b []byte) (string, error) {
 	c, err := tlog.ParseCheckpoint(a)
 	if err != nil {
 		return "", err
 	}
-	d, err := tlog.ParseCheckpoint(b)
-	if err != nil {
+	if _, err := tlog.ParseCheckpoint(b); err != nil {
 		return "", err
 	}
-	// The name says between which heads the histories part, whoever signed them.
-	name := fmt.Sprintf("split-%d-%d-%s", c.Size, d.Size, pcm.DigestOf([]byte(c.Text() + d.Text()))[:16])
+	// One case for each head that is contradicted, whoever signed it and however far
+	// the other history has come since.
+	name := fmt.Sprintf("split-%d-%s", c.Size, pcm.DigestOf([]byte(c.Text()))[:16])
 	path := filepath.Join(dir, name)
 	if entries, err := os.ReadDir(dir); err == nil && len(entries) >= maxEvidence {
 		return "", nil
