@@ -121,6 +121,9 @@ func (s Step) Shape() (Resources, error) {
 	if r.CPU == 0 && r.Memory == 0 && r.GPU == 0 {
 		return r, Errorf(Invalid, "a task must ask for some cpu, memory or gpu")
 	}
+	if err := r.CheckMemory(); err != nil {
+		return r, err
+	}
 	return r, r.Validate()
 }
 
@@ -320,8 +323,12 @@ func (st *Step) normalize(at string) (faults []error) {
 			check(".class", Errorf(Invalid, "no class is named %q; known: %s", st.Class, classNames()))
 		}
 	}
-	_, err := st.Shape()
-	check(".resources", err)
+	shape, err := st.Shape()
+	if low := shape.CheckMemory(); err != nil && low != nil {
+		check(".resources.memory", low)
+	} else {
+		check(".resources", err)
+	}
 	if st.Adapter != "" && !ValidName(st.Adapter) {
 		bad(".adapter", "%q is not the name of an adapter", st.Adapter)
 	}

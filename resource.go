@@ -29,6 +29,23 @@ const (
 	maxGPU             = 1e6
 )
 
+// MinMemory is the least memory that a task may ask for, if it asks for any:
+// below it no program starts, and a number without its unit is the likely cause.
+const MinMemory Bytes = 1 << 20
+
+// CheckMemory refuses memory that is neither none nor at least [MinMemory], with
+// code Invalid.
+func (r Resources) CheckMemory() error {
+	if r.Memory <= 0 || r.Memory >= MinMemory {
+		return nil
+	}
+	if r.Memory > 1<<10 && r.Memory%(1<<10) != 0 {
+		return Errorf(Invalid, "memory %s is below %s, the least that can be asked for", r.Memory, MinMemory)
+	}
+	digits := strings.TrimRight(r.Memory.String(), "KiB")
+	return Errorf(Invalid, "memory %s is below %s: did you mean %sMiB?", r.Memory, MinMemory, digits)
+}
+
 // Validate checks that nothing is negative or beyond all bounds.
 func (r Resources) Validate() error {
 	if r.CPU < 0 || r.CPU > maxCPU {

@@ -28,6 +28,27 @@ func TestParseBytes(t *testing.T) {
 	}
 }
 
+// A shape asks for no memory or for enough to start a program in.
+func TestLeastMemory(t *testing.T) {
+	for in, want := range map[string]string{
+		"512": "memory 512B is below 1MiB: did you mean 512MiB?", "1": "memory 1B is below 1MiB: did you mean 1MiB?",
+		"64KiB": "memory 64KiB is below 1MiB: did you mean 64MiB?", "1MB": "memory 976.6KiB is below 1MiB, the least that can be asked for",
+		"1MiB": "", "0": "", "": "", "2GiB": "",
+	} {
+		_, err := pcm.Step{Resources: pcm.Ask{Memory: in}}.Shape()
+		if want == "" && err == nil {
+			continue
+		}
+		if pcm.ErrorCode(err) != pcm.Invalid || err.Error() != want {
+			t.Errorf("memory %q: %v, want %q", in, err, want)
+		}
+		spec := pcm.Spec{Steps: []pcm.Step{{Command: []string{"a"}, Class: "cpu.small", Resources: pcm.Ask{Memory: in}}}}
+		if faults := spec.Normalize(); len(faults) != 1 || faults[0].Error() != "steps[0].resources.memory: "+want {
+			t.Errorf("memory %q in a spec: %v", in, faults)
+		}
+	}
+}
+
 func TestParseMilliCPU(t *testing.T) {
 	for in, want := range map[string]pcm.MilliCPU{"2": 2000, "0.5": 500, "500m": 500, "0.0001": 1, "0": 0, "1000000": 1e9, "131072.583": 131072583} {
 		if got, err := pcm.ParseMilliCPU(in); err != nil || got != want {

@@ -40,6 +40,8 @@ func TestParseSpecFaults(t *testing.T) {
 			"f:1:9: budget: budget \"5 euro!\" is not an amount above zero with a unit, like '5 credit'; units are lower-case names\n" +
 				"f:4:17: steps[0].time_limit: \"90\" is not a length of time; write it like 90s, 10m or 2h\n" +
 				"f:5:5: steps[0].resources: cpu \"two\" is not an amount of CPU; write it like 2, 0.5 or 500m"},
+		{"memory without its unit", "steps:\n  - command: [a]\n    resources:\n      cpu: 1\n      memory: 512\n",
+			`f:5:15: steps[0].resources.memory: memory 512B is below 1MiB: did you mean 512MiB?`},
 		{"duplicate key", "name: a\nsteps:\n  - command: [a]\nname: b\n",
 			`f:4:1: name: stands twice: first in line 1`},
 		{"empty value", "steps:\n  - command: [a]\n    labels:\n",
