@@ -223,6 +223,7 @@ func validateSale(at string, capacity Capacity, slots int, price Price) error {
 		check func() error
 	}{
 		{"capacity", func() error { _, err := capacity.resources(); return err }},
+		{"capacity.memory", func() error { r, _ := capacity.resources(); return r.CheckMemory() }},
 		{"slots", func() error {
 			if slots < 0 || slots > 1<<20 {
 				return pcm.Errorf(pcm.Invalid, "%d is out of range: 0 (by the machine's cores) to %d", slots, 1<<20)

@@ -115,6 +115,7 @@ func TestConfigFaults(t *testing.T) {
 		{"wrong sandbox", "adapters: {process: {sandbox: chroot}}\n", nil, []string{"chroot", "auto, bubblewrap, none"}},
 		{"negative slots", "adapters: {process: {slots: -1}}\n", nil, []string{"adapters.process.slots", "-1"}},
 		{"wrong capacity", "adapters: {process: {capacity: {cpu: lots}}}\n", nil, []string{"adapters.process.capacity", "lots"}},
+		{"capacity without its unit", "adapters: {wasm: {capacity: {memory: 512}}}\n", nil, []string{"config.yaml:1", "adapters.wasm.capacity.memory", "did you mean 512MiB?"}},
 		{"wrong multiaddr", "listen: [0.0.0.0:7419]\n", nil, []string{"listen", "0.0.0.0:7419", "/ip4/0.0.0.0/tcp/7419"}},
 		{"API without port", "api: localhost\n", nil, []string{"api", "127.0.0.1:7420"}},
 		{"wrong name", "name: My Site\n", nil, []string{"name", "My Site"}},
