@@ -67,6 +67,7 @@ func Run(t *testing.T, s Subject) {
 		{"time limit", testTimeLimit},
 		{"lease", testLease},
 		{"memory", testMemory},
+		{"too little memory", testTooLittleMemory},
 		{"output cap", testOutputCap},
 		{"remove", testRemove},
 		{"many at once", testMany},

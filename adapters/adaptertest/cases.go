@@ -494,6 +494,31 @@ func testMemory(t *testing.T, s Subject) {
 	b.expect(b.run(task), pcm.OutcomeOK, 0)
 }
 
+// A task that gets too little memory to begin with is refused or ends for want
+// of it; others start as before, however often that was tried.
+func testTooLittleMemory(t *testing.T, s Subject) {
+	b := setUp(t, s)
+	for _, memory := range []pcm.Bytes{512, pcm.MinMemory} {
+		for range 8 {
+			task := b.task("alloc", "400")
+			task.Resources.Memory = memory
+			err := b.ins.Adapter.Start(b.ctx, task)
+			if code := pcm.ErrorCode(err); code == pcm.Invalid || code == pcm.Refused {
+				continue
+			}
+			if err != nil {
+				t.Fatalf("memory %s: %v", memory, err)
+			}
+			if st := b.wait(task.Key, adapters.Ended); st.Outcome != pcm.OutcomeMemory && st.Outcome != pcm.OutcomeFailed {
+				t.Errorf("memory %s: ended as %s, %q", memory, st.Outcome, st.Reason)
+			}
+		}
+	}
+	for range 8 {
+		b.expect(b.run(b.task("out", "fits")), pcm.OutcomeOK, 0)
+	}
+}
+
 func testOutputCap(t *testing.T, s Subject) {
 	b := setUp(t, s)
 	task := b.task("flood", "100000000", "sleep", "5m")

@@ -6,7 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync/atomic"
+	"syscall"
 
 	"github.com/jointcloud/pcm"
 )
@@ -14,10 +14,12 @@ import (
 // cgroup1 limits by the version 1 hierarchies memory, pids and cpu, of which
 // the first must be usable.
 type cgroup1 struct {
-	home  []string // our own groups, to which a spawning thread returns
+	// home are the lists of threads of our own groups, to which a spawning thread
+	// returns. They are held open: a thread inside a group that is full can't
+	// open anything, for the kernel charges what that takes to the group.
+	home  []*os.File
 	base  []string // parents of the tasks' groups, same order
 	kinds []string
-	bad   atomic.Int64 // threads that couldn't return
 }
 
 func newCgroup1(where map[string]string, name string) (*cgroup1, error) {
@@ -32,12 +34,16 @@ func newCgroup1(where map[string]string, name string) (*cgroup1, error) {
 			}
 			if err == nil {
 				var f *os.File // is it ours to use?
-				if f, err = os.OpenFile(filepath.Join(base, "tasks"), os.O_WRONLY, 0); err == nil {
+				if f, err = openTasks(base); err == nil {
 					f.Close()
 				}
 			}
+			var f *os.File
 			if err == nil {
-				c.home, c.base, c.kinds = append(c.home, home), append(c.base, base), append(c.kinds, kind)
+				f, err = openTasks(home)
+			}
+			if err == nil {
+				c.home, c.base, c.kinds = append(c.home, f), append(c.base, base), append(c.kinds, kind)
 			}
 		}
 		if err != nil && kind == "memory" {
@@ -49,7 +55,17 @@ func newCgroup1(where map[string]string, name string) (*cgroup1, error) {
 
 func (c *cgroup1) name() string { return "cgroup1" }
 func (c *cgroup1) sweep() error { return sweepGroups(c.base) }
-func (c *cgroup1) close() error { return dismantle(c.base) }
+
+func (c *cgroup1) close() error {
+	for _, f := range c.home {
+		f.Close()
+	}
+	return dismantle(c.base)
+}
+
+func openTasks(dir string) (*os.File, error) {
+	return os.OpenFile(filepath.Join(dir, "tasks"), os.O_WRONLY, 0)
+}
 
 func (c *cgroup1) make(key string, r pcm.Resources, pids int) (group, error) {
 	g := &group1{parent: c}
@@ -98,27 +114,61 @@ type group1 struct {
 	dirs   []string
 }
 
-// start moves this thread into the group, so that the child is born there, and back.
-func (g *group1) start(_ *os.ProcAttr, f func() (*os.Process, error)) (proc *os.Process, err error) {
+// start moves this thread into the group, so that the child is born there, and
+// back. The group of memory is the last to be entered and the first to be left.
+func (g *group1) start(_ *os.ProcAttr, f func() (*os.Process, error)) (proc *os.Process, home bool, err error) {
+	into := make([]*os.File, len(g.dirs))
 	defer func() {
-		for _, home := range g.parent.home {
-			if put(home, "tasks", "0") != nil {
-				g.parent.bad.Add(1) // the next start takes the thread along; this group stays until then
-			}
+		for _, f := range into {
+			f.Close()
 		}
 	}()
-	for _, dir := range g.dirs {
-		if err := put(dir, "tasks", "0"); err != nil {
-			return nil, err
+	for i, dir := range g.dirs {
+		if into[i], err = openTasks(dir); err != nil {
+			return nil, true, err
 		}
 	}
-	return f()
+	for i := len(into) - 1; i >= 0 && err == nil; i-- {
+		err = enter(into[i], "0")
+	}
+	if err == nil {
+		proc, err = f()
+	}
+	return proc, g.parent.bring(), err
+}
+
+// bring brings this thread home. If it can't go by itself, another fetches it.
+func (c *cgroup1) bring() bool {
+	home := true
+	tid := strconv.Itoa(syscall.Gettid())
+	for _, f := range c.home {
+		if enter(f, "0") == nil {
+			continue
+		}
+		fetched := make(chan bool)
+		go func() { fetched <- enter(f, tid) == nil }()
+		home = <-fetched && home
+	}
+	return home
+}
+
+// enter moves a thread, "0" being the caller, into the group of a list of threads.
+func enter(tasks *os.File, tid string) error {
+	_, err := tasks.WriteAt([]byte(tid), 0)
+	return err
 }
 
 func (g *group1) kill() bool { return killGroup(g.dirs[0]) }
 
 func (g *group1) usage() (pcm.Bytes, bool) {
 	return pcm.Bytes(number(g.dirs[0], "memory.max_usage_in_bytes")), field(g.dirs[0], "memory.oom_control", "oom_kill") > 0
+}
+
+// tight goes by the peak as well: where swap is accounted for, kernels count no
+// failures. They charge by up to 64 pages at once.
+func (g *group1) tight() bool {
+	dir := g.dirs[0]
+	return number(dir, "memory.failcnt") > 0 || number(dir, "memory.max_usage_in_bytes")+64<<12 > number(dir, "memory.limit_in_bytes")
 }
 
 func (g *group1) remove() { removeGroups(g.dirs) }

@@ -141,9 +141,10 @@ type group2 struct {
 }
 
 // start lets the kernel create the child inside the group.
-func (g *group2) start(attr *os.ProcAttr, f func() (*os.Process, error)) (*os.Process, error) {
+func (g *group2) start(attr *os.ProcAttr, f func() (*os.Process, error)) (*os.Process, bool, error) {
 	attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(g.fd.Fd())
-	return f()
+	proc, err := f()
+	return proc, true, err
 }
 
 func (g *group2) kill() bool {
@@ -154,6 +155,8 @@ func (g *group2) kill() bool {
 func (g *group2) usage() (pcm.Bytes, bool) {
 	return pcm.Bytes(number(g.dir, "memory.peak")), field(g.dir, "memory.events", "oom_kill") > 0
 }
+
+func (g *group2) tight() bool { return field(g.dir, "memory.events", "max") > 0 }
 
 func (g *group2) remove() {
 	if g.fd != nil {

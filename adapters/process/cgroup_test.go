@@ -1,13 +1,20 @@
 package process
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters/adaptertest"
 )
 
 func TestLocate(t *testing.T) {
@@ -153,6 +160,169 @@ func TestLimits1(t *testing.T) {
 	}
 	if _, err := os.Stat(g.(*group1).dirs[0]); err == nil {
 		t.Error("a swept group is still there")
+	}
+}
+
+// runner makes a runner with the limits of this machine, in this process.
+func runner(t *testing.T) *Runner {
+	t.Helper()
+	r, err := NewRunner(RunnerConfig{Dir: t.TempDir(), Sandbox: SandboxNone})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Sweep(nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+// startIn starts a program in a group of its own and takes it to its end.
+func startIn(t *testing.T, r *Runner, grp group, program string, args ...string) error {
+	t.Helper()
+	s := &spec{path: program, argv: append([]string{program}, args...), dir: "/", program: program}
+	c, err := r.start(s, nil, nil, grp)
+	if err != nil {
+		return err
+	}
+	_, err = c.proc.Wait()
+	c.born.Done()
+	return err
+}
+
+// threadsIn lists the threads of this process whose groups have name in their path.
+func threadsIn(name string) (tids []string) {
+	files, _ := filepath.Glob("/proc/self/task/*/cgroup")
+	for _, f := range files {
+		if data, err := os.ReadFile(f); err == nil && strings.Contains(string(data), name) {
+			tids = append(tids, filepath.Base(filepath.Dir(f)))
+		}
+	}
+	return tids
+}
+
+// A start that fails in its group leaves none of our threads there: what the
+// kernel refuses for a group that is full must not be needed to leave it.
+func TestFailedStarts(t *testing.T) {
+	needs(t, plain)
+	r := runner(t)
+	for i := range 4 * spawners {
+		for name, c := range map[string]struct {
+			memory  pcm.Bytes
+			program string
+			good    bool
+			tight   bool
+		}{
+			"tight": {1, "/bin/true", false, true},
+			"none":  {64 << 20, "/no/such/program", false, false},
+			"good":  {64 << 20, "/bin/true", true, false},
+		} {
+			key := fmt.Sprintf("%s-%d", name, i)
+			grp, err := r.limit.make(key, pcm.Resources{Memory: c.memory}, 99)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = startIn(t, r, grp, c.program)
+			if (err == nil) != c.good {
+				t.Errorf("%s: %v", key, err)
+			}
+			if tight := grp.tight(); tight != c.tight {
+				t.Errorf("%s: tight is %v", key, tight)
+			}
+			if tids := threadsIn(key); len(tids) > 0 {
+				t.Fatalf("%s: threads %v are left in its group", key, tids)
+			}
+			grp.remove()
+		}
+	}
+}
+
+// stuck is a group that its starting thread can't leave.
+type stuck struct {
+	rlimited
+	tid  int
+	main bool
+}
+
+func (g *stuck) start(_ *os.ProcAttr, f func() (*os.Process, error)) (*os.Process, bool, error) {
+	g.tid, g.main = syscall.Gettid(), syscall.Gettid() == os.Getpid()
+	proc, err := f()
+	return proc, false, err
+}
+
+// A thread that is stuck starts nothing more and ends after its last child, not
+// before: that child would be killed.
+func TestStuckThreads(t *testing.T) {
+	r := runner(t)
+	seen := map[int]bool{}
+	gone := func(tid int) bool {
+		_, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", tid))
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	await := func(what string, f func() bool) {
+		t.Helper()
+		for end := time.Now().Add(20 * time.Second); !f(); <-time.After(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("waited in vain: %s", what)
+			}
+		}
+	}
+	for range 3 * spawners {
+		g := &stuck{}
+		if err := startIn(t, r, g, "/no/such/program"); err == nil {
+			t.Fatal("started")
+		}
+		if g.main {
+			t.Error("the main thread starts tasks")
+		}
+		await("the end of a thread without children", func() bool { return gone(g.tid) })
+	}
+	in, out, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	g := &stuck{}
+	c, err := r.start(&spec{path: "/bin/sleep", argv: []string{"sleep", "300"}, dir: "/", program: "sleep"}, out, nil, g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 * spawners {
+		other := &stuck{}
+		if err := startIn(t, r, other, "/bin/true"); err != nil {
+			t.Fatal(err)
+		}
+		seen[other.tid] = true
+	}
+	if seen[g.tid] || gone(g.tid) {
+		t.Errorf("the stuck thread is used again (%v) or gone (%v)", seen[g.tid], gone(g.tid))
+	}
+	if err := c.proc.Signal(syscall.Signal(0)); err != nil {
+		t.Errorf("its child: %v", err)
+	}
+	out.Close()
+	c.proc.Kill()
+	state, err := c.proc.Wait()
+	if err != nil || state.Success() {
+		t.Errorf("%v, %v", state, err)
+	}
+	c.born.Done()
+	await("the end of the thread after its child", func() bool { return gone(g.tid) })
+}
+
+func TestLeastMemory(t *testing.T) {
+	r := runner(t)
+	task := adaptertest.NewTask()
+	task.Command = []string{"true"}
+	for memory, good := range map[pcm.Bytes]bool{0: true, 1: false, 512: false, pcm.MinMemory - 1: false, pcm.MinMemory: true} {
+		task.Resources.Memory = memory
+		if err := r.Check(task); (err == nil) != good || !good && pcm.ErrorCode(err) != pcm.Invalid {
+			t.Errorf("memory %d: %v", memory, err)
+		}
 	}
 }
 

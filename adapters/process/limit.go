@@ -22,12 +22,16 @@ type limiter interface {
 // group is the bounds of one task.
 type group interface {
 	// start calls f, which starts attr, so that the child is inside the bounds
-	// from its first instruction. It is called on a locked thread.
-	start(attr *os.ProcAttr, f func() (*os.Process, error)) (*os.Process, error)
+	// from its first instruction. It is called on a locked thread, not the main
+	// one. Unless home, that thread is still inside the bounds itself, whether
+	// the start failed or not, and must come to its end.
+	start(attr *os.ProcAttr, f func() (*os.Process, error)) (proc *os.Process, home bool, err error)
 	// kill kills all processes within; true means that none can have got away.
 	kill() bool
 	// usage gives the peak of memory (0: unknown) and whether the kernel killed for memory.
 	usage() (peak pcm.Bytes, oom bool)
+	// tight tells whether memory was refused for the bound.
+	tight() bool
 	remove()
 }
 
@@ -45,14 +49,15 @@ func (rlimits) make(_ string, r pcm.Resources, _ int) (group, error) {
 type rlimited struct{ memory uint64 }
 
 // start holds the child at its exec, as a debugger does, to set its limits.
-func (g rlimited) start(attr *os.ProcAttr, f func() (*os.Process, error)) (*os.Process, error) {
+func (g rlimited) start(attr *os.ProcAttr, f func() (*os.Process, error)) (*os.Process, bool, error) {
 	if g.memory == 0 {
-		return f()
+		proc, err := f()
+		return proc, true, err
 	}
 	attr.Sys.Ptrace = true
 	proc, err := f()
 	if err != nil {
-		return nil, err
+		return nil, true, err
 	}
 	var ws syscall.WaitStatus
 	for {
@@ -74,11 +79,12 @@ func (g rlimited) start(attr *os.ProcAttr, f func() (*os.Process, error)) (*os.P
 	if err != nil {
 		proc.Kill()
 		proc.Wait()
-		return nil, os.NewSyscallError("prlimit", err)
+		return nil, true, os.NewSyscallError("prlimit", err)
 	}
-	return proc, nil
+	return proc, true, nil
 }
 
 func (rlimited) kill() bool               { return false }
 func (rlimited) usage() (pcm.Bytes, bool) { return 0, false }
+func (rlimited) tight() bool              { return false }
 func (rlimited) remove()                  {}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -44,7 +45,7 @@ type Runner struct {
 	log   *slog.Logger
 	bwrap *bubblewrap // nil: no sandbox
 	limit limiter
-	spawn chan func() // to threads that live as long as the process
+	spawn chan func(born *sync.WaitGroup) (home bool) // to the spawners' threads
 }
 
 var _ supervisor.Runner = (*Runner)(nil)
@@ -63,7 +64,7 @@ func NewRunner(cfg RunnerConfig) (*Runner, error) {
 		return nil, pcm.Errorf(pcm.Invalid, "folder %q: %w", cfg.Dir, err)
 	}
 	cfg.Dir = dir
-	r := &Runner{cfg: cfg, log: cfg.Logger, spawn: make(chan func())}
+	r := &Runner{cfg: cfg, log: cfg.Logger, spawn: make(chan func(*sync.WaitGroup) bool)}
 	switch cfg.Sandbox {
 	case "", SandboxAuto, SandboxBubblewrap:
 		r.bwrap, err = findBubblewrap(cfg)
@@ -104,7 +105,7 @@ func (r *Runner) Check(t adapters.Task) error {
 	if t.Module != "" || len(t.Command) == 0 || t.Command[0] == "" {
 		return pcm.Errorf(pcm.Invalid, "the process adapter runs commands; attempt %s has none", t.Key)
 	}
-	return nil
+	return t.Resources.CheckMemory()
 }
 
 // Sweep takes the folder's cgroups over and kills what an earlier supervisor
@@ -137,6 +138,7 @@ func (r *Runner) Sweep(unfinished []adapters.Key) error {
 type child struct {
 	proc  *os.Process
 	group group
+	born  *sync.WaitGroup // of the thread that started it
 }
 
 // Run implements supervisor.Runner.
@@ -164,14 +166,17 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 	if ctx.Err() != nil {
 		return supervisor.Exit{Outcome: pcm.OutcomeFailed, Code: 128 + int(syscall.SIGKILL)}
 	}
-	proc, err := r.start(spec, out.w, errs.w, grp)
+	c, err := r.start(spec, out.w, errs.w, grp)
 	out.started()
 	errs.started()
 	if err != nil {
+		// In a group that is full the kernel fails in many ways, as with "too many open files".
+		if te := (*taskError)(nil); !errors.As(err, &te) && ctx.Err() == nil && grp.tight() {
+			return tooTight(t)
+		}
 		return exitOf(ctx, err)
 	}
 	t.Started()
-	c := &child{proc: proc, group: grp}
 	state := r.wait(ctx, c, t, spec)
 
 	c.killAll(r.cfg.Dir, t.Key.String(), spec.bwrapped)
@@ -186,7 +191,9 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 	if peak > 0 {
 		exit.Memory = peak
 	}
-	r.judge(&exit, state, oom, t, spec, errs.head())
+	// The sandbox may have met the limit while it was being made.
+	tight := oom || grp.tight() && strings.Contains(errs.head(), "Cannot allocate memory")
+	r.judge(&exit, state, oom, tight, t, spec, errs.head())
 	return exit
 }
 
@@ -198,6 +205,7 @@ func (r *Runner) wait(ctx context.Context, c *child, t *supervisor.Run, spec *sp
 		if err != nil {
 			r.log.Error("can't wait for a task", "attempt", t.Key.String(), "err", err)
 		}
+		c.born.Done()
 		ended <- state
 	}()
 	stopping, done := t.Stopping, ctx.Done()
@@ -216,7 +224,7 @@ func (r *Runner) wait(ctx context.Context, c *child, t *supervisor.Run, spec *sp
 }
 
 // judge decides what the end of the main process means.
-func (r *Runner) judge(exit *supervisor.Exit, state *os.ProcessState, oom bool, t *supervisor.Run, spec *spec, stderr string) {
+func (r *Runner) judge(exit *supervisor.Exit, state *os.ProcessState, oom, tight bool, t *supervisor.Run, spec *spec, stderr string) {
 	ws, ok := state.Sys().(syscall.WaitStatus)
 	if !ok {
 		*exit = seller("its end can't be told")
@@ -227,6 +235,10 @@ func (r *Runner) judge(exit *supervisor.Exit, state *os.ProcessState, oom bool, 
 		exit.Code = 128 + int(ws.Signal())
 	}
 	if spec.bwrapped && exit.Code != 0 && !spec.executed() && !ws.Signaled() {
+		if tight {
+			*exit = tooTight(t)
+			return
+		}
 		r.bwrap.explain(exit, t.Command[0], stderr)
 		return
 	}
@@ -239,6 +251,12 @@ func (r *Runner) judge(exit *supervisor.Exit, state *os.ProcessState, oom bool, 
 	default:
 		exit.Outcome, exit.Reason = pcm.OutcomeFailed, fmt.Sprintf("exit code %d", exit.Code)
 	}
+}
+
+// tooTight is the end of a task whose limit leaves no room to start a program.
+func tooTight(t *supervisor.Run) supervisor.Exit {
+	return supervisor.Exit{Outcome: pcm.OutcomeMemory, Code: 128 + int(syscall.SIGKILL),
+		Reason: fmt.Sprintf("its %s of memory are too little to start a program: ask for more", t.Resources.Memory)}
 }
 
 func seller(format string, args ...any) supervisor.Exit {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -19,16 +20,44 @@ import (
 )
 
 // spawners is how many threads start processes. The kernel ties a child's
-// parent-death signal to the thread that forked it, so these never end.
+// parent-death signal to the thread that forked it, so these don't end before
+// their children.
 const spawners = 4
 
 // defaultPath is the PATH of tasks that set none.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+// spawner makes this goroutine's thread one that starts processes. It must not
+// be the main thread: that one stands for the whole process in a control group,
+// with its memory and when one is chosen to be killed, and it can't end alone.
 func (r *Runner) spawner() {
 	runtime.LockOSThread()
+	if syscall.Gettid() != os.Getpid() {
+		r.serve()
+		return
+	}
+	begun := make(chan struct{})
+	go func() { // on another thread: this one is taken
+		runtime.LockOSThread()
+		close(begun)
+		r.serve()
+	}()
+	<-begun
+	runtime.UnlockOSThread()
+}
+
+// serve starts processes. A thread that is stuck in a task's group starts no
+// more, so that nothing else is born there; another takes its place.
+func (r *Runner) serve() {
+	var born sync.WaitGroup // children of this thread that are alive
 	for f := range r.spawn {
-		f()
+		if f(&born) {
+			continue
+		}
+		r.log.Warn("a thread can't leave a task's control group: it ends with its last child", "thread", syscall.Gettid())
+		go r.spawner()
+		born.Wait()
+		return // still locked, which ends the thread
 	}
 }
 
@@ -118,8 +147,8 @@ func lookPath(name, work string, env []string) (string, error) {
 	return "", &taskError{127, fmt.Sprintf("program %q was not found here: PATH is %s", name, dirs)}
 }
 
-// start starts the process within its limits, on a thread of its own.
-func (r *Runner) start(s *spec, stdout, stderr *os.File, grp group) (*os.Process, error) {
+// start starts the process within its limits, on a spawner's thread.
+func (r *Runner) start(s *spec, stdout, stderr *os.File, grp group) (*child, error) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return nil, err
@@ -133,13 +162,17 @@ func (r *Runner) start(s *spec, stdout, stderr *os.File, grp group) (*os.Process
 		attr.Files = append(attr.Files, s.reportW)
 	}
 	type result struct {
-		proc *os.Process
-		err  error
+		child *child
+		err   error
 	}
 	done := make(chan result, 1)
-	r.spawn <- func() {
-		proc, err := grp.start(attr, func() (*os.Process, error) { return spawn(s, attr) })
-		done <- result{proc, err}
+	r.spawn <- func(born *sync.WaitGroup) bool {
+		proc, home, err := grp.start(attr, func() (*os.Process, error) { return spawn(s, attr) })
+		if err == nil {
+			born.Add(1)
+		}
+		done <- result{&child{proc, grp, born}, err}
+		return home
 	}
 	res := <-done
 	if s.reportW != nil {
@@ -149,7 +182,7 @@ func (r *Runner) start(s *spec, stdout, stderr *os.File, grp group) (*os.Process
 	if res.err != nil {
 		return nil, execError(s.program, res.err)
 	}
-	return res.proc, nil
+	return res.child, nil
 }
 
 // spawn starts the process. A program that was just copied may still be open
