@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/node/api"
 )
 
 type entry struct {
@@ -178,6 +179,23 @@ func TestPlain(t *testing.T) {
 	tb.row("a\x1b[2Jb", "c\td\ne", "\u202eright")
 	if got := tb.String(); strings.ContainsAny(got, "\x1b\t\u202e") || strings.Count(got, "\n") != 1 {
 		t.Errorf("%q", got)
+	}
+}
+
+// A job that waits tells each reason once, and once how to end the wait.
+func TestTellWaiting(t *testing.T) {
+	var errOut bytes.Buffer
+	a := &app{errOut: &errOut, format: "table"}
+	told := ""
+	for _, why := range []string{"", "no pool of adapter slurm", "no pool of adapter slurm", "", "all are\nfull"} {
+		told = a.tellWaiting(api.Job{ID: "job-aaaaaaaaaaaaaaaa", State: pcm.JobOpen, Waiting: why}, told)
+	}
+	a.tellWaiting(api.Job{ID: "job-aaaaaaaaaaaaaaaa", State: pcm.JobDone, Waiting: "not any more"}, told)
+	want := "pcm: job-aaaaaaaa waits: no pool of adapter slurm\n" +
+		"pcm: Ctrl-C cancels; a deadline ('pcm run --deadline', or deadline in the spec) limits the wait\n" +
+		"pcm: job-aaaaaaaa waits: all are full\n"
+	if got := errOut.String(); got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
 

@@ -212,16 +212,24 @@ func (a *app) await(ctx context.Context, c *api.Client, job api.Job) (api.Job, e
 	begun := time.Now()
 	told := ""
 	return c.WaitJob(ctx, job.ID, func(j api.Job) bool {
-		if a.human() && j.State == pcm.JobOpen && j.Waiting != "" && j.Waiting != told && time.Since(begun) > quietWait {
-			first := told == ""
-			told = j.Waiting
-			a.hint("pcm: %s waits: %s", pcm.Short(j.ID), plain(j.Waiting))
-			if first {
-				a.hint("pcm: Ctrl-C cancels; a deadline ('pcm run --deadline', or deadline in the spec) limits the wait")
-			}
+		if time.Since(begun) > quietWait {
+			told = a.tellWaiting(j, told)
 		}
 		return api.Ended(j)
 	})
+}
+
+// tellWaiting tells why an open job waits, unless that was told last; the first
+// time it tells how to end the wait as well. It returns what was told last.
+func (a *app) tellWaiting(j api.Job, told string) string {
+	if api.Ended(j) || j.Waiting == "" || j.Waiting == told {
+		return told
+	}
+	a.hint("pcm: %s waits: %s", pcm.Short(j.ID), plain(j.Waiting))
+	if told == "" {
+		a.hint("pcm: Ctrl-C cancels; a deadline ('pcm run --deadline', or deadline in the spec) limits the wait")
+	}
+	return j.Waiting
 }
 
 // verdict is how the program ends after waiting for a job. With its own code the
