@@ -98,43 +98,51 @@ func (m *Mesh) ServeJoin(issue func(ctx context.Context, r JoinRequest, inv pcm.
 		defer s.Close()
 		from := s.Conn().RemotePeer()
 		s.SetDeadline(time.Now().Add(joinTimeout + 5*time.Second))
-		busy := pcm.Errorf(pcm.Busy, "peer %s serves too many joins now: try again in a minute", short(m.self))
-		select {
-		case total <- struct{}{}:
-			defer func() { <-total }()
-		default:
-			m.answerJoin(s, JoinReply{}, busy)
-			return
-		}
-		if !each.take(from) {
-			m.answerJoin(s, JoinReply{}, busy)
-			return
-		}
-		defer each.give(from)
 		defer m.joining(from)()
-
-		ctx, cancel := context.WithTimeout(m.ctx, joinTimeout)
-		defer cancel()
-		r, err := readJoin(s)
+		reply, err := func() (JoinReply, error) { // the places are free again when the newcomer hears
+			busy := pcm.Errorf(pcm.Busy, "peer %s serves too many joins now: try again in a minute", short(m.self))
+			select {
+			case total <- struct{}{}:
+				defer func() { <-total }()
+			default:
+				return JoinReply{}, busy
+			}
+			if !each.take(from) {
+				return JoinReply{}, busy
+			}
+			defer each.give(from)
+			return m.serveJoin(s, from, issue)
+		}()
 		if err != nil && pcm.ErrorCode(err) == pcm.Internal {
 			s.Reset() // cut off, not refused
 			return
 		}
-		var reply JoinReply
-		var inv pcm.Invite
-		if err == nil {
-			inv, err = m.checkJoin(r, from)
-		}
-		if err == nil {
-			reply, err = issue(ctx, r, inv, pcm.PeerID(from.String()))
-		}
-		if err != nil {
-			m.log.Warn("join refused", "peer", short(from), "reason", err)
-		} else {
-			m.log.Info("peer joined", "peer", short(from), "name", r.Name, "account", pcm.Short(r.Account))
-		}
 		m.answerJoin(s, reply, err)
 	})
+}
+
+// serveJoin reads one join, checks it and has it issued. The error has code
+// Internal if the newcomer was cut off.
+func (m *Mesh) serveJoin(s network.Stream, from peer.ID, issue func(context.Context, JoinRequest, pcm.Invite, pcm.PeerID) (JoinReply, error)) (JoinReply, error) {
+	ctx, cancel := context.WithTimeout(m.ctx, joinTimeout)
+	defer cancel()
+	r, err := readJoin(s)
+	if err != nil {
+		return JoinReply{}, err
+	}
+	var reply JoinReply
+	inv, err := m.checkJoin(r, from)
+	if err == nil {
+		if reply, err = issue(ctx, r, inv, pcm.PeerID(from.String())); pcm.ErrorCode(err) == pcm.Internal {
+			err = pcm.Errorf(pcm.Unavailable, "the join could not be served: %w", err) // an answer, not a cut
+		}
+	}
+	if err != nil {
+		m.log.Warn("join refused", "peer", short(from), "reason", err)
+	} else {
+		m.log.Info("peer joined", "peer", short(from), "name", r.Name, "account", pcm.Short(r.Account))
+	}
+	return reply, err
 }
 
 // joining keeps a stranger's connection from being cut while its join is served.
