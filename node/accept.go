@@ -47,9 +47,9 @@ func (d *driver) fetchAll(ctx context.Context) {
 		m.ready = nil
 		var fetch []pcm.Result
 		for _, r := range ready {
-			if r.Output == "" || d.n.store.Has(r.Output) {
+			if r.Output == "" {
 				m.ready = append(m.ready, r)
-			} else {
+			} else { // what is here already is pinned for the job by this
 				fetch = append(fetch, r)
 			}
 		}
