@@ -143,7 +143,15 @@ func TestLogByOthersTool(t *testing.T) {
 	fsck := fsckProgram(t)
 	carl := m.Peer("carl")
 	job := carl.Done(carl.Send(nodetest.Command(40, "echo $PCM_TASK_INDEX"), "").ID)
-	for range 30 { // more than one full tile of records
+	const records = 300 // more than one full tile
+	for {
+		cells, err := carl.Cells(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cells.Items[0].Records >= records {
+			break
+		}
 		carl.Done(carl.Send(nodetest.Command(1, "true"), "").ID)
 	}
 	var keys []tlog.Key
@@ -153,7 +161,7 @@ func TestLogByOthersTool(t *testing.T) {
 		}
 		return nil
 	})
-	c, _ := awaitCheckpoint(t, carl, keys, 150)
+	c, _ := awaitCheckpoint(t, carl, keys, records)
 
 	// While the log grows, so that partial tiles are asked for that are no longer the last.
 	ctx, stop := context.WithCancel(t.Context())
