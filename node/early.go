@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/ledger"
 )
 
 // Specs come early: a submitter hands them to those who may take over, and a
@@ -98,8 +99,11 @@ func (s *specs) welcome(from pcm.PeerID, job pcm.JobID, h heldSpec) error {
 		return pcm.Errorf(pcm.Conflict, "another spec of %s is here", job)
 	}
 	return s.early.add(from, job, len(h.signed.Payload), time.Now(), func(job pcm.JobID) bool {
-		_, known := s.wanted(job)
-		return known
+		if _, open := s.wanted(job); open {
+			return true
+		}
+		_, err := s.n.cell.Document(ledger.JobKey(job)) // it has ended since
+		return err == nil
 	})
 }
 
