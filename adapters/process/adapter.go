@@ -15,7 +15,6 @@ import (
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/supervisor"
-	"golang.org/x/sys/unix"
 )
 
 // Name is the name of the adapter, its pool and its runner.
@@ -42,15 +41,7 @@ var (
 
 // New makes the adapter; client leads to a supervisor that has this package's runner.
 func New(cfg Config, client *supervisor.Client) *Adapter {
-	if cfg.Capacity.CPU == 0 {
-		cfg.Capacity.CPU = pcm.MilliCPU(runtime.NumCPU()) * 1000
-	}
-	if cfg.Capacity.Memory == 0 {
-		cfg.Capacity.Memory = machineMemory() / 4 * 3
-	}
-	if cfg.Slots <= 0 {
-		cfg.Slots = 64 * runtime.NumCPU()
-	}
+	cfg.Capacity, cfg.Slots = supervisor.MachineShare(cfg.Capacity, cfg.Slots)
 	return &Adapter{Attempts: client.Attempts(Name), cfg: cfg}
 }
 
@@ -70,12 +61,4 @@ func (a *Adapter) Pools(ctx context.Context) ([]pcm.Pool, error) {
 		ID: Name, Adapter: Name, Capacity: a.cfg.Capacity, Slots: a.cfg.Slots, Labels: labels,
 		Sandbox: facts.Sandbox, OwnOnly: facts.Sandbox == sandboxNone && !a.cfg.AllowUnsandboxed,
 	}}, nil
-}
-
-func machineMemory() pcm.Bytes {
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
-		return 1 << 30
-	}
-	return pcm.Bytes(info.Totalram) * pcm.Bytes(info.Unit)
 }

@@ -9,12 +9,10 @@ package wasm
 import (
 	"context"
 	"maps"
-	"runtime"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/supervisor"
-	"golang.org/x/sys/unix"
 )
 
 // Name is the name of the adapter, its pool, its runner and its sandbox.
@@ -40,15 +38,7 @@ var (
 
 // New makes the adapter; client leads to a supervisor that has this package's runner.
 func New(cfg Config, client *supervisor.Client) *Adapter {
-	if cfg.Capacity.CPU == 0 {
-		cfg.Capacity.CPU = pcm.MilliCPU(runtime.NumCPU()) * 1000
-	}
-	if cfg.Capacity.Memory == 0 {
-		cfg.Capacity.Memory = machineMemory() / 4 * 3
-	}
-	if cfg.Slots <= 0 {
-		cfg.Slots = 64 * runtime.NumCPU()
-	}
+	cfg.Capacity, cfg.Slots = supervisor.MachineShare(cfg.Capacity, cfg.Slots)
 	return &Adapter{Attempts: client.Attempts(Name), cfg: cfg}
 }
 
@@ -67,12 +57,4 @@ func (a *Adapter) Pools(ctx context.Context) ([]pcm.Pool, error) {
 	return []pcm.Pool{{
 		ID: Name, Adapter: Name, Capacity: a.cfg.Capacity, Slots: a.cfg.Slots, Labels: labels, Sandbox: facts.Sandbox,
 	}}, nil
-}
-
-func machineMemory() pcm.Bytes {
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
-		return 1 << 30
-	}
-	return pcm.Bytes(info.Totalram) * pcm.Bytes(info.Unit)
 }
