@@ -57,6 +57,8 @@ type Step struct {
 	TimeLimit Duration          `json:"time_limit,omitempty" cbor:"13,keyasint,omitempty" doc:"Longest run of one attempt; default 1h."`
 	Retries   int               `json:"retries,omitempty" cbor:"14,keyasint,omitempty" minimum:"0" maximum:"100" doc:"How often a task that ended with a failure is run again; default 0. Attempts lost by a seller are run again whatever this says."`
 	Needs     []string          `json:"needs,omitempty" cbor:"15,keyasint,omitempty" doc:"Steps that must be complete before this one starts. It is an order only: their results go to the submitter, not to this step."`
+	Image     string            `json:"image,omitempty" cbor:"17,keyasint,omitempty" doc:"Container image in which the command runs: only on pools that run images. Without it, pools that run containers use an image of their own." example:"debian:12"`
+	Network   bool              `json:"network,omitempty" cbor:"18,keyasint,omitempty" doc:"The task needs the network: only on pools that give it. Without it, tasks have none where the pool can keep them from it."`
 	ModuleAt  Digest            `json:"module_digest,omitempty" cbor:"16,keyasint,omitempty" doc:"Content of the module. Filled in at submission."`
 }
 
@@ -125,6 +127,21 @@ func (s Step) Shape() (Resources, error) {
 		return r, err
 	}
 	return r, r.Validate()
+}
+
+// Wants are the features that a pool must have to run the step's tasks.
+func (s Step) Wants() []Feature {
+	wants := []Feature{FeatureCommand}
+	switch {
+	case s.Module != "":
+		wants[0] = FeatureModule
+	case s.Image != "":
+		wants[0] = FeatureImage
+	}
+	if s.Network {
+		wants = append(wants, FeatureNetwork)
+	}
+	return wants
 }
 
 // Limit is the step's time limit.
@@ -285,6 +302,12 @@ func (st *Step) normalize(at string) (faults []error) {
 		} else if !plainText(v) {
 			bad(".env."+k, "the value holds a NUL character or isn't UTF-8")
 		}
+	}
+	switch {
+	case len(st.Image) > 255 || strings.ContainsFunc(st.Image, func(r rune) bool { return r <= ' ' || r > '~' }):
+		bad(".image", "%.80q is not the name of a container image", st.Image)
+	case st.Image != "" && st.Module != "":
+		bad(".image", "a module runs without an image")
 	}
 	if !plainText(st.Module) {
 		bad(".module", "%.80q is not a path in UTF-8", st.Module)

@@ -1,6 +1,9 @@
 package pcm
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Pool is a quantity of like resources that a peer sells through one adapter.
 // It belongs to exactly one cell.
@@ -15,6 +18,32 @@ type Pool struct {
 	Sandbox  string    `json:"sandbox,omitempty" cbor:"8,keyasint,omitempty"`      // what keeps tasks in, e.g. "bubblewrap"; "none" if nothing
 	OwnOnly  bool      `json:"own_only,omitempty" cbor:"9,keyasint,omitempty"`     // sold to the seller's own account only
 	MaxTime  int64     `json:"max_time_ms,omitempty" cbor:"10,keyasint,omitempty"` // longest attempt, ms; 0: no bound of the pool's own
+	Features []Feature `json:"features,omitempty" cbor:"11,keyasint,omitempty"`    // sorted; what tasks can be, and what can be done with them
+}
+
+// Feature is something that a pool can do.
+type Feature string
+
+// The features. The first five are what a task can be, the others what can be
+// done with one that runs.
+const (
+	FeatureCommand Feature = "command" // runs commands
+	FeatureModule  Feature = "module"  // runs WebAssembly modules
+	FeatureImage   Feature = "image"   // runs commands in container images that the spec names
+	FeatureNetwork Feature = "network" // gives tasks the network, if they ask
+	FeatureService Feature = "service" // runs services, and reaches their ports
+	FeatureCopy    Feature = "copy"
+	FeatureExec    Feature = "exec"
+	FeatureSuspend Feature = "suspend"
+)
+
+// Has tells whether the pool has the feature. Pools of peers that know no
+// features run modules if they are called wasm, else commands.
+func (p Pool) Has(f Feature) bool {
+	if len(p.Features) == 0 {
+		return f == FeatureModule && p.Adapter == "wasm" || f == FeatureCommand && p.Adapter != "wasm"
+	}
+	return slices.Contains(p.Features, f)
 }
 
 const maxSlots = 1 << 20
@@ -35,6 +64,9 @@ func (p Pool) Validate() error {
 	}
 	if len(p.Sandbox) > 63 || !Printable(p.Sandbox) || p.MaxTime < 0 {
 		return Errorf(Invalid, "pool %s: sandbox or max_time_ms is out of range", p.ID)
+	}
+	if len(p.Features) > 32 || !slices.IsSorted(p.Features) || slices.ContainsFunc(p.Features, func(f Feature) bool { return !ValidName(string(f)) }) {
+		return Errorf(Invalid, "pool %s: features are not at most 32 names in order", p.ID)
 	}
 	if err := p.Capacity.Validate(); err != nil {
 		return Errorf(Invalid, "pool %s: %w", p.ID, err)

@@ -70,9 +70,10 @@ const (
 
 // Usage is what an attempt used.
 type Usage struct {
-	WallMS    int64 `json:"wall_ms" cbor:"1,keyasint"`    // from start to end
-	CPUMS     int64 `json:"cpu_ms" cbor:"2,keyasint"`     // user and system
-	MaxMemory Bytes `json:"max_memory" cbor:"3,keyasint"` // peak resident
+	WallMS    int64 `json:"wall_ms" cbor:"1,keyasint"`                    // from start to end
+	CPUMS     int64 `json:"cpu_ms" cbor:"2,keyasint"`                     // user and system
+	MaxMemory Bytes `json:"max_memory" cbor:"3,keyasint"`                 // peak resident
+	GPUMS     int64 `json:"gpu_ms,omitempty" cbor:"4,keyasint,omitempty"` // accelerators held × time
 }
 
 // Wall is the time from start to end.

@@ -47,11 +47,14 @@ type Task struct {
 	Count     int    // tasks in the step
 	Command   []string
 	Module    string // path of a local WebAssembly file; set instead of Command
+	Image     string // container image as the spec names it; "": the adapter's own choice
 	Args      []string
 	Env       map[string]string // nothing of the node's own environment is added; PCM_TASK_INDEX and PCM_TASK_COUNT are
 	Inputs    []Mount
 	Outputs   []string // relative to the working folder
 	Resources pcm.Resources
+	Network   bool          // the task may use the network; without it there is none
+	Port      int           // on which a service listens; 0: none
 	Limit     time.Duration // of the run
 	OutputCap pcm.Bytes     // stdout, stderr and declared outputs together; 0: the adapter's default
 	Deadline  BootTime      // the lease: the attempt ends then unless extended
@@ -68,9 +71,11 @@ type State string
 
 // The states.
 const (
-	Prepared State = "prepared"
-	Running  State = "running"
-	Ended    State = "ended"
+	Prepared  State = "prepared"  // accepted by the adapter
+	Pending   State = "pending"   // with the back end, which has yet to run it: queued, pulling an image
+	Running   State = "running"   // also what an unknown native state becomes
+	Suspended State = "suspended" // keeps what it has, and doesn't run
+	Ended     State = "ended"
 )
 
 // Status is what an adapter knows of an attempt.
@@ -82,7 +87,8 @@ type Status struct {
 	Outcome  pcm.Outcome // when ended
 	ExitCode int         // 128+n for signal n
 	Usage    pcm.Usage   // so far, or in all
-	Reason   string      // for a person, with the back end's own words; at most 256 bytes
+	Reason   string      // for a person, with the back end's own words: why it ended, or why it doesn't run yet; at most 256 bytes
+	Native   string      // the back end's own word for the state, as it said it; at most 64 bytes
 }
 
 // StreamName is one of a task's two outputs.
@@ -101,8 +107,10 @@ type Adapter interface {
 	// Name is the adapter's name in pools and specs, e.g. "process".
 	Name() string
 
-	// Pools describes what this back end has, without prices. Its labels and
-	// sandbox are facts.
+	// Pools discovers what this back end has, without prices. Labels, features and
+	// sandbox are facts. Capacity is all that our attempts may use at this moment:
+	// what is free, and what they use already. The error is Unavailable when the
+	// back end can't be observed: then it is not offered, and nothing else follows.
 	Pools(ctx context.Context) ([]pcm.Pool, error)
 
 	// Start runs the attempt. If one with the same key was started already, in

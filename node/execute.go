@@ -296,7 +296,8 @@ func (s *seller) start(id pcm.TradeID, x *execution, i int, r *run) {
 	defer cancel()
 	err := s.adapters[t.Adapter].Start(ctx, adapters.Task{
 		Key: x.key(i), Job: t.Job, Fence: t.Fence, Count: st.Count,
-		Command: st.Command, Module: x.module, Args: st.Args, Env: st.Env, Inputs: x.mounts, Outputs: st.Outputs,
+		Command: st.Command, Module: x.module, Args: st.Args, Image: st.Image, Network: st.Network, Env: st.Env,
+		Inputs: x.mounts, Outputs: st.Outputs,
 		Resources: t.Each, Limit: time.Duration(t.LimitMS) * time.Millisecond, Deadline: deadline,
 	})
 	if x.ctx.Err() != nil { // the trade was closed meanwhile, or this peer goes down

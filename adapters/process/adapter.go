@@ -59,6 +59,6 @@ func (a *Adapter) Pools(ctx context.Context) ([]pcm.Pool, error) {
 	maps.Copy(labels, facts.Labels)
 	return []pcm.Pool{{
 		ID: Name, Adapter: Name, Capacity: a.cfg.Capacity, Slots: a.cfg.Slots, Labels: labels,
-		Sandbox: facts.Sandbox, OwnOnly: facts.Sandbox == sandboxNone && !a.cfg.AllowUnsandboxed,
+		Features: adapters.Features(a, pcm.FeatureCommand), Sandbox: facts.Sandbox, OwnOnly: facts.Sandbox == sandboxNone && !a.cfg.AllowUnsandboxed,
 	}}, nil
 }

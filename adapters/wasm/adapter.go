@@ -55,6 +55,6 @@ func (a *Adapter) Pools(ctx context.Context) ([]pcm.Pool, error) {
 	maps.Copy(labels, a.cfg.Labels)
 	maps.Copy(labels, facts.Labels)
 	return []pcm.Pool{{
-		ID: Name, Adapter: Name, Capacity: a.cfg.Capacity, Slots: a.cfg.Slots, Labels: labels, Sandbox: facts.Sandbox,
+		ID: Name, Adapter: Name, Capacity: a.cfg.Capacity, Slots: a.cfg.Slots, Labels: labels, Features: adapters.Features(a, pcm.FeatureModule), Sandbox: facts.Sandbox,
 	}}, nil
 }

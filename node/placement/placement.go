@@ -67,10 +67,18 @@ var Filters = []Filter{
 		switch {
 		case r.Step.Adapter != "" && s.Pool.Adapter != r.Step.Adapter:
 			return fmt.Sprintf("wants adapter %s, the pool's is %s", r.Step.Adapter, s.Pool.Adapter)
-		case r.Step.Module != "" && s.Pool.Adapter != "wasm":
+		case r.Step.Module != "" && !s.Pool.Has(pcm.FeatureModule):
 			return fmt.Sprintf("a module runs on adapter wasm, the pool's is %s", s.Pool.Adapter)
-		case r.Step.Module == "" && s.Pool.Adapter == "wasm":
+		case r.Step.Module == "" && s.Pool.Has(pcm.FeatureModule):
 			return "a command can't run on adapter wasm"
+		}
+		return ""
+	}},
+	{"features", func(r Request, s Site) string {
+		for _, f := range r.Step.Wants() {
+			if !s.Pool.Has(f) {
+				return fmt.Sprintf("wants a pool that can do %s, this one can do %s", f, cmp.Or(joined(s.Pool.Features), "nothing of that kind"))
+			}
 		}
 		return ""
 	}},
@@ -134,6 +142,14 @@ var Filters = []Filter{
 		return ""
 	}},
 	{"recent", func(r Request, s Site) string { return s.Avoid }},
+}
+
+func joined(features []pcm.Feature) string {
+	names := make([]string, len(features))
+	for i, f := range features {
+		names[i] = string(f)
+	}
+	return strings.Join(names, ", ")
 }
 
 // Strategy scores the sites that passed the filters. Higher is better.

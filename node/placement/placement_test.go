@@ -61,6 +61,13 @@ func TestFilters(t *testing.T) {
 			r.Step.Class, s.Pool.Capacity = "cpu.large", pcm.Resources{CPU: 2000, Memory: 8 << 30}
 		}, "class", []string{"cpu.large", "4 cpu", "2 cpu"}},
 		{"a class that nobody knows", func(r *Request, _ *Site) { r.Step.Class = "gpu.huge" }, "class", []string{"gpu.huge", "not known"}},
+		{"an image", func(r *Request, _ *Site) { r.Step.Image = "debian:12" }, "features", []string{"image", "nothing"}},
+		{"the network", func(r *Request, s *Site) {
+			r.Step.Network, s.Pool.Features = true, []pcm.Feature{pcm.FeatureCommand, pcm.FeatureExec}
+		}, "features", []string{"network", "command, exec"}},
+		{"an image and the network", func(r *Request, s *Site) {
+			r.Step.Image, r.Step.Network, s.Pool.Features = "debian:12", true, []pcm.Feature{pcm.FeatureCommand, pcm.FeatureImage, pcm.FeatureNetwork}
+		}, "", nil},
 		{"a label of the peer", func(r *Request, _ *Site) { r.Step.Labels = pcm.Labels{"region": "eu"} }, "", nil},
 		{"a label of the pool", func(r *Request, _ *Site) { r.Step.Labels = pcm.Labels{"disk": "ssd", "region": "eu"} }, "", nil},
 		{"another value", func(r *Request, _ *Site) { r.Step.Labels = pcm.Labels{"region": "us"} }, "labels", []string{"region=us", "region=eu"}},
@@ -112,7 +119,7 @@ func TestFilters(t *testing.T) {
 
 // TestEveryFilterIsTested: the table above excludes by each filter.
 func TestEveryFilterIsTested(t *testing.T) {
-	want := []string{"adapter", "class", "labels", "size", "time", "unit", "own account", "self-dealing", "alive", "recent"}
+	want := []string{"adapter", "features", "class", "labels", "size", "time", "unit", "own account", "self-dealing", "alive", "recent"}
 	var have []string
 	for _, f := range Filters {
 		have = append(have, f.Name)
