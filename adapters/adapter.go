@@ -58,6 +58,11 @@ type Task struct {
 	Limit     time.Duration // of the run
 	OutputCap pcm.Bytes     // stdout, stderr and declared outputs together; 0: the adapter's default
 	Deadline  BootTime      // the lease: the attempt ends then unless extended
+
+	// A back end that schedules arrays by itself gets them whole: tasks of one
+	// trade that are started together. 0: this task is started alone.
+	Batch int // how many are started together, this one included
+	Width int // how many of the trade may run at once; Batch may be more
 }
 
 // Mount is an input that stands ready on this machine.

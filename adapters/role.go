@@ -12,12 +12,12 @@ import (
 // What some adapters can do beyond the contract. Each role goes with the
 // feature that its pools show.
 
-// Batcher is an adapter whose back end takes many attempts in one request, as an
-// array that it schedules itself. All tasks are of one trade and differ in
-// Index only; at most width of them run at once. Errors are those of Start, one
-// for each task.
+// Batcher is an adapter that queues attempts at its back end. It is given more than
+// Width tasks of a trade at once (see [Task.Batch]), and sees to it that no
+// more than Width of them run at once.
 type Batcher interface {
-	StartAll(ctx context.Context, tasks []Task, width int) []error
+	// MaxBatch is the most that it takes of one trade at once.
+	MaxBatch() int
 }
 
 // Suspender halts a running attempt and lets it go on. Lease and time limit run

@@ -25,6 +25,7 @@ type attempt struct {
 	done   chan struct{} // closed when ended
 	stop   chan Stop
 	cancel context.CancelCauseFunc
+	gpus   int64
 
 	// mu
 	status   status
@@ -57,16 +58,17 @@ func (a *attempt) due() (adapters.BootTime, *verdict) {
 	return at, v
 }
 
-// run takes a prepared attempt to its end.
-func (s *Server) run(ctx context.Context, a *attempt, r Runner, t adapters.Task) {
+// run takes a prepared attempt to its end; again, if an earlier supervisor began that.
+func (s *Server) run(ctx context.Context, a *attempt, r Runner, t adapters.Task, again bool) {
 	defer s.tasks.Done()
 	out := &outputs{left: int64(t.OutputCap), over: func() {
 		a.cancel(&verdict{pcm.OutcomeOutput, fmt.Sprintf("wrote more than its cap of %s", t.OutputCap), true})
 	}}
 	stdout := &stream{name: a.folder.stream(adapters.Stdout), out: out}
 	stderr := &stream{name: a.folder.stream(adapters.Stderr), out: out}
-	run := &Run{Task: t, Work: a.folder.work(), Stdout: stdout, Stderr: stderr, Stopping: a.stop}
+	run := &Run{Task: t, Work: a.folder.work(), Stdout: stdout, Stderr: stderr, Stopping: a.stop, Again: again}
 	run.Started = func() { s.begun(a) }
+	run.Report = func(state adapters.State, native, reason string) { s.report(a, state, native, reason) }
 	if len(t.Outputs) > 0 {
 		defer s.watchOutputs(ctx, a, t, out)()
 	}
@@ -135,9 +137,9 @@ func (s *Server) guarded(ctx context.Context, r Runner, run *Run) (exit Exit) {
 
 func (s *Server) begun(a *attempt) {
 	s.mu.Lock()
-	if a.begun == 0 && a.status.State == adapters.Prepared {
+	if a.begun == 0 && a.status.State != adapters.Ended {
 		a.begun = adapters.Now()
-		a.status.State = adapters.Running
+		a.status.State, a.status.Reason = adapters.Running, ""
 		a.status.StartedN = time.Now().UnixNano()
 		at, _ := a.due()
 		s.alarm.by(at)
@@ -145,6 +147,24 @@ func (s *Server) begun(a *attempt) {
 	}
 	s.mu.Unlock()
 }
+
+// report notes where an attempt stands that has not ended.
+func (s *Server) report(a *attempt, state adapters.State, native, reason string) {
+	if state == adapters.Running {
+		s.begun(a)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := a.status
+	st.State, st.Native, st.Reason = state, cut(native, maxNative), cut(reason, maxReason)
+	if a.status.State == adapters.Ended || state == adapters.Ended || st == a.status {
+		return
+	}
+	a.status = st
+	s.broadcast(st)
+}
+
+const maxNative = 64
 
 func (s *Server) ended(a *attempt, exit Exit, v *verdict) {
 	s.mu.Lock()
@@ -155,9 +175,11 @@ func (s *Server) ended(a *attempt, exit Exit, v *verdict) {
 
 	st.State = adapters.Ended
 	st.Outcome, st.ExitCode, st.Reason = exit.Outcome, exit.Code, exit.Reason
+	st.Native = cut(exit.Native, maxNative)
 	st.Usage = pcm.Usage{CPUMS: exit.CPUMS, MaxMemory: exit.Memory}
 	if begun != 0 {
 		st.Usage.WallMS = time.Duration(adapters.Now() - begun).Milliseconds()
+		st.Usage.GPUMS = a.gpus * st.Usage.WallMS
 	}
 	switch {
 	// A task that came to a good end just before it was to be killed did so. One

@@ -34,6 +34,15 @@ type Runner interface {
 	Run(ctx context.Context, r *Run) Exit
 }
 
+// Remote is a runner whose tasks run elsewhere and outlive this process. Its Run
+// finds what runs under the task's key already, instead of starting it again: an
+// attempt that an earlier supervisor left unfinished is not swept, it is run again
+// with Again set.
+type Remote interface {
+	Runner
+	Remote()
+}
+
 // Facts describes a runner.
 type Facts struct {
 	Sandbox string     `cbor:"1,keyasint"` // what keeps tasks in, e.g. "bubblewrap"; "none" if nothing
@@ -47,6 +56,12 @@ type Run struct {
 	Stdout, Stderr io.Writer   // bounded: a write over the cap fails and ends ctx
 	Stopping       <-chan Stop // at most one; the task is to be asked to end
 	Started        func()
+	Again          bool // an earlier supervisor ran this attempt already; see [Remote]
+
+	// Report tells of what becomes of the attempt before its end, beside Started:
+	// Pending while its back end has yet to run it, Suspended, Running again; with
+	// the back end's own word and, where that needs one, a reason.
+	Report func(state adapters.State, native, reason string)
 }
 
 // Stop asks a task to end by itself.
@@ -58,6 +73,7 @@ type Exit struct {
 	Outcome pcm.Outcome
 	Code    int    // 128+n for signal n
 	Reason  string // for a person; cut to 256 bytes
+	Native  string // the back end's own word; "" where there is none
 	CPUMS   int64  // user and system
 	Memory  pcm.Bytes
 }

@@ -33,7 +33,7 @@ type Config struct {
 
 	Idle        time.Duration // how long to wait for a daemon when nothing runs; default 30 s
 	MaxAttempts int           // attempts kept, ended ones included; default 200,000
-	MaxRunning  int           // attempts that run at once; default 4,096
+	MaxRunning  int           // attempts that run or wait at once; default 20,000
 	OutputCap   pcm.Bytes     // of tasks that name none; default 1 GiB
 }
 
@@ -45,7 +45,7 @@ func (c *Config) defaults() {
 		c.MaxAttempts = 200_000
 	}
 	if c.MaxRunning <= 0 {
-		c.MaxRunning = 4096
+		c.MaxRunning = 20_000
 	}
 	if c.OutputCap <= 0 {
 		c.OutputCap = 1 << 30
@@ -238,14 +238,19 @@ func (s *Server) expire() {
 	}
 }
 
+// reattach is the lease of an attempt that runs elsewhere and whose supervisor
+// died: what a daemon needs to find the new one and extend it.
+const reattach = 10 * time.Second
+
 // recover loads what earlier supervisors left. Attempts without an end were
-// running when their supervisor died: what survives of them is killed.
+// running when their supervisor died: what survives of them here is killed, what
+// runs elsewhere is taken up again.
 func (s *Server) recover() error {
 	entries, err := os.ReadDir(filepath.Join(s.cfg.Dir, "tasks"))
 	if err != nil {
 		return pcm.Errorf(pcm.Unavailable, "can't read the folder of attempts: %w", err)
 	}
-	var lost []*task
+	var lost, remote []*task
 	unfinished := map[string][]adapters.Key{}
 	for _, e := range entries {
 		k, err := adapters.ParseKey(e.Name())
@@ -261,6 +266,10 @@ func (s *Server) recover() error {
 		if err != nil || t.Key != e.Name() {
 			s.log.Warn("removed a broken attempt folder", "attempt", e.Name(), "err", err)
 			f.remove()
+			continue
+		}
+		if _, ok := s.runners[t.Runner].(Remote); ok {
+			remote = append(remote, t)
 			continue
 		}
 		lost = append(lost, t)
@@ -282,7 +291,53 @@ func (s *Server) recover() error {
 		}
 		s.adopt(f, st)
 	}
+	for _, w := range remote {
+		if err := s.resume(w); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// resume takes up an attempt that runs elsewhere.
+func (s *Server) resume(w *task) error {
+	t, err := w.open()
+	if err != nil {
+		return err
+	}
+	if t.OutputCap == 0 {
+		t.OutputCap = s.cfg.OutputCap
+	}
+	// Its streams are read anew from their begin.
+	f := folderOf(s.cfg.Dir, w.Key)
+	for _, stream := range []adapters.StreamName{adapters.Stdout, adapters.Stderr} {
+		if err := os.Remove(f.stream(stream)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return pcm.Errorf(pcm.Unavailable, "can't begin the %s of attempt %s anew: %w", stream, w.Key, err)
+		}
+	}
+	t.Deadline = adapters.Now().Add(reattach)
+	ctx, a := s.admit(w, t)
+	s.mu.Lock()
+	s.live[a.key] = a
+	s.alarm.by(a.deadline)
+	s.mu.Unlock()
+	close(a.ready)
+	go s.run(ctx, a, s.runners[w.Runner], t, true)
+	return nil
+}
+
+// admit makes the attempt of a task known; it is not live yet.
+func (s *Server) admit(w *task, t adapters.Task) (context.Context, *attempt) {
+	ctx, cancel := context.WithCancelCause(s.ctx)
+	a := &attempt{
+		key: w.Key, folder: folderOf(s.cfg.Dir, w.Key), ready: make(chan struct{}), done: make(chan struct{}),
+		stop: make(chan Stop, 1), cancel: cancel, gpus: t.Resources.GPU, deadline: t.Deadline, limit: t.Limit,
+		status: status{Key: w.Key, Runner: w.Runner, Fence: t.Fence, State: adapters.Prepared},
+	}
+	s.attempts[a.key] = a
+	s.running++
+	s.tasks.Add(1)
+	return ctx, a
 }
 
 func (s *Server) adopt(f folder, st status) {
@@ -328,20 +383,12 @@ func (s *Server) start(ctx context.Context, runner string, w *task) error {
 		s.mu.Unlock()
 		return err
 	}
-	runCtx, cancel := context.WithCancelCause(s.ctx)
-	a := &attempt{
-		key: w.Key, folder: folderOf(s.cfg.Dir, w.Key), ready: make(chan struct{}), done: make(chan struct{}),
-		stop: make(chan Stop, 1), cancel: cancel, deadline: t.Deadline, limit: t.Limit,
-		status: status{Key: w.Key, Runner: runner, Fence: t.Fence, State: adapters.Prepared},
-	}
-	s.attempts[a.key] = a
-	s.running++
-	s.tasks.Add(1)
+	w.Runner, w.PreparedN = runner, time.Now().UnixNano()
+	runCtx, a := s.admit(w, t)
 	s.mu.Unlock()
 
-	w.Runner, w.PreparedN = runner, time.Now().UnixNano()
 	if err := a.folder.create(w); err != nil {
-		cancel(nil)
+		a.cancel(nil)
 		s.mu.Lock()
 		delete(s.attempts, a.key)
 		s.running--
@@ -358,7 +405,7 @@ func (s *Server) start(ctx context.Context, runner string, w *task) error {
 	s.alarm.by(at)
 	s.mu.Unlock()
 	close(a.ready)
-	go s.run(runCtx, a, r, t)
+	go s.run(runCtx, a, r, t, false)
 	return nil
 }
 

@@ -94,6 +94,11 @@ type task struct {
 	Deadline  adapters.BootTime `cbor:"14,keyasint"`
 	Runner    string            `cbor:"15,keyasint,omitempty"`
 	PreparedN int64             `cbor:"16,keyasint,omitempty"` // wall clock, Unix nanoseconds
+	Image     string            `cbor:"17,keyasint,omitempty"`
+	Network   bool              `cbor:"18,keyasint,omitempty"`
+	Port      int               `cbor:"19,keyasint,omitempty"`
+	Batch     int               `cbor:"20,keyasint,omitempty"`
+	Width     int               `cbor:"21,keyasint,omitempty"`
 }
 
 type mount struct {
@@ -112,6 +117,7 @@ type status struct {
 	ExitCode int            `cbor:"7,keyasint,omitempty"`
 	Usage    pcm.Usage      `cbor:"8,keyasint"`
 	Reason   string         `cbor:"9,keyasint,omitempty"`
+	Native   string         `cbor:"10,keyasint,omitempty"`
 }
 
 func wireTask(runner string, t adapters.Task) *task {
@@ -119,6 +125,7 @@ func wireTask(runner string, t adapters.Task) *task {
 		Key: t.Key.String(), Job: t.Job, Fence: t.Fence, Count: t.Count, Command: t.Command, Module: t.Module,
 		Args: t.Args, Env: t.Env, Outputs: t.Outputs, Resources: t.Resources, LimitMS: t.Limit.Milliseconds(),
 		OutputCap: t.OutputCap, Deadline: t.Deadline, Runner: runner,
+		Image: t.Image, Network: t.Network, Port: t.Port, Batch: t.Batch, Width: t.Width,
 	}
 	if t.Limit > 0 && w.LimitMS == 0 {
 		w.LimitMS = 1
@@ -139,6 +146,7 @@ func (w *task) open() (adapters.Task, error) {
 		Key: k, Job: w.Job, Fence: w.Fence, Count: w.Count, Command: w.Command, Module: w.Module, Args: w.Args,
 		Env: w.Env, Outputs: w.Outputs, Resources: w.Resources, Limit: time.Duration(w.LimitMS) * time.Millisecond,
 		OutputCap: w.OutputCap, Deadline: w.Deadline,
+		Image: w.Image, Network: w.Network, Port: w.Port, Batch: w.Batch, Width: w.Width,
 	}
 	for _, in := range w.Inputs {
 		t.Inputs = append(t.Inputs, adapters.Mount{Path: in.Path, Target: in.Target})
@@ -151,7 +159,7 @@ func (s status) open() (adapters.Status, error) {
 	if err != nil {
 		return adapters.Status{}, err
 	}
-	out := adapters.Status{Key: k, Fence: s.Fence, State: s.State, Outcome: s.Outcome, ExitCode: s.ExitCode, Usage: s.Usage, Reason: s.Reason}
+	out := adapters.Status{Key: k, Fence: s.Fence, State: s.State, Outcome: s.Outcome, ExitCode: s.ExitCode, Usage: s.Usage, Reason: s.Reason, Native: s.Native}
 	if s.StartedN != 0 {
 		out.Started = time.Unix(0, s.StartedN)
 	}

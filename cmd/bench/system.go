@@ -93,14 +93,14 @@ func supervisorOf(data string) int {
 	if err != nil {
 		return 0
 	}
-	want := filepath.Join(data, "tasks")
+	want := strconv.Quote(filepath.Join(data, "tasks"))
 	for _, name := range lines {
 		line, err := os.ReadFile(name)
 		if err != nil {
 			continue
 		}
 		args := strings.Split(string(line), "\x00")
-		if len(args) > 3 && args[1] == "supervise" && slices.Contains(args, want) {
+		if len(args) > 2 && args[1] == "supervise" && strings.Contains(args[2], want) {
 			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(name)))
 			return pid
 		}

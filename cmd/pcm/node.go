@@ -65,7 +65,10 @@ func sales(cfg Config, s surroundings) ([]node.Sale, error) {
 	if err != nil {
 		return nil, pcm.Errorf(pcm.Internal, "can't find this program's own file: %w", err)
 	}
-	client := supervisorClient(cfg, self, s.Version, s.Logger)
+	client, err := supervisorClient(cfg, self, s.Version, s.Logger)
+	if err != nil {
+		return nil, err
+	}
 	var list []node.Sale
 	if p.Enabled {
 		capacity, err := p.Capacity.resources()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -16,69 +17,71 @@ import (
 	"github.com/jointcloud/pcm/adapters/wasm"
 )
 
-// superviseFlags say how the supervisor keeps tasks in.
-type superviseFlags struct {
-	dir, cache, sandbox, maxOutput, version string
-}
-
-// args are the arguments of this program that start such a supervisor.
-func (f superviseFlags) args() []string {
-	return []string{"supervise", "--dir", f.dir, "--cache", f.cache, "--sandbox", f.sandbox, "--max-output", f.maxOutput, "--as-version", f.version}
+// supervised is what the supervisor is told by the daemon that starts it: how
+// tasks are kept in. It stands in the arguments, for all of the machine to read:
+// secrets go by reference. A supervisor with other settings is replaced when it is idle.
+type supervised struct {
+	Dir       string `json:"dir"`
+	Cache     string `json:"cache"` // of compiled WebAssembly modules
+	Sandbox   string `json:"sandbox"`
+	MaxOutput string `json:"max_output"`
+	Version   string `json:"version"`
 }
 
 // superviseCommand is the process outside the daemon that holds tasks' leases.
 // The daemon starts it; people don't.
 func (a *app) superviseCommand() *cobra.Command {
-	var f superviseFlags
-	c := &cobra.Command{
-		Use: "supervise", Hidden: true, Short: "Hold the leases of this node's tasks (the daemon starts this)", Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+	return &cobra.Command{
+		Use: "supervise SETTINGS", Hidden: true, Short: "Hold the leases of this node's tasks (the daemon starts this)", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var s supervised
+			if err := json.Unmarshal([]byte(args[0]), &s); err != nil || s.Dir == "" {
+				return pcm.Errorf(pcm.Invalid, "supervise needs its settings as JSON; 'pcm up' starts it by itself")
+			}
 			// Ending by a signal ends the tasks and records it; their node tries them again.
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
-			return f.serve(ctx)
+			return s.serve(ctx)
 		},
 	}
-	fl := c.Flags()
-	fl.StringVar(&f.dir, "dir", "", "`FOLDER` of the supervisor")
-	fl.StringVar(&f.cache, "cache", "", "`FOLDER` for compiled WebAssembly modules")
-	fl.StringVar(&f.sandbox, "sandbox", process.SandboxAuto, "auto, bubblewrap or none")
-	fl.StringVar(&f.maxOutput, "max-output", "1GiB", "most that a task may write")
-	fl.StringVar(&f.version, "as-version", "", "version and settings, for the daemon to compare")
-	return c
 }
 
-func (f superviseFlags) serve(ctx context.Context) error {
-	if f.dir == "" {
-		return pcm.Errorf(pcm.Invalid, "supervise needs --dir; 'pcm up' starts it by itself")
-	}
-	limit, err := pcm.ParseBytes(f.maxOutput)
+func (s supervised) serve(ctx context.Context) error {
+	limit, err := pcm.ParseBytes(s.MaxOutput)
 	if err != nil {
 		return err
 	}
 	log := slog.Default() // to standard error, which the daemon has pointed at the supervisor's log
-	proc, err := process.NewRunner(process.RunnerConfig{Dir: f.dir, Sandbox: f.sandbox, Logger: log})
+	proc, err := process.NewRunner(process.RunnerConfig{Dir: s.Dir, Sandbox: s.Sandbox, Logger: log})
 	if err != nil {
 		return err
 	}
-	web, err := wasm.NewRunner(ctx, wasm.RunnerConfig{CacheDir: f.cache, Logger: log})
+	web, err := wasm.NewRunner(ctx, wasm.RunnerConfig{CacheDir: s.Cache, Logger: log})
 	if err != nil {
 		return err
 	}
 	return supervisor.Serve(ctx, supervisor.Config{
-		Dir: f.dir, Runners: []supervisor.Runner{proc, web}, Version: f.version, OutputCap: limit,
+		Dir: s.Dir, Runners: []supervisor.Runner{proc, web}, Version: s.Version, OutputCap: limit,
 	})
 }
 
 // supervisorClient is the daemon's way to the supervisor of its data folder.
 // executable is this program.
-func supervisorClient(cfg Config, executable, version string, log *slog.Logger) *supervisor.Client {
-	f := superviseFlags{
-		dir: filepath.Join(cfg.Data, "tasks"), cache: filepath.Join(cfg.Data, "cache", "wasm"),
-		sandbox: cfg.Adapters.Process.Sandbox, maxOutput: cfg.Adapters.MaxOutput,
+func supervisorClient(cfg Config, executable, version string, log *slog.Logger) (*supervisor.Client, error) {
+	s := supervised{
+		Dir: filepath.Join(cfg.Data, "tasks"), Cache: filepath.Join(cfg.Data, "cache", "wasm"),
+		Sandbox: cfg.Adapters.Process.Sandbox, MaxOutput: cfg.Adapters.MaxOutput, Version: version,
 	}
-	f.version = version + " " + f.sandbox + " " + f.maxOutput
+	same, err := json.Marshal(s)
+	if err != nil {
+		return nil, pcm.Errorf(pcm.Internal, "can't encode the supervisor's settings: %w", err)
+	}
+	s.Version = version + " " + string(pcm.DigestOf(same))[:12]
+	settings, err := json.Marshal(s)
+	if err != nil {
+		return nil, pcm.Errorf(pcm.Internal, "can't encode the supervisor's settings: %w", err)
+	}
 	return supervisor.NewClient(supervisor.ClientConfig{
-		Dir: f.dir, Argv: append([]string{executable}, f.args()...), Version: f.version, Logger: log,
-	})
+		Dir: s.Dir, Argv: []string{executable, "supervise", string(settings)}, Version: s.Version, Logger: log,
+	}), nil
 }
