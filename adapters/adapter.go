@@ -43,8 +43,9 @@ func ParseKey(s string) (Key, error) {
 type Task struct {
 	Key
 	Job       pcm.JobID
-	Fence     uint64 // fencing token of the trade
-	Count     int    // tasks in the step
+	Pool      pcm.PoolID // of the trade, as Pools names it
+	Fence     uint64     // fencing token of the trade
+	Count     int        // tasks in the step
 	Command   []string
 	Module    string // path of a local WebAssembly file; set instead of Command
 	Image     string // container image as the spec names it; "": the adapter's own choice

@@ -295,7 +295,7 @@ func (s *seller) start(id pcm.TradeID, x *execution, i int, r *run) {
 	ctx, cancel := context.WithTimeout(x.ctx, time.Minute)
 	defer cancel()
 	err := s.adapters[t.Adapter].Start(ctx, adapters.Task{
-		Key: x.key(i), Job: t.Job, Fence: t.Fence, Count: st.Count,
+		Key: x.key(i), Job: t.Job, Pool: t.Pool, Fence: t.Fence, Count: st.Count,
 		Command: st.Command, Module: x.module, Args: st.Args, Image: st.Image, Network: st.Network, Env: st.Env,
 		Inputs: x.mounts, Outputs: st.Outputs,
 		Resources: t.Each, Limit: time.Duration(t.LimitMS) * time.Millisecond, Deadline: deadline,

@@ -99,6 +99,7 @@ type task struct {
 	Port      int               `cbor:"19,keyasint,omitempty"`
 	Batch     int               `cbor:"20,keyasint,omitempty"`
 	Width     int               `cbor:"21,keyasint,omitempty"`
+	Pool      pcm.PoolID        `cbor:"22,keyasint,omitempty"`
 }
 
 type mount struct {
@@ -125,7 +126,7 @@ func wireTask(runner string, t adapters.Task) *task {
 		Key: t.Key.String(), Job: t.Job, Fence: t.Fence, Count: t.Count, Command: t.Command, Module: t.Module,
 		Args: t.Args, Env: t.Env, Outputs: t.Outputs, Resources: t.Resources, LimitMS: t.Limit.Milliseconds(),
 		OutputCap: t.OutputCap, Deadline: t.Deadline, Runner: runner,
-		Image: t.Image, Network: t.Network, Port: t.Port, Batch: t.Batch, Width: t.Width,
+		Image: t.Image, Network: t.Network, Port: t.Port, Batch: t.Batch, Width: t.Width, Pool: t.Pool,
 	}
 	if t.Limit > 0 && w.LimitMS == 0 {
 		w.LimitMS = 1
@@ -146,7 +147,7 @@ func (w *task) open() (adapters.Task, error) {
 		Key: k, Job: w.Job, Fence: w.Fence, Count: w.Count, Command: w.Command, Module: w.Module, Args: w.Args,
 		Env: w.Env, Outputs: w.Outputs, Resources: w.Resources, Limit: time.Duration(w.LimitMS) * time.Millisecond,
 		OutputCap: w.OutputCap, Deadline: w.Deadline,
-		Image: w.Image, Network: w.Network, Port: w.Port, Batch: w.Batch, Width: w.Width,
+		Image: w.Image, Network: w.Network, Port: w.Port, Batch: w.Batch, Width: w.Width, Pool: w.Pool,
 	}
 	for _, in := range w.Inputs {
 		t.Inputs = append(t.Inputs, adapters.Mount{Path: in.Path, Target: in.Target})
