@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -13,17 +14,25 @@ import (
 	"github.com/jointcloud/pcm/adapters/supervisor"
 )
 
-// Modes of the supervisor under test: "SANDBOX LIMITS".
+// Modes of the supervisor under test: "SANDBOX LIMITS", and what else.
 const (
-	plain       = "none cgroup"
-	plainRlimit = "none rlimit"
-	sandboxed   = "bubblewrap cgroup"
+	plain            = "none cgroup"
+	plainRlimit      = "none rlimit"
+	sandboxed        = "bubblewrap cgroup"
+	landlocked1      = "landlock cgroup"
+	landlocked2      = "landlock cgroup unspaced"
+	landlockedRlimit = "landlock rlimit"
 )
 
 func TestMain(m *testing.M) {
 	adaptertest.Main(m, func(_ context.Context, dir, mode string) ([]supervisor.Runner, error) {
-		sandbox, limits, _ := strings.Cut(mode, " ")
-		r, err := NewRunner(RunnerConfig{Dir: dir, Sandbox: sandbox, NoCgroup: limits == "rlimit"})
+		words := strings.Fields(mode)
+		has := func(w string) bool { return slices.Contains(words, w) }
+		cfg := RunnerConfig{Dir: dir, Sandbox: words[0], NoCgroup: has("rlimit"), Network: has("network"), noSpaces: has("unspaced")}
+		if has("small") {
+			cfg.Disk = 8 << 20
+		}
+		r, err := NewRunner(cfg)
 		return []supervisor.Runner{r}, err
 	})
 }
@@ -41,7 +50,7 @@ func needs(t testing.TB, mode string) {
 			skip("BUBBLEWRAP IS NOT INSTALLED: the sandbox is NOT tested here")
 		}
 	}
-	if strings.HasSuffix(mode, "cgroup") && limitsHere() == "rlimit" {
+	if strings.Contains(mode, "cgroup") && limitsHere() == "rlimit" {
 		skip("NO CGROUPS CAN BE USED HERE: their limits are NOT tested")
 	}
 }
@@ -77,7 +86,7 @@ func instance(mode string) func(*testing.T) adaptertest.Instance {
 }
 
 func TestConformance(t *testing.T) {
-	for _, mode := range []string{plain, plainRlimit, sandboxed} {
+	for _, mode := range modes {
 		t.Run(strings.ReplaceAll(mode, " ", "_"), func(t *testing.T) {
 			needs(t, mode)
 			unsupported := map[string]string{
@@ -93,14 +102,13 @@ func TestConformance(t *testing.T) {
 				"copy":               "not done",
 				"service":            "not done",
 			}
-			if !strings.HasPrefix(mode, "bubblewrap") {
+			if strings.HasPrefix(mode, "none") {
 				unsupported["no network"] = "without a sandbox tasks have the machine's network"
-				unsupported["read-only inputs"] = "without a sandbox only their permissions keep inputs from being written"
 			}
-			if strings.HasPrefix(mode, "bubblewrap") {
-				unsupported["use of CPU"] = "what the sandbox's first process did not wait for is not counted"
+			if strings.HasPrefix(mode, "none") || mode == landlocked2 {
+				unsupported["read-only inputs"] = "without namespaces inputs are copies of the task's own"
 			}
-			if mode == plainRlimit {
+			if strings.HasSuffix(mode, "rlimit") {
 				unsupported["out of memory"] = "an allocation over an rlimit fails, and each program says that in its own way"
 			}
 			adaptertest.Run(t, adaptertest.Subject{
