@@ -23,6 +23,7 @@ type seller struct {
 	trades   map[pcm.TradeID]*execution
 	reports  *reports
 	untidy   chan struct{} // something is left that may have to be removed, or taken up
+	sessions sessions
 }
 
 // execution is one trade that runs here. The seller's lock guards it, but for
@@ -58,7 +59,7 @@ func (x *execution) key(i int) adapters.Key {
 func newSeller(n *Node) *seller {
 	s := &seller{
 		n: n, adapters: map[string]adapters.Adapter{}, trades: map[pcm.TradeID]*execution{}, reports: newReports(),
-		untidy: make(chan struct{}, 1),
+		untidy: make(chan struct{}, 1), sessions: sessions{by: map[adapters.Key]int{}},
 	}
 	for _, sale := range n.cfg.Sales {
 		s.adapters[sale.Adapter.Name()] = sale.Adapter

@@ -40,7 +40,9 @@ type Config struct {
 	MDNS      bool
 	PortMap   bool
 
-	Sales  []Sale    // what this peer sells
+	Sales      []Sale     // what this peer sells
+	Operations Operations // with running tasks, that this peer allows
+
 	Credit pcm.Micro // most that any one other account may owe this peer
 
 	StoreQuota   pcm.Bytes
@@ -174,6 +176,7 @@ func (n *Node) serve() {
 	n.mesh.ServeJoin(n.admit)
 	n.mesh.HandleCall(protoSpec, mesh.Limits{Concurrent: 32}, n.specs.serve)
 	n.mesh.Handle(protoLogs, n.serveLogs)
+	n.mesh.HandleLimited(protoSession, mesh.Limits{Concurrent: maxSessionsPeer}, n.serveSession)
 	n.mesh.HandleCall(protoCheckpoint, mesh.Limits{Request: maxCheckpointRequest, Concurrent: 8}, n.glass.serve)
 }
 

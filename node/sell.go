@@ -79,6 +79,7 @@ func (s *selling) describe(ctx context.Context) []pcm.Pool {
 		}
 		for _, p := range list {
 			p.Price = sale.Price
+			p.Features = s.n.cfg.Operations.offered(p.Features)
 			if err := p.Validate(); err != nil {
 				s.n.log.Warn("a pool is not valid and is not offered", "adapter", sale.Adapter.Name(), "error", err)
 				continue

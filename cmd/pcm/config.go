@@ -32,9 +32,19 @@ type Config struct {
 	AccountKey  string     `json:"account_key"`
 	CreditLimit Amount     `json:"credit_limit"`
 	Adapters    Adapters   `json:"adapters"`
+	Operations  Operations `json:"operations"`
 	Store       Store      `json:"store"`
 	Cell        Cell       `json:"cell"`
 	Log         Log        `json:"log"`
+}
+
+// Operations are what buyers may do with their running tasks here: all, own (this
+// peer's account only) or off.
+type Operations struct {
+	Exec    string `json:"exec"`
+	Copy    string `json:"copy"`
+	Suspend string `json:"suspend"`
+	Service string `json:"service"`
 }
 
 // Adapters are what this machine is sold through.
@@ -47,9 +57,7 @@ type Adapters struct {
 // Process sells native processes.
 type Process struct {
 	Enabled          bool     `json:"enabled"`
-	Sandbox          string   `json:"sandbox"` // auto, bubblewrap, landlock, none
-	Network          bool     `json:"network"`
-	Disk             string   `json:"disk"` // of one task's working folder
+	Sandbox          string   `json:"sandbox"` // auto, bubblewrap, none
 	AllowUnsandboxed bool     `json:"allow_unsandboxed"`
 	Capacity         Capacity `json:"capacity"`
 	Slots            int      `json:"slots"` // 0: by the machine's cores
@@ -112,9 +120,10 @@ func DefaultConfig(dataDir string) Config {
 		Bootstrap:   []string{},
 		Labels:      pcm.Labels{},
 		CreditLimit: "1000",
+		Operations:  Operations{Exec: "all", Copy: "all", Suspend: "all", Service: "all"},
 		Adapters: Adapters{
 			MaxOutput: "1GiB",
-			Process:   Process{Enabled: true, Sandbox: "auto", Disk: "10GiB", Price: price},
+			Process:   Process{Enabled: true, Sandbox: "auto", Price: price},
 			Wasm:      Wasm{Enabled: true, Price: price},
 		},
 		Store: Store{Quota: "10GiB", Reserve: "512MiB"},
@@ -198,11 +207,14 @@ func (c Config) Validate() error {
 		}},
 		{"labels", c.Labels.Validate},
 		{"credit_limit", func() error { return checkAmount(c.CreditLimit) }},
+		{"operations.exec", func() error { return oneOf(c.Operations.Exec, "all", "own", "off") }},
+		{"operations.copy", func() error { return oneOf(c.Operations.Copy, "all", "own", "off") }},
+		{"operations.suspend", func() error { return oneOf(c.Operations.Suspend, "all", "own", "off") }},
+		{"operations.service", func() error { return oneOf(c.Operations.Service, "all", "own", "off") }},
 		{"store.quota", func() error { return checkBytes(c.Store.Quota) }},
 		{"store.reserve", func() error { return checkBytes(c.Store.Reserve) }},
 		{"adapters.max_output", func() error { return checkBytes(c.Adapters.MaxOutput) }},
-		{"adapters.process.disk", func() error { return checkBytes(c.Adapters.Process.Disk) }},
-		{"adapters.process.sandbox", func() error { return oneOf(c.Adapters.Process.Sandbox, "auto", "bubblewrap", "landlock", "none") }},
+		{"adapters.process.sandbox", func() error { return oneOf(c.Adapters.Process.Sandbox, "auto", "bubblewrap", "none") }},
 		{"cell.profile", func() error { return oneOf(c.Cell.Profile, "lan", "wan") }},
 		{"log.format", func() error { return oneOf(c.Log.Format, "auto", "text", "json") }},
 		{"log.level", func() error { return oneOf(c.Log.Level, "debug", "info", "warn", "error") }},

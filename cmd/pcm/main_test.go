@@ -82,6 +82,7 @@ func TestScripts(t *testing.T) {
 			"exits":     exits,
 			"cancelled": cancelled,
 			"ready":     ready,
+			"operated":  operated,
 		},
 	})
 }
@@ -119,6 +120,16 @@ func cancelled(ts *testscript.TestScript, _ bool, args []string) {
 	defer n.Unlock()
 	if got := strings.Join(n.Cancelled, "\n"); !strings.Contains(got, args[0]) {
 		ts.Fatalf("cancelled: %q", got)
+	}
+}
+
+// operated TEXT checks what was done with a running task.
+func operated(ts *testscript.TestScript, neg bool, args []string) {
+	n := ts.Value("node").(*apitest.Node)
+	n.Lock()
+	defer n.Unlock()
+	if got := strings.Join(n.Operations, "\n"); strings.Contains(got, args[0]) == neg {
+		ts.Fatalf("operations: %q", got)
 	}
 }
 
@@ -193,6 +204,14 @@ func fakeNode() *apitest.Node {
 	n.VerdictView = api.Verdict{ID: "cell-aaaaaaaaaaaaaaaa", Cell: "cell-aaaaaaaaaaaaaaaa", OK: true, Records: 12, Signatures: 11, Root: "c0ffee", Checks: []string{"signatures", "invariants"}, TookMS: 5}
 	n.Explained = api.Explanation{Steps: []api.StepExplain{{Step: "run", Shape: pcm.Resources{CPU: 100, Memory: 64 << 20}, Strategy: "cheapest", Summary: "1 of 2 pools fits",
 		Candidates: []api.CandidateView{{Peer: beta, Name: "beta", Pool: "local-process", OK: true, Room: 3, Score: 0.5, Cost: "0.1"}, {Peer: alpha, Name: "alpha", Pool: "local-wasm", Filter: "adapter", Reason: "it runs modules, the step is a command"}}}}}
+	live := pcm.JobID("job-livelivelivelive")
+	n.AddJob(api.Job{
+		ID: live, Name: "web", State: pcm.JobOpen, Account: "acc-alphaalphaalpha", Submitter: alpha, Driver: alpha, DriverTerm: 1, Takeover: "account",
+		SubmittedAt: at, Unit: "credit", Held: "1", Paid: "0", Counts: api.TaskCounts{Total: 2, Placed: 1, Waiting: 1},
+	}, api.Task{ID: string(live) + "/web/0", Job: live, Step: "web", Index: 0, State: pcm.TaskPlaced, Attempt: 1, Seller: beta, SellerName: "beta", Trade: "trd-livelivelivelive"},
+		api.Task{ID: string(live) + "/web/1", Job: live, Step: "web", Index: 1, State: pcm.TaskWaiting, Reason: "no room"})
+	n.Output[string(live)+"/0/0/out/log.txt"] = []byte("a line\n")
+	n.Output[string(live)+"/0/0/out/deep/a/b.txt"] = []byte("b\n")
 	n.AutoRun = runFake
 	return n
 }

@@ -50,6 +50,10 @@ func nodeConfig(cfg Config, s surroundings) (node.Config, error) {
 	return node.Config{
 		Dir: cfg.Data, Name: cfg.Name, Version: s.Version, Labels: labels, AccountKey: cfg.AccountKey,
 		Join: cfg.Join, Listen: cfg.Listen, Announce: cfg.Announce, Bootstrap: cfg.Bootstrap, MDNS: cfg.MDNS, PortMap: cfg.PortMap,
+		Operations: node.Operations{
+			Exec: node.Permit(cfg.Operations.Exec), Copy: node.Permit(cfg.Operations.Copy),
+			Suspend: node.Permit(cfg.Operations.Suspend), Service: node.Permit(cfg.Operations.Service),
+		},
 		Sales: sales, Credit: credit, StoreQuota: quota, StoreReserve: reserve, Profile: cfg.Cell.Profile,
 		API: func() []string { return s.API }, Logger: s.Logger,
 	}, nil
@@ -80,7 +84,7 @@ func sales(cfg Config, s surroundings) ([]node.Sale, error) {
 			return nil, err
 		}
 		list = append(list, node.Sale{Price: price, Adapter: process.New(process.Config{
-			Capacity: capacity, Slots: p.Slots, AllowUnsandboxed: p.AllowUnsandboxed, Network: p.Network,
+			Capacity: capacity, Slots: p.Slots, AllowUnsandboxed: p.AllowUnsandboxed,
 		}, client)})
 	}
 	if w.Enabled {

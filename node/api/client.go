@@ -86,6 +86,11 @@ func (c *Client) send(ctx context.Context, method, path string, query url.Values
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
+	return c.sendRequest(ctx, req)
+}
+
+// sendRequest sends a request with the token and returns its answer if that is a success.
+func (c *Client) sendRequest(ctx context.Context, req *http.Request) (*http.Response, error) {
 	if c.token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.token)
 	}

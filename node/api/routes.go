@@ -130,6 +130,7 @@ func (s *Server) routes() {
 	s.jobRoutes()
 	s.writeRoutes()
 	s.streamRoutes()
+	s.sessionRoutes()
 }
 
 // listRoute registers a list that the node returns whole.

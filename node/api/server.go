@@ -39,6 +39,7 @@ type Server struct {
 	handler  http.Handler
 	inFlight chan struct{} // holds one element for each request in work
 	streams  chan struct{} // and for each open stream
+	sessions chan struct{} // and for each session with a task
 
 	closeOnce sync.Once
 	closing   chan struct{} // closed when the server shuts down: streams end
@@ -52,8 +53,9 @@ func NewServer(node Node, cfg Config) *Server {
 	}
 	s := &Server{
 		node: node, cfg: cfg, log: cfg.Logger,
-		inFlight: make(chan struct{}, maxInFlight+maxStreams),
+		inFlight: make(chan struct{}, maxInFlight+maxStreams+maxSessions),
 		streams:  make(chan struct{}, maxStreams),
+		sessions: make(chan struct{}, maxSessions),
 		closing:  make(chan struct{}),
 	}
 	mux := http.NewServeMux()

@@ -312,6 +312,9 @@ type Node interface {
 	Logs(ctx context.Context, id pcm.JobID, step, index int, stream string, follow bool) (io.ReadCloser, error)
 	// Fetch writes a task's results (stdout, stderr, out/…) as a tar stream.
 	Fetch(ctx context.Context, id pcm.JobID, step, index int, w io.Writer) error
+	// Session carries out one session with a running task over conn, at the peer that
+	// runs it, whose request the client sends first. It closes conn. What goes wrong is told in the session.
+	Session(ctx context.Context, id pcm.JobID, step, index int, conn io.ReadWriteCloser) error
 	// Changes delivers changes until ctx ends. A reader that is too slow is cut off (channel closed).
 	Changes(ctx context.Context) (<-chan Change, error)
 

@@ -35,6 +35,7 @@ type Node struct {
 	Collected    []any
 	Submitted    []api.Submission
 	Cancelled    []string // "JOB: reason"
+	Operations   []string // what sessions did: "JOB/STEP/INDEX: exec echo hello"
 	Invites      []string // "24h0m0s issuer=true"
 	JoinedBy     []string // tokens
 	LeaveCalls   int
