@@ -190,8 +190,11 @@ func (s *seller) adopt(id pcm.TradeID, o openTrade, known map[int]adapters.Statu
 			over = append(over, i)
 		case here && st.State == adapters.Ended:
 			ended = append(ended, st)
-		case here && !o.started[i]:
-			s.reports.started(id, i)
+		case here && !x.ended[i]:
+			s.followed(id, x, st)
+			if runs(st) && !o.started[i] {
+				s.reports.started(id, i)
+			}
 		case !here && placed[i] != nil && placed[i] == x.running[i] && !x.ended[i]:
 			gone = append(gone, i)
 			x.ended[i] = true

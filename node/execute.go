@@ -2,11 +2,7 @@ package node
 
 import (
 	"context"
-	"errors"
-	"io/fs"
-	"path"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -48,8 +44,19 @@ type execution struct {
 
 // run is one attempt that runs here.
 type run struct {
-	since  adapters.BootTime
-	placed bool // the back end has it
+	began  bool              // to run; before, it is on its way, or waits at the back end
+	since  adapters.BootTime // when it began; before the machine's boot, if that was elsewhere
+	placed bool              // the back end has it
+	status adapters.Status   // as the back end told it last, or why it is on its way
+}
+
+// adopted is an attempt that the back end has already.
+func adopted(st adapters.Status) *run {
+	r := &run{placed: true, status: st}
+	if runs(st) {
+		r.began, r.since = true, adapters.Now().Add(-st.Usage.Wall())
+	}
+	return r
 }
 
 func (x *execution) key(i int) adapters.Key {
@@ -108,7 +115,7 @@ func (s *seller) begin(id pcm.TradeID, t pcm.Terms, live pcm.Spans, known map[in
 			x.queue = append(x.queue, i)
 			continue
 		}
-		x.running[i] = &run{since: adapters.Now().Add(-st.Usage.Wall()), placed: true}
+		x.running[i] = adopted(st)
 		if st.State == adapters.Ended {
 			ended = append(ended, st)
 		}
@@ -265,67 +272,6 @@ func (s *seller) sources(t pcm.Terms) []pcm.PeerID {
 	return list
 }
 
-// next starts what has room: at most Width attempts of a trade run at once.
-func (s *seller) next(id pcm.TradeID, x *execution) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for x.prepared && len(x.queue) > 0 && len(x.running) < x.terms.Width && x.ctx.Err() == nil {
-		i := x.queue[0]
-		x.queue = x.queue[1:]
-		r := &run{since: adapters.Now()}
-		x.running[i] = r
-		go s.start(id, x, i, r)
-	}
-}
-
-// start starts one attempt. A stop may come before the back end knows of the
-// attempt, and then finds nothing: so start looks for one before and after.
-func (s *seller) start(id pcm.TradeID, x *execution, i int, r *run) {
-	s.mu.Lock()
-	why, stopped := x.stop[i]
-	s.mu.Unlock()
-	if stopped {
-		s.done(id, x, pcm.Result{Index: i, Outcome: pcm.OutcomeStopped, Reason: clip(why)})
-		return
-	}
-	t := x.terms
-	st := x.held.spec.Steps[t.Step]
-	// The lease counts from the award or from the last renewal that was
-	// committed since, by the boot clock, which nobody can set.
-	deadline := max(x.awarded, s.n.renewedAt()).Add(pcm.LeaseFor(0))
-	ctx, cancel := context.WithTimeout(x.ctx, time.Minute)
-	defer cancel()
-	err := s.adapters[t.Adapter].Start(ctx, adapters.Task{
-		Key: x.key(i), Job: t.Job, Pool: t.Pool, Fence: t.Fence, Count: st.Count,
-		Command: st.Command, Module: x.module, Args: st.Args, Image: st.Image, Network: st.Network, Env: st.Env,
-		Inputs: x.mounts, Outputs: st.Outputs,
-		Resources: t.Each, Limit: time.Duration(t.LimitMS) * time.Millisecond, Deadline: deadline,
-	})
-	if x.ctx.Err() != nil { // the trade was closed meanwhile, or this peer goes down
-		s.nudgeTidy()
-		return
-	}
-	if err != nil {
-		s.n.log.Warn("can't start a task", "trade", id, "task", i, "error", err)
-		if pcm.ErrorCode(err) == pcm.Unavailable { // the answer was lost: it may run all the same
-			go s.stopOne(x, i, "its start was given up")
-		}
-		s.done(id, x, pcm.Result{Index: i, Outcome: pcm.OutcomeSeller, Reason: clip(err.Error())})
-		return
-	}
-	s.mu.Lock()
-	r.placed = true
-	wanted := x.running[i] == r && !x.ended[i]
-	why, stopped = x.stop[i]
-	s.mu.Unlock()
-	if wanted {
-		s.reports.started(id, i)
-	}
-	if stopped {
-		s.stopOne(x, i, why)
-	}
-}
-
 // watch follows what the adapters tell, and tidies up what is left over.
 func (s *seller) watch(ctx context.Context) error {
 	var wg sync.WaitGroup
@@ -345,14 +291,10 @@ func (s *seller) watchOne(ctx context.Context, a adapters.Adapter) {
 			var list []adapters.Status
 			if list, err = a.List(ctx); err == nil {
 				for _, st := range list {
-					if st.State == adapters.Ended {
-						go s.ended(st)
-					}
+					s.changed(st)
 				}
 				for st := range changes {
-					if st.State == adapters.Ended {
-						go s.ended(st)
-					}
+					s.changed(st)
 				}
 			}
 		}
@@ -361,6 +303,15 @@ func (s *seller) watchOne(ctx context.Context, a adapters.Adapter) {
 			pause(ctx, time.Second)
 		}
 	}
+}
+
+// changed takes in what a back end tells of an attempt.
+func (s *seller) changed(st adapters.Status) {
+	if st.State == adapters.Ended {
+		go s.ended(st)
+		return
+	}
+	s.follow(st)
 }
 
 // ended takes the end of an attempt in: its outputs are stored before it is reported.
@@ -375,7 +326,7 @@ func (s *seller) ended(st adapters.Status) {
 	}
 	if q := slices.Index(x.queue, st.Index); q >= 0 { // from before a restart, when the back end could not be asked
 		x.queue = slices.Delete(x.queue, q, q+1)
-		x.running[st.Index] = &run{since: adapters.Now().Add(-st.Usage.Wall()), placed: true}
+		x.running[st.Index] = adopted(st)
 	}
 	if x.running[st.Index] == nil || x.ended[st.Index] {
 		s.mu.Unlock()
@@ -398,93 +349,6 @@ func (s *seller) ended(st adapters.Status) {
 		}
 	}
 	s.done(st.Trade, x, r)
-}
-
-// missing says which declared outputs an attempt did not make; "" if none. It is
-// for the buyer to judge whether that is a fault.
-func (s *seller) missing(x *execution, k adapters.Key) string {
-	h, ok := s.n.specs.get(x.terms.Job)
-	if !ok || x.terms.Step >= len(h.spec.Steps) || len(h.spec.Steps[x.terms.Step].Outputs) == 0 {
-		return ""
-	}
-	ctx, cancel := context.WithTimeout(s.n.run, time.Minute)
-	defer cancel()
-	results, err := s.adapters[x.terms.Adapter].Results(ctx, k)
-	if err != nil {
-		return ""
-	}
-	var absent []string
-	for _, out := range h.spec.Steps[x.terms.Step].Outputs {
-		if _, err := fs.Stat(results, path.Join("out", out)); errors.Is(err, fs.ErrNotExist) {
-			absent = append(absent, out)
-		}
-	}
-	if len(absent) == 0 {
-		return ""
-	}
-	return "it did not make what it declared as output: " + strings.Join(absent, ", ")
-}
-
-// collect stores what an attempt left; "" if that is nothing. Of one that wrote
-// more than it may, whole is false: only its streams are kept, which are cut at the cap.
-func (s *seller) collect(x *execution, k adapters.Key, whole bool) (pcm.Digest, error) {
-	ctx, cancel := context.WithTimeout(s.n.run, time.Hour)
-	defer cancel()
-	results, err := s.adapters[x.terms.Adapter].Results(ctx, k)
-	if err != nil {
-		return "", err
-	}
-	if !whole {
-		results = streamsOnly{results}
-	}
-	if nothing(results) {
-		return "", nil
-	}
-	d, stats, err := s.n.store.ImportFS(ctx, results, ".", tradeOwner(k.Trade))
-	if err != nil {
-		return "", err
-	}
-	for _, why := range stats.Skipped {
-		s.n.log.Info("left out of a task's outputs", "trade", k.Trade, "task", k.Index, "what", why)
-	}
-	s.n.owners.add(tradeOwner(k.Trade), d)
-	if emptyOutput(d) {
-		return "", nil
-	}
-	return d, nil
-}
-
-// streamsOnly shows results without the declared outputs.
-type streamsOnly struct{ fs.FS }
-
-func (s streamsOnly) Open(name string) (fs.File, error) {
-	switch name {
-	case ".", string(adapters.Stdout), string(adapters.Stderr):
-		return s.FS.Open(name)
-	}
-	return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
-}
-
-// ReadDir lists the streams alone.
-func (s streamsOnly) ReadDir(name string) ([]fs.DirEntry, error) {
-	if name != "." {
-		return nil, &fs.PathError{Op: "readdir", Path: name, Err: fs.ErrNotExist}
-	}
-	list, err := fs.ReadDir(s.FS, ".")
-	return slices.DeleteFunc(list, func(e fs.DirEntry) bool { return e.IsDir() }), err
-}
-
-// nothing tells whether results are two empty streams and no outputs.
-func nothing(results fs.FS) bool {
-	if _, err := fs.Stat(results, "out"); !errors.Is(err, fs.ErrNotExist) {
-		return false
-	}
-	for _, name := range []string{"stdout", "stderr"} {
-		if info, err := fs.Stat(results, name); err == nil && info.Size() > 0 {
-			return false
-		}
-	}
-	return true
 }
 
 // done reports a result, unless the cell has given the attempt up meanwhile, and
@@ -525,7 +389,10 @@ func (s *seller) extend(ctx context.Context, sent adapters.BootTime) {
 			if by[x.terms.Adapter] == nil {
 				by[x.terms.Adapter] = map[adapters.Key]adapters.BootTime{}
 			}
-			ran := time.Duration(sent - r.since)
+			var ran time.Duration // as the ledger has it: what waits has not started
+			if r.began {
+				ran = max(0, time.Duration(sent-r.since))
+			}
 			by[x.terms.Adapter][adapters.Key{Trade: id, Index: i, Attempt: x.terms.Attempt}] = sent.Add(pcm.LeaseFor(ran))
 		}
 	}

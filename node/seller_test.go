@@ -26,12 +26,13 @@ type slowEnd struct {
 	has      map[adapters.Key]bool
 	missed   int // stops that did not
 	extended map[adapters.Key]bool
+	until    map[adapters.Key]adapters.BootTime // of leases
 }
 
 func newSlowEnd() *slowEnd {
 	return &slowEnd{
 		starting: make(chan adapters.Key, 16), release: make(chan struct{}), stopped: make(chan adapters.Key, 16),
-		has: map[adapters.Key]bool{}, extended: map[adapters.Key]bool{},
+		has: map[adapters.Key]bool{}, extended: map[adapters.Key]bool{}, until: map[adapters.Key]adapters.BootTime{},
 	}
 }
 
@@ -60,8 +61,8 @@ func (e *slowEnd) Stop(_ context.Context, k adapters.Key, _ time.Duration, _ str
 func (e *slowEnd) Extend(_ context.Context, leases map[adapters.Key]adapters.BootTime) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for k := range leases {
-		e.extended[k] = true
+	for k, at := range leases {
+		e.extended[k], e.until[k] = true, at
 	}
 	return nil
 }
