@@ -1,6 +1,8 @@
 package pcm
 
 import (
+	"cmp"
+	"errors"
 	"path"
 	"slices"
 	"strconv"
@@ -74,7 +76,13 @@ type Input struct {
 type Ask struct {
 	CPU    string `json:"cpu,omitempty" cbor:"1,keyasint,omitempty" doc:"Cores: 2, 0.5 or 500m." example:"500m"`
 	Memory string `json:"memory,omitempty" cbor:"2,keyasint,omitempty" doc:"Memory: 64MiB, 8 GiB." example:"64MiB"`
-	GPU    int64  `json:"gpu,omitempty" cbor:"3,keyasint,omitempty" minimum:"0" doc:"Accelerators."`
+	GPU    int64  `json:"gpu,omitempty" cbor:"3,keyasint,omitempty" minimum:"0" doc:"Accelerators; default 1 if accelerator says what they have to be."`
+	Disk   string `json:"disk,omitempty" cbor:"4,keyasint,omitempty" doc:"Disk space: 10GiB. Only on pools that state theirs." example:"10GiB"`
+
+	Accelerator string   `json:"accelerator,omitempty" cbor:"5,keyasint,omitempty" maxLength:"256" doc:"What each accelerator has to be: a name or model that 'pcm class list' shows, or conditions on vendor, model, slice, memory and TOPS at a precision, separated by commas." example:"fp16 >= 300 TOPS, memory >= 40 GiB"`
+	Software    []string `json:"software,omitempty" cbor:"6,keyasint,omitempty" maxItems:"32" doc:"What has to be installed: python, cuda>=12, gcc=12.2. Only on pools that state it."`
+	Bandwidth   string   `json:"bandwidth,omitempty" cbor:"7,keyasint,omitempty" doc:"Network of one machine, at least: 100 Gbit/s. Only on pools that state theirs."`
+	Fabric      string   `json:"fabric,omitempty" cbor:"8,keyasint,omitempty" doc:"Kind of network among the machines, e.g. infiniband, roce or ethernet."`
 }
 
 // Duration is a time.Duration that people write as "90s", "10m" or "2h".
@@ -107,19 +115,9 @@ func (s Step) Shape() (Resources, error) {
 	if c, ok := FindClass(s.Class); ok {
 		r = c.Resources
 	}
-	var err error
-	if s.Resources.CPU != "" {
-		if r.CPU, err = ParseMilliCPU(s.Resources.CPU); err != nil {
-			return r, err
-		}
-	}
-	if s.Resources.Memory != "" {
-		if r.Memory, err = ParseBytes(s.Resources.Memory); err != nil {
-			return r, err
-		}
-	}
-	if s.Resources.GPU != 0 {
-		r.GPU = s.Resources.GPU
+	r, err := s.Resources.shape(r)
+	if err != nil {
+		return r, err
 	}
 	if r.CPU == 0 && r.Memory == 0 && r.GPU == 0 {
 		return r, Errorf(Invalid, "a task must ask for some cpu, memory or gpu")
@@ -128,6 +126,64 @@ func (s Step) Shape() (Resources, error) {
 		return r, err
 	}
 	return r, r.Validate()
+}
+
+// shape is r, overridden by what a asks for.
+func (a Ask) shape(r Resources) (Resources, error) {
+	var err error
+	if a.CPU != "" {
+		if r.CPU, err = ParseMilliCPU(a.CPU); err != nil {
+			return r, err
+		}
+	}
+	if a.Memory != "" {
+		if r.Memory, err = ParseBytes(a.Memory); err != nil {
+			return r, err
+		}
+	}
+	if a.Disk != "" {
+		if r.Disk, err = ParseBytes(a.Disk); err != nil {
+			return r, err
+		}
+	}
+	if a.Accelerator != "" {
+		r.GPU = max(r.GPU, 1)
+	}
+	if a.GPU != 0 {
+		r.GPU = a.GPU
+	}
+	return r, r.Validate()
+}
+
+// demand is what a asks for beside an amount. The error is a *FieldError.
+func (a Ask) demand(c *catalogue) (d Demand, err error) {
+	if a.Accelerator != "" {
+		ask, err := c.parseAccelerator(a.Accelerator)
+		if err != nil {
+			return d, &FieldError{"accelerator", err}
+		}
+		d.Accelerator = &ask
+	}
+	if len(a.Software) > MaxSoftware {
+		return d, &FieldError{"software", Errorf(Invalid, "%d names are too many: at most %d", len(a.Software), MaxSoftware)}
+	}
+	for i, s := range a.Software {
+		ask, err := ParseSoftware(s)
+		if err != nil {
+			return d, &FieldError{"software[" + strconv.Itoa(i) + "]", err}
+		}
+		d.Software = append(d.Software, ask)
+	}
+	if a.Bandwidth != "" {
+		if d.Bandwidth, err = ParseBitRate(a.Bandwidth); err != nil {
+			return d, &FieldError{"bandwidth", err}
+		}
+	}
+	if a.Fabric != "" && !ValidName(a.Fabric) {
+		return d, &FieldError{"fabric", Errorf(Invalid, "%.40q is not a name of lower-case letters, digits, dots and dashes", a.Fabric)}
+	}
+	d.Fabric = a.Fabric
+	return d, nil
 }
 
 // Wants are the features that a pool must have to run the step's tasks.
@@ -350,16 +406,22 @@ func (st *Step) normalize(at string) (faults []error) {
 			bad(".outputs["+strconv.Itoa(j)+"]", "%q leads out of the task's working folder: give a relative path without ..", out)
 		}
 	}
-	if st.Class != "" {
-		if _, ok := FindClass(st.Class); !ok {
-			check(".class", Errorf(Invalid, "no class is named %q; known: %s", st.Class, classNames()))
-		}
+	st.expand()
+	if _, ok := FindClass(st.Class); st.Class != "" && !ok && !(st.spelledOut() && ValidName(st.Class)) {
+		check(".class", Errorf(Invalid, "no class is named %.40q%s", st.Class, meant(st.Class, classNames())))
 	}
 	shape, err := st.Shape()
 	if low := shape.CheckMemory(); err != nil && low != nil {
 		check(".resources.memory", low)
 	} else {
 		check(".resources", err)
+	}
+	demand, err := st.Resources.demand(known())
+	if fe := (*FieldError)(nil); errors.As(err, &fe) {
+		faults = append(faults, &FieldError{at + ".resources." + fe.Field, fe.Err})
+	} else if demand.Accelerator != nil {
+		// In words that the peers understand whose lists are older or other than this one's.
+		st.Resources.Accelerator = demand.Accelerator.String()
 	}
 	if st.Adapter != "" && !ValidName(st.Adapter) {
 		bad(".adapter", "%q is not the name of an adapter", st.Adapter)
@@ -378,13 +440,30 @@ func (st *Step) normalize(at string) (faults []error) {
 	return faults
 }
 
-func classNames() string {
-	var names []string
-	for _, c := range Classes {
-		names = append(names, c.Name)
+// expand writes what the step's class stands for into the step, if only this peer knows the class.
+func (st *Step) expand() {
+	c, ok := FindClass(st.Class)
+	if !ok || !c.Own {
+		return
 	}
-	return strings.Join(names, ", ")
+	a, of := &st.Resources, c.Asks
+	for _, f := range []struct{ to, from *string }{
+		{&a.CPU, &of.CPU}, {&a.Memory, &of.Memory}, {&a.Disk, &of.Disk}, {&a.Accelerator, &of.Accelerator},
+		{&a.Bandwidth, &of.Bandwidth}, {&a.Fabric, &of.Fabric},
+	} {
+		*f.to = cmp.Or(*f.to, *f.from)
+	}
+	a.GPU = cmp.Or(a.GPU, of.GPU)
+	for _, s := range of.Software {
+		if !slices.Contains(a.Software, s) {
+			a.Software = append(a.Software, s)
+		}
+	}
 }
+
+// spelledOut tells whether the step says itself how much it needs: then peers
+// that don't know its class can run it all the same.
+func (st *Step) spelledOut() bool { return st.Resources.CPU != "" && st.Resources.Memory != "" }
 
 // plainText tells whether s is UTF-8 without NUL: what can be encoded, and passed to a program.
 func plainText(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }

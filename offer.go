@@ -19,6 +19,10 @@ type Pool struct {
 	OwnOnly  bool      `json:"own_only,omitempty" cbor:"9,keyasint,omitempty"`     // sold to the seller's own account only
 	MaxTime  int64     `json:"max_time_ms,omitempty" cbor:"10,keyasint,omitempty"` // longest attempt, ms; 0: no bound of the pool's own
 	Features []Feature `json:"features,omitempty" cbor:"11,keyasint,omitempty"`    // sorted; what tasks can be, and what can be done with them
+
+	Accelerator *Accelerator `json:"accelerator,omitempty" cbor:"12,keyasint,omitempty"` // what the GPUs of its capacity are; nil: not stated
+	Software    Software     `json:"software,omitempty" cbor:"13,keyasint,omitempty"`    // what is installed; what is missing isn't stated
+	Network     *Network     `json:"network,omitempty" cbor:"14,keyasint,omitempty"`     // among its machines; nil: not stated
 }
 
 // Feature is something that a pool can do.
@@ -73,6 +77,19 @@ func (p Pool) Validate() error {
 	}
 	if err := p.Labels.Validate(); err != nil {
 		return Errorf(Invalid, "pool %s: %w", p.ID, err)
+	}
+	if p.Accelerator != nil {
+		if err := p.Accelerator.Validate(); err != nil {
+			return Errorf(Invalid, "pool %s: %w", p.ID, err)
+		}
+	}
+	if err := p.Software.Validate(); err != nil {
+		return Errorf(Invalid, "pool %s: %w", p.ID, err)
+	}
+	if p.Network != nil {
+		if err := p.Network.Validate(); err != nil {
+			return Errorf(Invalid, "pool %s: %w", p.ID, err)
+		}
 	}
 	return p.Price.Validate()
 }

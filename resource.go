@@ -20,9 +20,10 @@ type Resources struct {
 	CPU    MilliCPU `json:"cpu" cbor:"1,keyasint,omitempty"`    // in thousandths of a core
 	Memory Bytes    `json:"memory" cbor:"2,keyasint,omitempty"` // in bytes
 	GPU    int64    `json:"gpu,omitempty" cbor:"3,keyasint,omitempty"`
+	Disk   Bytes    `json:"disk,omitempty" cbor:"4,keyasint,omitempty"` // in bytes; of a pool, 0: it states none
 }
 
-// Bounds of one shape: a million cores, 4 PiB, a million accelerators.
+// Bounds of one shape: a million cores, 4 PiB of memory and of disk, a million accelerators.
 const (
 	maxCPU    MilliCPU = 1e9
 	maxMemory Bytes    = 4 << 50
@@ -57,27 +58,30 @@ func (r Resources) Validate() error {
 	if r.GPU < 0 || r.GPU > maxGPU {
 		return Errorf(Invalid, "gpu %d is out of range", r.GPU)
 	}
+	if r.Disk < 0 || r.Disk > maxMemory {
+		return Errorf(Invalid, "disk %s is out of range", r.Disk)
+	}
 	return nil
 }
 
 // Times multiplies the shape; n is at most a few million, so it can't overflow.
 func (r Resources) Times(n int) Resources {
-	return Resources{r.CPU * MilliCPU(n), r.Memory * Bytes(n), r.GPU * int64(n)}
+	return Resources{r.CPU * MilliCPU(n), r.Memory * Bytes(n), r.GPU * int64(n), r.Disk * Bytes(n)}
 }
 
 // Plus adds two shapes.
 func (r Resources) Plus(o Resources) Resources {
-	return Resources{r.CPU + o.CPU, r.Memory + o.Memory, r.GPU + o.GPU}
+	return Resources{r.CPU + o.CPU, r.Memory + o.Memory, r.GPU + o.GPU, r.Disk + o.Disk}
 }
 
 // Minus subtracts o; parts may become negative.
 func (r Resources) Minus(o Resources) Resources {
-	return Resources{r.CPU - o.CPU, r.Memory - o.Memory, r.GPU - o.GPU}
+	return Resources{r.CPU - o.CPU, r.Memory - o.Memory, r.GPU - o.GPU, r.Disk - o.Disk}
 }
 
 // Within tells whether every part of r is at most that of o.
 func (r Resources) Within(o Resources) bool {
-	return r.CPU <= o.CPU && r.Memory <= o.Memory && r.GPU <= o.GPU
+	return r.CPU <= o.CPU && r.Memory <= o.Memory && r.GPU <= o.GPU && r.Disk <= o.Disk
 }
 
 // Fits counts how many tasks of shape each have room in r, at most limit.
@@ -92,6 +96,9 @@ func (r Resources) Fits(each Resources, limit int) int {
 	if each.GPU > 0 {
 		n = min(n, max(r.GPU, 0)/each.GPU)
 	}
+	if each.Disk > 0 {
+		n = min(n, int64(max(r.Disk, 0)/each.Disk))
+	}
 	return int(max(n, 0))
 }
 
@@ -99,6 +106,9 @@ func (r Resources) String() string {
 	s := fmt.Sprintf("%s cpu, %s", r.CPU, r.Memory)
 	if r.GPU > 0 {
 		s += fmt.Sprintf(", %d gpu", r.GPU)
+	}
+	if r.Disk > 0 {
+		s += fmt.Sprintf(", %s disk", r.Disk)
 	}
 	return s
 }
@@ -213,27 +223,4 @@ func (l Labels) String() string {
 		parts = append(parts, k+"="+l[k])
 	}
 	return strings.Join(parts, ",")
-}
-
-// Class is a resource template: a name with a shape, which jobs ask for and pools offer.
-type Class struct {
-	Name      string    `json:"name" cbor:"1,keyasint"`
-	Resources Resources `json:"resources" cbor:"2,keyasint"`
-}
-
-// Classes are the templates that every peer knows.
-var Classes = []Class{
-	{"cpu.nano", Resources{CPU: 100, Memory: 64 << 20}},
-	{"cpu.small", Resources{CPU: 500, Memory: 256 << 20}},
-	{"cpu.medium", Resources{CPU: 1000, Memory: 1 << 30}},
-	{"cpu.large", Resources{CPU: 4000, Memory: 8 << 30}},
-}
-
-// FindClass looks a class up by name.
-func FindClass(name string) (Class, bool) {
-	i := slices.IndexFunc(Classes, func(c Class) bool { return c.Name == name })
-	if i < 0 {
-		return Class{}, false
-	}
-	return Classes[i], true
 }

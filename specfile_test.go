@@ -20,7 +20,7 @@ func TestParseSpecFaults(t *testing.T) {
 		{"unknown field", "nmae: x\nsteps:\n  - command: [a]\n",
 			`f:1:1: nmae: no such field; did you mean name?`},
 		{"unknown field deep", "steps:\n  - command: [a]\n    resources:\n      mem: 1GiB\n",
-			`f:4:7: steps[0].resources.mem: no such field; known: cpu, memory, gpu`},
+			`f:4:7: steps[0].resources.mem: no such field; known: cpu, memory, gpu, disk, accelerator, software, bandwidth, fabric`},
 		{"shorthand at the top", "command: [a]\n",
 			"f:1:1: command: no such field; known: name, budget, deadline, takeover, strategy, steps\n" +
 				"f:1:1: steps: a job has at least one step"},

@@ -1,9 +1,7 @@
 package adaptertest
 
 import (
-	"bufio"
-	"context"
-	"io"
+	"errors"
 	"io/fs"
 	"maps"
 	"os"
@@ -19,8 +17,8 @@ import (
 	"github.com/jointcloud/pcm/adapters"
 )
 
-func testPools(t *testing.T, s Subject) {
-	b := setUp(t, s)
+func testPools(b *bench) {
+	t := b.t
 	pools, err := b.ins.Adapter.Pools(b.ctx)
 	if err != nil || len(pools) == 0 {
 		t.Fatalf("pools: %v, %v", pools, err)
@@ -36,11 +34,11 @@ func testPools(t *testing.T, s Subject) {
 	}
 }
 
-func testExit(t *testing.T, s Subject) {
-	b := setUp(t, s)
+func testExit(b *bench) {
+	t := b.t
 	st := b.run(b.task("out", "hello", "err", "world"))
 	b.expect(st, pcm.OutcomeOK, 0)
-	if st.Started.IsZero() || time.Since(st.Started) > patience || st.Usage.WallMS < 0 || st.Usage.MaxMemory <= 0 {
+	if st.Started.IsZero() || time.Since(st.Started) > b.s.Patience || st.Usage.WallMS < 0 {
 		t.Errorf("start or usage is wrong: %+v", st)
 	}
 	if out, errs := b.logs(st.Key, adapters.Stdout, 0, false), b.logs(st.Key, adapters.Stderr, 0, false); out != "hello\n" || errs != "world\n" {
@@ -55,9 +53,9 @@ func testExit(t *testing.T, s Subject) {
 	}
 }
 
-func testIdempotent(t *testing.T, s Subject) {
-	b := setUp(t, s)
-	task := b.task("out", "once", "sleep", "300ms")
+func testIdempotent(b *bench) {
+	t := b.t
+	task := b.task("out", "once", "sleep", b.times(0.75))
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
@@ -75,8 +73,8 @@ func testIdempotent(t *testing.T, s Subject) {
 	}
 }
 
-func testRefusals(t *testing.T, s Subject) {
-	b := setUp(t, s)
+func testRefusals(b *bench) {
+	t := b.t
 	outside := filepath.Join(t.TempDir(), "f")
 	for name, spoil := range map[string]func(*adapters.Task){
 		"nothing to run":        func(t *adapters.Task) { t.Command, t.Module = nil, "" },
@@ -126,13 +124,11 @@ func testRefusals(t *testing.T, s Subject) {
 	}
 }
 
-func testMissing(t *testing.T, s Subject) {
-	if s.Missing == nil {
-		t.Skip("this adapter's tasks bring their program along")
-	}
-	b := setUp(t, s)
+func testMissing(b *bench) {
+	t := b.t
+	b.needs(b.s.Missing != nil, "the subject names no program that isn't there")
 	task := b.task("out", "x")
-	s.Missing(&task)
+	b.s.Missing(&task)
 	st := b.run(task)
 	b.expect(st, pcm.OutcomeFailed, 127)
 	if !strings.Contains(st.Reason, "not found") {
@@ -140,8 +136,8 @@ func testMissing(t *testing.T, s Subject) {
 	}
 }
 
-func testEnvironment(t *testing.T, s Subject) {
-	b := setUp(t, s)
+func testEnvironment(b *bench) {
+	t := b.t
 	task := b.task("env")
 	task.Index, task.Count = 3, 7
 	task.Env = maps.Clone(task.Env)
@@ -160,7 +156,10 @@ func testEnvironment(t *testing.T, s Subject) {
 	}
 	allowed := []string{"PATH", "HOME", "PWD", "GREETING", "PCM_TASK_INDEX", "PCM_TASK_COUNT", "PCM_JOB", "PCM_ATTEMPT", EnvTask}
 	for line := range strings.Lines(out) {
-		if k, _, _ := strings.Cut(line, "="); !slices.Contains(allowed, k) {
+		if k, _, _ := strings.Cut(line, "="); !slices.Contains(allowed, k) && !slices.ContainsFunc(b.s.Env, func(own string) bool {
+			prefix, all := strings.CutSuffix(own, "*")
+			return k == own || all && strings.HasPrefix(k, prefix)
+		}) {
 			t.Errorf("not of the task's environment: %q", line)
 		}
 	}
@@ -185,23 +184,19 @@ func folder(t *testing.T) string {
 	return dir
 }
 
-func testInputs(t *testing.T, s Subject) {
-	b := setUp(t, s)
+func testInputs(b *bench) {
+	t := b.t
 	dir := folder(t)
-	task := b.task("cat", "in/a.txt", "cat", "in/sub/b.txt", "cat", "in/link", "cat", "deep/er/one.txt", "ls", "in",
-		"try", "append", "in/a.txt", "!", "try", "write", "in/new", "!", "try", "append", "deep/er/one.txt", "!", "write", "mine", "ok", "out", "done")
+	task := b.task("cat", "in/a.txt", "cat", "in/sub/b.txt", "cat", "in/link", "cat", "deep/er/one.txt", "ls", "in", "write", "mine", "ok", "out", "done")
 	task.Inputs = append(task.Inputs, adapters.Mount{Path: dir, Target: "in"}, adapters.Mount{Path: filepath.Join(dir, "a.txt"), Target: "deep/er/one.txt"})
 	task.Outputs = []string{"."}
 	st := b.run(task)
 	b.expect(st, pcm.OutcomeOK, 0)
 	out := b.logs(st.Key, adapters.Stdout, 0, false)
-	if !strings.HasPrefix(out, "alpha\nbeta\nalpha\nalpha\na.txt\nlink\nsub\n") || !strings.HasSuffix(out, "done\n") {
+	if out != "alpha\nbeta\nalpha\nalpha\na.txt\nlink\nsub\ndone\n" {
 		t.Errorf("the task saw %q", out)
 	}
-	want := map[string]string{"a.txt": "alpha\n", "link": "alpha\n", "sub/b.txt": "beta\n"}
-	if got := b.files(os.DirFS(dir)); got["a.txt"] != want["a.txt"] || got["sub/b.txt"] != want["sub/b.txt"] || len(got) != 3 {
-		t.Errorf("the input is changed: %q", got)
-	}
+	unchanged(t, dir)
 	// Inputs are no outputs, whatever was declared.
 	got := b.files(b.results(st.Key))
 	if got["out/mine"] != "ok" {
@@ -214,8 +209,33 @@ func testInputs(t *testing.T, s Subject) {
 	}
 }
 
-func testOutputs(t *testing.T, s Subject) {
-	b := setUp(t, s)
+func testReadOnlyInputs(b *bench) {
+	t := b.t
+	dir := folder(t)
+	task := b.task("try", "append", "in/a.txt", "!", "try", "write", "in/new", "!", "try", "append", "deep/er/one.txt", "!", "out", "done")
+	task.Inputs = append(task.Inputs, adapters.Mount{Path: dir, Target: "in"}, adapters.Mount{Path: filepath.Join(dir, "a.txt"), Target: "deep/er/one.txt"})
+	st := b.run(task)
+	b.expect(st, pcm.OutcomeOK, 0)
+	out := b.logs(st.Key, adapters.Stdout, 0, false)
+	if strings.Count(out, "refused: ") != 3 || !strings.HasSuffix(out, "done\n") {
+		t.Errorf("the task saw %q", out)
+	}
+	unchanged(t, dir)
+}
+
+// unchanged checks that the folder is as it was made.
+func unchanged(t *testing.T, dir string) {
+	t.Helper()
+	names, err := os.ReadDir(dir)
+	a, err1 := os.ReadFile(filepath.Join(dir, "a.txt"))
+	sub, err2 := os.ReadFile(filepath.Join(dir, "sub/b.txt"))
+	if err = errors.Join(err, err1, err2); err != nil || len(names) != 3 || string(a) != "alpha\n" || string(sub) != "beta\n" {
+		t.Errorf("the input is changed: %v, %q, %q, %v", names, a, sub, err)
+	}
+}
+
+func testOutputs(b *bench) {
+	t := b.t
 	task := b.task("write", "one", "1", "write", "d/two", "2", "write", "d/e/three", "3", "write", "deep/er/four", "4", "write", "secret", "s", "out", "o", "err", "e")
 	task.Outputs = []string{"one", "d", "deep/er/four", "absent", "ab/sent"}
 	k := b.start(task)
@@ -243,11 +263,8 @@ func testOutputs(t *testing.T, s Subject) {
 	}
 }
 
-func testHostileOutputs(t *testing.T, s Subject) {
-	if !s.Links {
-		t.Skip("tasks of this adapter can't make links")
-	}
-	b := setUp(t, s)
+func testHostileOutputs(b *bench) {
+	t := b.t
 	secret := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(secret, []byte("treasure"), 0o644); err != nil {
 		t.Fatal(err)
@@ -272,385 +289,4 @@ func testHostileOutputs(t *testing.T, s Subject) {
 			t.Errorf("%s leads out: %q", name, data)
 		}
 	}
-}
-
-func testLogs(t *testing.T, s Subject) {
-	b := setUp(t, s)
-	task := b.task("out", "first", "sleep", "400ms", "out", "second", "err", "late")
-	k := b.start(task)
-	r, err := b.ins.Adapter.Logs(b.ctx, k, adapters.Stdout, 0, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	lines := bufio.NewReader(r)
-	if line, err := lines.ReadString('\n'); line != "first\n" {
-		t.Fatalf("live: %q, %v", line, err)
-	}
-	if st, _ := b.find(k); st.State != adapters.Running {
-		t.Errorf("its first line came only when it was %s", st.State)
-	}
-	rest, err := io.ReadAll(lines)
-	if string(rest) != "second\n" || err != nil {
-		t.Errorf("the rest: %q, %v", rest, err)
-	}
-	b.expect(b.wait(k, adapters.Ended), pcm.OutcomeOK, 0)
-	if got := b.logs(k, adapters.Stdout, 6, false); got != "second\n" {
-		t.Errorf("from offset 6: %q", got)
-	}
-	if got := b.logs(k, adapters.Stdout, 1000, true); got != "" {
-		t.Errorf("from beyond the end: %q", got)
-	}
-	if got := b.logs(k, adapters.Stderr, 0, true); got != "late\n" {
-		t.Errorf("stderr: %q", got)
-	}
-	if _, err := b.ins.Adapter.Logs(b.ctx, k, "../status", 0, false); pcm.ErrorCode(err) != pcm.Invalid {
-		t.Errorf("a stream of another name: %v", err)
-	}
-
-	// A reader that waits ends with its context, and with its close.
-	k = b.start(b.task("sleep", "5m"))
-	ctx, cancel := context.WithCancel(b.ctx)
-	r, err = b.ins.Adapter.Logs(ctx, k, adapters.Stdout, 0, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cancel()
-	if _, err := io.ReadAll(r); pcm.ErrorCode(err) != pcm.Unavailable {
-		t.Errorf("reading after the context's end: %v", err)
-	}
-	r.Close()
-	r, err = b.ins.Adapter.Logs(b.ctx, k, adapters.Stdout, 0, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { _, err := io.ReadAll(r); done <- err }()
-	r.Close()
-	if err := <-done; err == nil {
-		t.Error("reading went on to a good end after close")
-	}
-	if err := b.ins.Adapter.Stop(b.ctx, k, 0, "enough"); err != nil {
-		t.Error(err)
-	}
-}
-
-func testWatch(t *testing.T, s Subject) {
-	b := setUp(t, s)
-	ctx, cancel := context.WithCancel(b.ctx)
-	ch, err := b.ins.Adapter.Watch(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	task := b.task("out", "x", "exit", "5")
-	b.start(task)
-	var states []adapters.State
-	for st := range ch {
-		if st.Key != task.Key {
-			continue
-		}
-		states = append(states, st.State)
-		if st.State == adapters.Ended {
-			b.expect(st, pcm.OutcomeFailed, 5)
-			break
-		}
-	}
-	if !slices.Equal(states, []adapters.State{adapters.Running, adapters.Ended}) {
-		t.Errorf("watched %v", states)
-	}
-	cancel()
-	for range ch { // must be closed
-	}
-}
-
-func testStop(t *testing.T, s Subject) {
-	if !s.Signals {
-		t.Skip("tasks of this adapter can't be asked to end")
-	}
-	b := setUp(t, s)
-	k := b.start(b.task("term", "out", "ready", "sleep", "5m"))
-	b.firstLine(k)
-	if err := b.ins.Adapter.Stop(b.ctx, k, time.Minute, "no longer wanted"); err != nil {
-		t.Fatal(err)
-	}
-	st := b.wait(k, adapters.Ended)
-	b.expect(st, pcm.OutcomeStopped, -1)
-	if out := b.logs(k, adapters.Stdout, 0, false); out != "ready\nasked to end\n" || st.Reason != "no longer wanted" {
-		t.Errorf("stdout %q, reason %q", out, st.Reason)
-	}
-	if err := b.ins.Adapter.Stop(b.ctx, k, 0, "again"); err != nil {
-		t.Errorf("stop of what has ended: %v", err)
-	}
-	if again, _ := b.find(k); again.Reason != st.Reason {
-		t.Errorf("a late stop changed the reason to %q", again.Reason)
-	}
-
-	k = b.start(b.task("deaf", "out", "ready", "sleep", "5m"))
-	b.firstLine(k)
-	if err := b.ins.Adapter.Stop(b.ctx, k, 300*time.Millisecond, "deaf"); err != nil {
-		t.Fatal(err)
-	}
-	st = b.wait(k, adapters.Ended)
-	b.expect(st, pcm.OutcomeStopped, -1)
-	if st.Usage.WallMS < 300 {
-		t.Errorf("killed after %d ms, before its grace was over", st.Usage.WallMS)
-	}
-}
-
-// firstLine waits until the task has printed a line.
-func (b *bench) firstLine(k adapters.Key) string {
-	b.t.Helper()
-	r, err := b.ins.Adapter.Logs(b.ctx, k, adapters.Stdout, 0, true)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	defer r.Close()
-	line, err := bufio.NewReader(r).ReadString('\n')
-	if err != nil {
-		b.t.Fatalf("first line: %q, %v", line, err)
-	}
-	return line
-}
-
-func testStopForce(t *testing.T, s Subject) {
-	b := setUp(t, s)
-	for _, steps := range [][]string{{"out", "ready", "sleep", "5m"}, {"out", "ready", "spin"}} {
-		k := b.start(b.task(steps...))
-		b.firstLine(k)
-		if err := b.ins.Adapter.Stop(b.ctx, k, 0, "enough"); err != nil {
-			t.Fatal(err)
-		}
-		st := b.wait(k, adapters.Ended)
-		b.expect(st, pcm.OutcomeStopped, -1)
-		if st.Reason != "enough" {
-			t.Errorf("reason %q", st.Reason)
-		}
-	}
-	// At once after the start, too.
-	for range 5 {
-		k := b.start(b.task("sleep", "5m"))
-		if err := b.ins.Adapter.Stop(b.ctx, k, 0, "never mind"); err != nil {
-			t.Fatal(err)
-		}
-		b.expect(b.wait(k, adapters.Ended), pcm.OutcomeStopped, -1)
-	}
-}
-
-func testTimeLimit(t *testing.T, s Subject) {
-	b := setUp(t, s)
-	for _, steps := range [][]string{{"sleep", "5m"}, {"spin"}} {
-		task := b.task(steps...)
-		task.Limit = 400 * time.Millisecond
-		st := b.run(task)
-		b.expect(st, pcm.OutcomeTimeLimit, -1)
-		if st.Usage.Wall() < task.Limit || st.Usage.Wall() > task.Limit+10*time.Second {
-			t.Errorf("ended after %s at a limit of %s", st.Usage.Wall(), task.Limit)
-		}
-		if !strings.Contains(st.Reason, "time limit") {
-			t.Errorf("reason %q", st.Reason)
-		}
-	}
-}
-
-func testLease(t *testing.T, s Subject) {
-	b := setUp(t, s)
-	fencer, ok := b.ins.Adapter.(adapters.Fencer)
-	if !ok {
-		t.Skip("this adapter can't end attempts by itself")
-	}
-	short, long := b.task("sleep", "5m"), b.task("sleep", "1500ms", "out", "survived")
-	short.Deadline = adapters.Now().Add(time.Second)
-	long.Deadline = short.Deadline
-	b.start(short)
-	b.start(long)
-	ghost := NewTask().Key
-	err := fencer.Extend(b.ctx, map[adapters.Key]adapters.BootTime{
-		long.Key: adapters.Now().Add(time.Minute), ghost: adapters.Now().Add(time.Minute),
-		short.Key: adapters.Now(), // never back: this changes nothing
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	st := b.wait(short.Key, adapters.Ended)
-	b.expect(st, pcm.OutcomeSeller, -1)
-	if !strings.HasPrefix(st.Reason, "lease ended") || short.Deadline.Until() > 0 {
-		t.Errorf("reason %q, %s before its lease's end", st.Reason, short.Deadline.Until())
-	}
-	b.expect(b.wait(long.Key, adapters.Ended), pcm.OutcomeOK, 0)
-}
-
-func testMemory(t *testing.T, s Subject) {
-	b := setUp(t, s)
-	task := b.task("alloc", "400", "out", "fits")
-	task.Resources.Memory = 128 << 20
-	st := b.run(task)
-	if s.Memory {
-		b.expect(st, pcm.OutcomeMemory, -1)
-	} else {
-		b.expect(st, pcm.OutcomeFailed, -1)
-	}
-	task = b.task("alloc", "400", "out", "fits")
-	task.Resources.Memory = 16 << 30 // also enough for a task with the race detector in it
-	b.expect(b.run(task), pcm.OutcomeOK, 0)
-}
-
-// A task that gets too little memory to begin with is refused or ends for want
-// of it; others start as before, however often that was tried.
-func testTooLittleMemory(t *testing.T, s Subject) {
-	b := setUp(t, s)
-	for _, memory := range []pcm.Bytes{512, pcm.MinMemory} {
-		for range 8 {
-			task := b.task("alloc", "400")
-			task.Resources.Memory = memory
-			err := b.ins.Adapter.Start(b.ctx, task)
-			if code := pcm.ErrorCode(err); code == pcm.Invalid || code == pcm.Refused {
-				continue
-			}
-			if err != nil {
-				t.Fatalf("memory %s: %v", memory, err)
-			}
-			if st := b.wait(task.Key, adapters.Ended); st.Outcome != pcm.OutcomeMemory && st.Outcome != pcm.OutcomeFailed {
-				t.Errorf("memory %s: ended as %s, %q", memory, st.Outcome, st.Reason)
-			}
-		}
-	}
-	for range 8 {
-		b.expect(b.run(b.task("out", "fits")), pcm.OutcomeOK, 0)
-	}
-}
-
-func testOutputCap(t *testing.T, s Subject) {
-	b := setUp(t, s)
-	task := b.task("flood", "100000000", "sleep", "5m")
-	task.OutputCap = 50000
-	st := b.run(task)
-	b.expect(st, pcm.OutcomeOutput, -1)
-	if got := b.logs(st.Key, adapters.Stdout, 0, false); len(got) != 50000 {
-		t.Errorf("%d bytes were kept of 50000", len(got))
-	}
-	task = b.task("flood", "30000", "write", "big", strings.Repeat("x", 20000))
-	task.OutputCap, task.Outputs = 49000, []string{"big"}
-	b.expect(b.run(task), pcm.OutcomeOutput, -1)
-	task = b.task("flood", "30000", "write", "big", strings.Repeat("x", 20000))
-	task.OutputCap, task.Outputs = 50100, []string{"big"}
-	b.expect(b.run(task), pcm.OutcomeOK, 0)
-}
-
-func testRemove(t *testing.T, s Subject) {
-	b := setUp(t, s)
-	task := b.task("out", "ready", "sleep", "5m")
-	k := b.start(task)
-	b.firstLine(k)
-	if err := b.ins.Adapter.Remove(b.ctx, k); pcm.ErrorCode(err) != pcm.Conflict {
-		t.Errorf("remove of what runs: %v", err)
-	}
-	if _, err := b.ins.Adapter.Results(b.ctx, k); pcm.ErrorCode(err) != pcm.Conflict {
-		t.Errorf("results of what runs: %v", err)
-	}
-	if err := b.ins.Adapter.Stop(b.ctx, k, 0, "enough"); err != nil {
-		t.Fatal(err)
-	}
-	b.wait(k, adapters.Ended)
-	for range 2 {
-		if err := b.ins.Adapter.Remove(b.ctx, k); err != nil {
-			t.Errorf("remove: %v", err)
-		}
-	}
-	if _, ok := b.find(k); ok {
-		t.Error("listed after its removal")
-	}
-	if _, err := b.ins.Adapter.Results(b.ctx, k); pcm.ErrorCode(err) != pcm.NotFound {
-		t.Errorf("results after removal: %v", err)
-	}
-}
-
-func testMany(t *testing.T, s Subject) {
-	b := setUp(t, s)
-	const n = 24
-	ch, err := b.ins.Adapter.Watch(b.ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	first := b.task()
-	var wg sync.WaitGroup
-	for i := range n {
-		task := b.task("out", "mine", "exit", string(rune('0'+i%10)))
-		task.Trade, task.Job, task.Index, task.Count = first.Trade, first.Job, i, n
-		wg.Go(func() {
-			if err := b.ins.Adapter.Start(b.ctx, task); err != nil {
-				t.Errorf("start: %v", err)
-			}
-		})
-	}
-	wg.Wait()
-	left := n
-	for st := range ch {
-		if st.State == adapters.Ended {
-			want := st.Index % 10
-			if st.ExitCode != want {
-				t.Errorf("task %d: exit code %d (%s)", st.Index, st.ExitCode, st.Reason)
-			}
-			if left--; left == 0 {
-				break
-			}
-		}
-	}
-	all, err := b.ins.Adapter.List(b.ctx)
-	if err != nil || len(all) != n {
-		t.Errorf("%d of %d listed, %v", len(all), n, err)
-	}
-}
-
-func testAdoption(t *testing.T, s Subject) {
-	b := setUp(t, s)
-	before := b.run(b.task("out", "before", "exit", "4"))
-	running := b.task("out", "ready", "sleep", "700ms", "out", "went on")
-	b.start(running)
-	b.firstLine(running.Key)
-	watch, err := b.ins.Adapter.Watch(b.ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	b.ins.Adapter = b.ins.Reconnect()
-	for range watch { // the lost one's watch must be closed
-	}
-	if st, ok := b.find(running.Key); !ok || st.State != adapters.Running || st.Fence != running.Fence {
-		t.Fatalf("after the restart: %+v, %v", st, ok)
-	}
-	if st, ok := b.find(before.Key); !ok || st.ExitCode != 4 || st.Outcome != pcm.OutcomeFailed {
-		t.Errorf("what had ended: %+v, %v", st, ok)
-	}
-	b.start(running) // again: must not run twice
-	b.expect(b.wait(running.Key, adapters.Ended), pcm.OutcomeOK, 0)
-	if out := b.logs(running.Key, adapters.Stdout, 0, true); out != "ready\nwent on\n" {
-		t.Errorf("stdout %q", out)
-	}
-}
-
-func testHung(t *testing.T, s Subject) {
-	b := setUp(t, s)
-	if b.ins.Hang == nil {
-		t.Skip("this back end can't be made to hang")
-	}
-	k := b.start(b.task("out", "x"))
-	b.wait(k, adapters.Ended)
-	resume := b.ins.Hang()
-	defer resume()
-	for name, call := range map[string]func(context.Context) error{
-		"list":   func(ctx context.Context) error { _, err := b.ins.Adapter.List(ctx); return err },
-		"start":  func(ctx context.Context) error { return b.ins.Adapter.Start(ctx, b.task("out", "y")) },
-		"stop":   func(ctx context.Context) error { return b.ins.Adapter.Stop(ctx, k, 0, "x") },
-		"remove": func(ctx context.Context) error { return b.ins.Adapter.Remove(ctx, NewTask().Key) },
-	} {
-		ctx, cancel := context.WithTimeout(b.ctx, 200*time.Millisecond)
-		began := time.Now()
-		err := call(ctx)
-		cancel()
-		if pcm.ErrorCode(err) != pcm.Unavailable || time.Since(began) > 20*time.Second {
-			t.Errorf("%s of a hung back end: %v after %s", name, err, time.Since(began))
-		}
-	}
-	resume()
-	b.expect(b.run(b.task("out", "back")), pcm.OutcomeOK, 0)
 }

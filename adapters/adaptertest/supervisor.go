@@ -141,6 +141,13 @@ func (b *Box) Signal(sig syscall.Signal) {
 	}
 }
 
+// Kill ends the supervisor as a crash would, and waits until it is gone.
+func (b *Box) Kill() {
+	b.t.Helper()
+	b.Signal(syscall.SIGKILL)
+	b.Gone()
+}
+
 // Hang stops the supervisor, until resume is called.
 func (b *Box) Hang() (resume func()) {
 	b.t.Helper()

@@ -1,8 +1,8 @@
 // Package process runs tasks as processes of this machine, under its
 // supervisor: each in a session and process group of its own, with a clean
-// environment, its own working folder, bounded memory and number of processes,
-// and, where bubblewrap is installed, in a sandbox that sees neither the host's
-// files nor its network.
+// environment, its own working folder, bounded memory, processor time, files and
+// number of processes, in a sandbox that sees neither the host's
+// files nor its network: that of bubblewrap where it is installed, else its own.
 //
 // [New] is the daemon's side, [NewRunner] the supervisor's.
 package process
@@ -24,6 +24,7 @@ const Name = "process"
 type Config struct {
 	Capacity         pcm.Resources // zero parts: all cores, 75 % of memory
 	Slots            int           // attempts at once; default 64 for each core
+	Network          bool          // tasks that ask for it get the network; as in RunnerConfig
 	AllowUnsandboxed bool          // sell to other accounts also where there is no sandbox
 	Labels           pcm.Labels    // beside os, arch and limits
 }
@@ -57,8 +58,12 @@ func (a *Adapter) Pools(ctx context.Context) ([]pcm.Pool, error) {
 	labels := pcm.Labels{"os": runtime.GOOS, "arch": runtime.GOARCH}
 	maps.Copy(labels, a.cfg.Labels)
 	maps.Copy(labels, facts.Labels)
+	features := []pcm.Feature{pcm.FeatureCommand}
+	if a.cfg.Network {
+		features = append(features, pcm.FeatureNetwork)
+	}
 	return []pcm.Pool{{
 		ID: Name, Adapter: Name, Capacity: a.cfg.Capacity, Slots: a.cfg.Slots, Labels: labels,
-		Features: adapters.Features(a, pcm.FeatureCommand), Sandbox: facts.Sandbox, OwnOnly: facts.Sandbox == sandboxNone && !a.cfg.AllowUnsandboxed,
+		Features: adapters.Features(a, features...), Sandbox: facts.Sandbox, OwnOnly: facts.Sandbox == SandboxNone && !a.cfg.AllowUnsandboxed,
 	}}, nil
 }

@@ -1,13 +1,15 @@
 package process
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path"
-	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -15,14 +17,15 @@ import (
 	"github.com/jointcloud/pcm/adapters/supervisor"
 )
 
-// workInside is where a sandboxed task finds its working folder.
-const workInside = "/work"
-
 // bubblewrap builds sandboxes by bwrap(1): all namespaces new, no network, the
-// system's programs and libraries read-only, nothing else of the host.
+// system's programs and libraries read-only, nothing else of the host, and the
+// same system calls refused as by landlock.
 type bubblewrap struct {
-	path string
-	args []string // what all sandboxes have in common
+	path   string
+	spaces []string // what all sandboxes have in common: namespaces,
+	system []string // and what they see
+	sized  bool     // it can bound what a task keeps in memory as files
+	filter string   // file of the system calls to refuse; "": none
 }
 
 // findBubblewrap tries it out: that it is installed doesn't mean that the kernel
@@ -33,46 +36,36 @@ func findBubblewrap(cfg RunnerConfig) (*bubblewrap, error) {
 		return nil, errors.New("bwrap is not in PATH")
 	}
 	b := &bubblewrap{path: bwrap}
-	etc, err := synthetic(cfg.Dir)
+	parts, err := system(cfg)
 	if err != nil {
 		return nil, err
 	}
-	b.args = []string{
+	b.spaces = []string{
 		"--unshare-all", "--unshare-user", "--die-with-parent", "--cap-drop", "ALL",
-		"--uid", "65534", "--gid", "65534", "--hostname", "task",
-		"--ro-bind", "/usr", "/usr", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run",
+		"--uid", "65534", "--gid", "65534", "--hostname", "task", "--proc", "/proc", "--dev", "/dev",
 	}
-	for _, name := range []string{"bin", "sbin", "lib", "lib32", "lib64", "libx32"} {
-		info, err := os.Lstat("/" + name)
-		if err != nil {
-			continue
-		}
-		if info.IsDir() {
-			b.args = append(b.args, "--ro-bind", "/"+name, "/"+name)
-		} else if to, err := os.Readlink("/" + name); err == nil {
-			b.args = append(b.args, "--symlink", to, "/"+name)
+	for _, p := range parts {
+		switch {
+		case p.From == "":
+			b.system = append(b.system, "--tmpfs", p.To)
+		case p.Link:
+			b.system = append(b.system, "--symlink", p.From, p.To)
+		default:
+			b.system = append(b.system, "--ro-bind", p.From, p.To)
 		}
 	}
-	for _, name := range []string{"ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "ssl/certs", "ssl/openssl.cnf", "pki/tls/certs", "localtime", "nsswitch.conf", "mime.types"} {
-		b.args = append(b.args, "--ro-bind-try", "/etc/"+name, "/etc/"+name)
+	if b.filter, err = writeFilter(cfg.Dir); err != nil {
+		return nil, err
 	}
-	for _, name := range []string{"passwd", "group", "hosts"} {
-		b.args = append(b.args, "--ro-bind", filepath.Join(etc, name), "/etc/"+name)
-	}
-	for _, dir := range cfg.ReadOnly {
-		b.args = append(b.args, "--ro-bind", dir, dir)
-	}
-	for _, dir := range append([]string{cfg.Dir}, cfg.Hide...) {
-		for _, shown := range append([]string{"/usr"}, cfg.ReadOnly...) {
-			if rel, err := filepath.Rel(shown, dir); err == nil && filepath.IsLocal(rel) {
-				b.args = append(b.args, "--tmpfs", dir)
-			}
-		}
-	}
-	plain := b.args
-	b.args = append([]string{"--disable-userns"}, plain...) // since 0.8.0
+	plain := b.spaces
+	b.spaces = append([]string{"--disable-userns"}, plain...) // since 0.8.0
+	b.sized = true                                            // since 0.7.0
 	if err = b.try(); err != nil {
-		b.args = plain
+		b.spaces = plain
+		err = b.try()
+	}
+	if err != nil {
+		b.sized = false
 		err = b.try()
 	}
 	if err != nil {
@@ -81,66 +74,94 @@ func findBubblewrap(cfg RunnerConfig) (*bubblewrap, error) {
 	return b, nil
 }
 
+func (b *bubblewrap) name() string     { return SandboxBubblewrap }
+func (b *bubblewrap) namespaces() bool { return true }
+
 func (b *bubblewrap) try() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, b.path, append(append([]string{}, b.args...), "--", "true")...).CombinedOutput()
+	argv := b.common(1 << 20)
+	cmd := exec.CommandContext(ctx, b.path)
+	if b.filter != "" {
+		f, err := os.Open(b.filter)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		argv = append(argv, "--seccomp", "3")
+		cmd.ExtraFiles = []*os.File{f}
+	}
+	cmd.Args = append(append([]string{b.path}, argv...), "--", "true")
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, strings.TrimSpace(string(out)))
 	}
 	return nil
 }
 
-// synthetic writes the few files of /etc that programs want but that must not
-// be the host's.
-func synthetic(dir string) (string, error) {
-	etc := filepath.Join(dir, "sandbox")
-	if err := os.MkdirAll(etc, 0o700); err != nil {
-		return "", err
-	}
-	for name, text := range map[string]string{
-		"passwd": "root:x:0:0:root:/:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:" + workInside + ":/bin/sh\n",
-		"group":  "root:x:0:\nnogroup:x:65534:\n",
-		"hosts":  "127.0.0.1 localhost task\n::1 localhost\n",
-	} {
-		if err := os.WriteFile(filepath.Join(etc, name), []byte(text), 0o600); err != nil {
-			return "", err
+// common begins every command line. What a task may fill beside its own folder
+// is kept in memory, and bounded.
+func (b *bubblewrap) common(size pcm.Bytes) []string {
+	args := slices.Clone(b.spaces)
+	for _, dir := range []string{"/tmp", "/run", "/dev/shm"} {
+		if b.sized && size > 0 {
+			args = append(args, "--size", strconv.FormatInt(int64(size), 10))
 		}
+		args = append(args, "--tmpfs", dir)
 	}
-	return etc, nil
+	return append(append(args, "--remount-ro", "/dev"), b.system...)
 }
 
 // prepare makes the command line of one task. The task's environment is set
 // inside: given to bwrap itself, LD_PRELOAD would act outside.
-func (b *bubblewrap) prepare(t *supervisor.Run) (*spec, error) {
-	argv := append([]string{"bwrap"}, b.args...)
+func (b *bubblewrap) prepare(t *supervisor.Run, extra surroundings) (*spec, error) {
+	if err := ready(t); err != nil {
+		return nil, err
+	}
+	argv := append([]string{"bwrap"}, b.common(extra.scratch)...)
+	if extra.network {
+		argv = append(argv, "--share-net", "--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf")
+	}
+	for _, dev := range extra.devices {
+		argv = append(argv, "--dev-bind", dev, dev)
+	}
+	for _, lib := range extra.libs {
+		argv = append(argv, "--ro-bind-try", lib, lib)
+	}
 	argv = append(argv, "--bind", t.Work, workInside, "--chdir", workInside)
 	for _, in := range t.Inputs {
-		if _, err := os.Stat(in.Path); err != nil {
-			return nil, fmt.Errorf("input %s is not ready here: %w", in.Target, errno(err))
-		}
 		argv = append(argv, "--ro-bind", in.Path, path.Join(workInside, in.Target))
 	}
 	argv = append(argv, "--remount-ro", "/", "--clearenv")
-	for _, e := range supervisor.Environ(t.Task, workInside, defaultPath) {
+	for _, e := range environ(t.Task, workInside, extra) {
 		k, v, _ := strings.Cut(e, "=")
 		argv = append(argv, "--setenv", k, v)
 	}
-	argv = append(argv, "--json-status-fd", "3", "--")
-	argv = append(argv, t.Command...)
-	r, w, err := os.Pipe()
-	if err != nil {
+	argv = append(argv, "--json-status-fd", "3")
+	s := &spec{
+		path: b.path, dir: "/", program: t.Command[0], boxed: true, wrappers: 1,
+		// By these a later supervisor knows a survivor.
+		env: marks(t),
+		ran: func(report []byte) bool { return bytes.Contains(report, []byte(`"exit-code"`)) },
+	}
+	if err := s.reports(); err != nil {
 		return nil, err
 	}
-	return &spec{
-		path: b.path, argv: argv, dir: "/", program: t.Command[0], bwrapped: true, report: r, reportW: w,
-		// By these a later supervisor knows a survivor.
-		env: []string{"PATH=" + defaultPath, "HOME=" + t.Work, "PCM_ATTEMPT=" + t.Key.String()},
-	}, nil
+	if b.filter != "" {
+		f, err := os.Open(b.filter)
+		if err != nil {
+			s.close()
+			return nil, err
+		}
+		s.pass = append(s.pass, f)
+		argv = append(argv, "--seccomp", "4")
+	}
+	s.argv = append(append(argv, "--"), t.Command...)
+	return s, nil
 }
 
 // explain tells why bubblewrap ended without running the program.
-func (b *bubblewrap) explain(exit *supervisor.Exit, program, stderr string) {
+func (b *bubblewrap) explain(exit *supervisor.Exit, _ *spec, program, stderr string) {
 	line, _, _ := strings.Cut(stderr, "\n")
 	fault, isExec := strings.CutPrefix(line, "bwrap: execvp "+program+": ")
 	switch {

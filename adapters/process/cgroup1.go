@@ -5,14 +5,16 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/jointcloud/pcm"
 )
 
-// cgroup1 limits by the version 1 hierarchies memory, pids and cpu, of which
-// the first must be usable.
+// cgroup1 limits by the version 1 hierarchies, of which that of memory must be
+// usable.
 type cgroup1 struct {
 	// home are the lists of threads of our own groups, to which a spawning thread
 	// returns. They are held open: a thread inside a group that is full can't
@@ -24,9 +26,12 @@ type cgroup1 struct {
 
 func newCgroup1(where map[string]string, name string) (*cgroup1, error) {
 	c := &cgroup1{}
-	for _, kind := range []string{"memory", "pids", "cpu"} {
+	for _, kind := range []string{"memory", "pids", "cpu", "cpuacct", "freezer"} {
 		home := where[kind]
 		err := errors.New("hierarchy " + kind + " is not mounted")
+		if home != "" && slices.Contains(c.base, filepath.Join(home, name)) {
+			continue // mounted together with one before: cpu,cpuacct
+		}
 		if home != "" {
 			base := filepath.Join(home, name)
 			if err = os.Mkdir(base, 0o755); errors.Is(err, fs.ErrExist) {
@@ -101,8 +106,10 @@ func limit1(kind, dir string, r pcm.Resources, pids int) error {
 	case "pids":
 		return put(dir, "pids.max", strconv.Itoa(pids))
 	case "cpu":
-		// A share, not a ceiling: what nobody else uses is free to use.
 		if r.CPU > 0 {
+			// A share while others want the rest, and never more than that.
+			put(dir, "cpu.cfs_period_us", strconv.Itoa(cpuPeriod))
+			put(dir, "cpu.cfs_quota_us", strconv.FormatInt(cpuQuota(r.CPU), 10))
 			return put(dir, "cpu.shares", strconv.FormatInt(min(max(int64(r.CPU)*1024/1000, 2), 262144), 10))
 		}
 	}
@@ -158,10 +165,34 @@ func enter(tasks *os.File, tid string) error {
 	return err
 }
 
-func (g *group1) kill() bool { return killGroup(g.dirs[0]) }
+func (g *group1) kill() bool {
+	g.freeze(false) // the frozen die only when they are thawed
+	return killGroup(g.dirs[0])
+}
 
-func (g *group1) usage() (pcm.Bytes, bool) {
-	return pcm.Bytes(number(g.dirs[0], "memory.max_usage_in_bytes")), field(g.dirs[0], "memory.oom_control", "oom_kill") > 0
+func (g *group1) usage() use {
+	u := use{peak: pcm.Bytes(number(g.dirs[0], "memory.max_usage_in_bytes")), oom: field(g.dirs[0], "memory.oom_control", "oom_kill") > 0}
+	for _, dir := range g.dirs {
+		if ns := number(dir, "cpuacct.usage"); ns > 0 {
+			u.cpu = time.Duration(ns)
+		}
+	}
+	return u
+}
+
+func (g *group1) procs() []int { return procs(g.dirs[0]) }
+
+func (g *group1) freeze(on bool) bool {
+	word := "THAWED"
+	if on {
+		word = "FROZEN"
+	}
+	for _, dir := range g.dirs {
+		if put(dir, "freezer.state", word) == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // tight goes by the peak as well: where swap is accounted for, kernels count no

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/jointcloud/pcm"
 )
@@ -128,7 +129,8 @@ func limit2(kind, dir string, r pcm.Resources, pids int) error {
 	case "pids":
 		return put(dir, "pids.max", strconv.Itoa(pids))
 	case "cpu":
-		if r.CPU > 0 { // a share, not a ceiling; a core is worth the default of 100
+		if r.CPU > 0 { // never more, and a share while others want the rest: a core is worth the default of 100
+			put(dir, "cpu.max", strconv.FormatInt(cpuQuota(r.CPU), 10)+" "+strconv.Itoa(cpuPeriod))
 			return put(dir, "cpu.weight", strconv.FormatInt(min(max(int64(r.CPU)/10, 1), 10000), 10))
 		}
 	}
@@ -152,8 +154,21 @@ func (g *group2) kill() bool {
 	return killGroup(g.dir)
 }
 
-func (g *group2) usage() (pcm.Bytes, bool) {
-	return pcm.Bytes(number(g.dir, "memory.peak")), field(g.dir, "memory.events", "oom_kill") > 0
+func (g *group2) usage() use {
+	return use{
+		peak: pcm.Bytes(number(g.dir, "memory.peak")), oom: field(g.dir, "memory.events", "oom_kill") > 0,
+		cpu: time.Duration(field(g.dir, "cpu.stat", "usage_usec")) * time.Microsecond,
+	}
+}
+
+func (g *group2) procs() []int { return procs(g.dir) }
+
+func (g *group2) freeze(on bool) bool {
+	word := "0"
+	if on {
+		word = "1"
+	}
+	return put(g.dir, "cgroup.freeze", word) == nil // since Linux 5.2
 }
 
 func (g *group2) tight() bool { return field(g.dir, "memory.events", "max") > 0 }

@@ -78,7 +78,7 @@ func contents(t *testing.T, dir string, files ...string) string {
 // The files of version 2, which many a machine with version 1 can't try out.
 func TestLimits2(t *testing.T) {
 	dir := tree(t, map[string]string{
-		"memory.max": "", "memory.swap.max": "", "memory.oom.group": "", "pids.max": "", "cpu.weight": "", "cgroup.kill": "",
+		"memory.max": "", "memory.swap.max": "", "memory.oom.group": "", "pids.max": "", "cpu.weight": "", "cpu.max": "", "cpu.stat": "usage_usec 7000\n", "cgroup.freeze": "", "cgroup.kill": "",
 		"memory.peak": "4096\n", "memory.events": "low 0\noom 1\noom_kill 2\n", "cgroup.procs": "",
 	})
 	r := pcm.Resources{CPU: 2500, Memory: 64 << 20}
@@ -87,12 +87,15 @@ func TestLimits2(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got := contents(t, dir, "memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.weight"); got != "67108864 0 1 99 250" {
+	if got := contents(t, dir, "memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.weight", "cpu.max"); got != "67108864 0 1 99 250 250000 100000" {
 		t.Errorf("limits %s", got)
 	}
 	g := &group2{dir: dir}
-	if peak, oom := g.usage(); peak != 4096 || !oom {
-		t.Errorf("usage %d, %v", peak, oom)
+	if u := g.usage(); u != (use{4096, 7 * time.Millisecond, true}) {
+		t.Errorf("usage %+v", u)
+	}
+	if !g.freeze(true) || contents(t, dir, "cgroup.freeze") != "1" || !g.freeze(false) || contents(t, dir, "cgroup.freeze") != "0" {
+		t.Error("can't be frozen")
 	}
 	if !g.kill() || contents(t, dir, "cgroup.kill") != "1" {
 		t.Error("not killed")
@@ -152,6 +155,9 @@ func TestLimits1(t *testing.T) {
 		case "cpu":
 			if n := number(dir, "cpu.shares"); n != 256 {
 				t.Errorf("shares %d", n)
+			}
+			if n := number(dir, "cpu.cfs_quota_us"); n != 25_000 {
+				t.Errorf("quota %d", n)
 			}
 		}
 	}
@@ -335,7 +341,7 @@ func TestRunnerConfig(t *testing.T) {
 		t.Errorf("no bubblewrap: %v", err)
 	}
 	r, err := NewRunner(RunnerConfig{Dir: t.TempDir()})
-	if err != nil || r.Facts().Sandbox != SandboxNone {
+	if err != nil || r.Facts().Sandbox == SandboxBubblewrap {
 		t.Errorf("auto without bubblewrap: %v", err)
 	}
 }

@@ -62,7 +62,7 @@ func copyInput(ctx context.Context, in adapters.Mount, work string) error {
 			if err != nil {
 				return err
 			}
-			if !filepath.IsAbs(link) && inside(path.Join(path.Dir(name), link)) {
+			if !filepath.IsAbs(link) && staysInside(path.Join(path.Dir(name), link)) {
 				return to.Symlink(link, dst)
 			}
 		case d.Type().IsRegular():
@@ -81,7 +81,7 @@ func copyInput(ctx context.Context, in adapters.Mount, work string) error {
 	})
 }
 
-func inside(p string) bool { return p != ".." && !strings.HasPrefix(p, "../") }
+func staysInside(p string) bool { return p != ".." && !strings.HasPrefix(p, "../") }
 
 func copyFile(to *os.Root, name string, from *os.File, info fs.FileInfo) error {
 	f, err := to.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, info.Mode().Perm()&0o500|0o600)

@@ -10,31 +10,29 @@ import (
 	"time"
 )
 
-// terminate asks the task to end. Bubblewrap's own two processes are spared:
-// they would take the task down with them at once.
-func (c *child) terminate(bwrapped bool) {
-	if !bwrapped {
+// terminate asks the task to end. A sandbox's own processes are spared: they
+// would take the task down with them at once.
+func (c *child) terminate(s *spec) {
+	if !s.boxed {
 		syscall.Kill(-c.proc.Pid, syscall.SIGTERM)
 		return
 	}
-	for _, monitor := range childrenOf(c.proc.Pid) {
-		tree := descendants(monitor)
-		if len(tree) == 0 { // the task has not been started yet
-			syscall.Kill(-c.proc.Pid, syscall.SIGKILL)
-		}
-		for _, pid := range tree {
-			syscall.Kill(pid, syscall.SIGTERM)
-		}
+	tree := inside(c.proc.Pid, s.wrappers)
+	if len(tree) == 0 { // the task has not been started yet
+		syscall.Kill(-c.proc.Pid, syscall.SIGKILL)
+	}
+	for _, pid := range tree {
+		syscall.Kill(pid, syscall.SIGTERM)
 	}
 }
 
 // killAll kills the task and all that it started: its process group, its
 // cgroup and, where neither need hold everything, whatever bears its mark.
 // It is called before and after the main process was waited for.
-func (c *child) killAll(dir, key string, bwrapped bool) {
+func (c *child) killAll(dir, key string, boxed bool) {
 	syscall.Kill(-c.proc.Pid, syscall.SIGKILL)
 	held := c.group.kill()
-	if bwrapped || held {
+	if boxed || held {
 		return // a PID namespace, or a cgroup, let nothing escape
 	}
 	for range 100 {
@@ -100,14 +98,11 @@ func parentOf(pid int) int {
 	return ppid
 }
 
-func childrenOf(pid int) []int {
-	var kids []int
-	for _, p := range processes() {
-		if parentOf(p) == pid {
-			kids = append(kids, p)
-		}
-	}
-	return kids
+// inside lists the processes of a sandbox but for its own: pid and the wrappers
+// that stand, one below the other, between it and the task. Parents come first.
+func inside(pid, wrappers int) []int {
+	all := descendants(pid)
+	return all[min(wrappers, len(all)):]
 }
 
 // descendants lists all below pid, pid excepted.

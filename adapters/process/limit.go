@@ -3,6 +3,7 @@ package process
 import (
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/jointcloud/pcm"
 	"golang.org/x/sys/unix"
@@ -28,11 +29,28 @@ type group interface {
 	start(attr *os.ProcAttr, f func() (*os.Process, error)) (proc *os.Process, home bool, err error)
 	// kill kills all processes within; true means that none can have got away.
 	kill() bool
-	// usage gives the peak of memory (0: unknown) and whether the kernel killed for memory.
-	usage() (peak pcm.Bytes, oom bool)
+	// procs lists what is within; nil where that isn't known.
+	procs() []int
+	// freeze halts all within, or lets it go on. It tells whether that can be.
+	freeze(on bool) bool
+	usage() use
 	// tight tells whether memory was refused for the bound.
 	tight() bool
 	remove()
+}
+
+// use is what a task has used.
+type use struct {
+	peak pcm.Bytes     // of memory; 0: unknown
+	cpu  time.Duration // of all its processes; 0: unknown
+	oom  bool          // the kernel killed for memory
+}
+
+// cpuPeriod is how often, in microseconds, a task gets its time anew.
+const cpuPeriod = 100_000
+
+func cpuQuota(cpu pcm.MilliCPU) int64 {
+	return max(int64(cpu)*cpuPeriod/1000, 1000) // the kernel takes no less
 }
 
 // rlimits is the weaker means that is always there: each process of a task is
@@ -84,7 +102,9 @@ func (g rlimited) start(attr *os.ProcAttr, f func() (*os.Process, error)) (*os.P
 	return proc, true, nil
 }
 
-func (rlimited) kill() bool               { return false }
-func (rlimited) usage() (pcm.Bytes, bool) { return 0, false }
-func (rlimited) tight() bool              { return false }
-func (rlimited) remove()                  {}
+func (rlimited) kill() bool       { return false }
+func (rlimited) procs() []int     { return nil }
+func (rlimited) freeze(bool) bool { return false }
+func (rlimited) usage() use       { return use{} }
+func (rlimited) tight() bool      { return false }
+func (rlimited) remove()          {}

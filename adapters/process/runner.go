@@ -14,36 +14,33 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/supervisor"
 )
 
-// The values of RunnerConfig.Sandbox.
-const (
-	SandboxAuto       = "auto"       // bubblewrap where it works, else none
-	SandboxBubblewrap = "bubblewrap" // refuse to run without it
-	SandboxNone       = "none"
-)
-
-const sandboxNone = SandboxNone
-
 // RunnerConfig says how tasks are kept in.
 type RunnerConfig struct {
-	Dir      string   // the supervisor's folder, as in supervisor.Config
-	Sandbox  string   // default auto
-	ReadOnly []string // host folders that sandboxed tasks see beside the system's, e.g. /opt
-	Hide     []string // host folders that they must not see, should one lie within those; Dir is hidden anyway
-	MaxPIDs  int      // processes and threads of one task; default 1,024
-	NoCgroup bool     // limit by rlimits also where cgroups can be had
+	Dir      string    // the supervisor's folder, as in supervisor.Config
+	Sandbox  string    // default auto
+	ReadOnly []string  // host folders that sandboxed tasks see beside the system's, e.g. /opt
+	Hide     []string  // host folders that they must not see, should one lie within those; Dir is hidden anyway
+	Network  bool      // tasks that ask for it get the network: the host's
+	MaxPIDs  int       // processes and threads of one task; default 1,024
+	Disk     pcm.Bytes // what one task may keep in its working folder; default 10 GiB
+	NoCgroup bool      // limit by rlimits also where cgroups can be had
 	Logger   *slog.Logger
+
+	noSpaces bool // sandbox landlock without namespaces also where they can be had
 }
 
 // Runner is the supervisor's side. It implements supervisor.Runner.
 type Runner struct {
 	cfg   RunnerConfig
 	log   *slog.Logger
-	bwrap *bubblewrap // nil: no sandbox
+	box   sandbox // nil: none
 	limit limiter
 	spawn chan func(born *sync.WaitGroup) (home bool) // to the spawners' threads
 }
@@ -59,24 +56,24 @@ func NewRunner(cfg RunnerConfig) (*Runner, error) {
 	if cfg.MaxPIDs <= 0 {
 		cfg.MaxPIDs = 1024
 	}
+	if cfg.Disk <= 0 {
+		cfg.Disk = 10 << 30
+	}
 	dir, err := filepath.Abs(cfg.Dir)
 	if err != nil {
 		return nil, pcm.Errorf(pcm.Invalid, "folder %q: %w", cfg.Dir, err)
 	}
 	cfg.Dir = dir
 	r := &Runner{cfg: cfg, log: cfg.Logger, spawn: make(chan func(*sync.WaitGroup) bool)}
-	switch cfg.Sandbox {
-	case "", SandboxAuto, SandboxBubblewrap:
-		r.bwrap, err = findBubblewrap(cfg)
-		if err != nil && cfg.Sandbox == SandboxBubblewrap {
-			return nil, pcm.Errorf(pcm.Unavailable, "sandbox bubblewrap can't be had: %w; install it, allow user namespaces, or set the sandbox to none", err)
-		}
-		if err != nil {
-			r.log.Info("no sandbox: bubblewrap does not work here", "err", err)
-		}
-	case SandboxNone:
-	default:
-		return nil, pcm.Errorf(pcm.Invalid, "sandbox %q is not auto, bubblewrap or none", cfg.Sandbox)
+	box, why, err := findSandbox(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if box != nil { // a nil one stays no sandbox
+		r.box = box
+	}
+	for _, err := range why {
+		r.log.Info("the better sandbox does not work here", "err", err)
 	}
 	r.limit = rlimits{} // until Sweep
 	for range spawners {
@@ -88,11 +85,20 @@ func NewRunner(cfg RunnerConfig) (*Runner, error) {
 // Name implements supervisor.Runner.
 func (r *Runner) Name() string { return Name }
 
-// Facts implements supervisor.Runner.
+// Facts implements supervisor.Runner. What is weaker than it could be stands in
+// the labels.
 func (r *Runner) Facts() supervisor.Facts {
-	f := supervisor.Facts{Sandbox: sandboxNone, Labels: pcm.Labels{"limits": r.limit.name()}}
-	if r.bwrap != nil {
-		f.Sandbox = SandboxBubblewrap
+	f := supervisor.Facts{Sandbox: SandboxNone, Labels: pcm.Labels{"limits": r.limit.name(), "namespaces": "no", "network": "none"}}
+	if r.box != nil {
+		f.Sandbox = r.box.name()
+		if r.box.namespaces() {
+			f.Labels["namespaces"] = "yes"
+		}
+	}
+	if r.cfg.Network {
+		f.Labels["network"] = "host"
+	} else if r.box == nil {
+		f.Labels["network"] = "open" // nothing keeps tasks from it
 	}
 	return f
 }
@@ -105,7 +111,21 @@ func (r *Runner) Check(t adapters.Task) error {
 	if t.Module != "" || len(t.Command) == 0 || t.Command[0] == "" {
 		return pcm.Errorf(pcm.Invalid, "the process adapter runs commands; attempt %s has none", t.Key)
 	}
+	if t.Network && !r.cfg.Network {
+		return pcm.Errorf(pcm.Refused, "attempt %s asks for the network, which this node's process adapter does not give: its operator can allow it (adapters.process.network)", t.Key)
+	}
+	if t.Resources.Disk > r.cfg.Disk {
+		return pcm.Errorf(pcm.Refused, "attempt %s asks for %s of disk, more than this node's process adapter gives a task: %s (adapters.process.disk)", t.Key, t.Resources.Disk, r.cfg.Disk)
+	}
 	return t.Resources.CheckMemory()
+}
+
+// disk is what the task may keep in its working folder.
+func (r *Runner) disk(t *supervisor.Run) pcm.Bytes {
+	if t.Resources.Disk > 0 {
+		return t.Resources.Disk
+	}
+	return r.cfg.Disk
 }
 
 // Sweep takes the folder's cgroups over and kills what an earlier supervisor
@@ -117,6 +137,10 @@ func (r *Runner) Sweep(unfinished []adapters.Key) error {
 		} else {
 			r.log.Info("no cgroups: limits are rlimits", "err", err)
 		}
+	}
+	bound := unix.Rlimit{Cur: uint64(r.cfg.Disk), Max: uint64(r.cfg.Disk)} // inherited by all tasks
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &bound); err != nil {
+		r.log.Warn("can't bound the size of files", "err", err)
 	}
 	err := r.limit.sweep()
 	if len(unfinished) > 0 {
@@ -148,12 +172,12 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 		return exitOf(ctx, err)
 	}
 	defer spec.close()
-	out, err := newCopier(t.Stdout, spec.bwrapped)
+	out, err := newCopier(t.Stdout, spec.ran != nil)
 	if err != nil {
 		return seller("can't make a pipe: %v", err)
 	}
 	defer out.close()
-	errs, err := newCopier(t.Stderr, spec.bwrapped)
+	errs, err := newCopier(t.Stderr, spec.ran != nil)
 	if err != nil {
 		return seller("can't make a pipe: %v", err)
 	}
@@ -177,9 +201,12 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 		return exitOf(ctx, err)
 	}
 	t.Started()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	go r.watchDisk(ctx, t, c.proc.Pid, stop)
 	state := r.wait(ctx, c, t, spec)
 
-	c.killAll(r.cfg.Dir, t.Key.String(), spec.bwrapped)
+	c.killAll(r.cfg.Dir, t.Key.String(), spec.boxed)
 	out.finish()
 	errs.finish()
 	exit := supervisor.Exit{Outcome: pcm.OutcomeOK}
@@ -187,13 +214,20 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 		exit.CPUMS = (ru.Utime.Nano() + ru.Stime.Nano()) / 1e6
 		exit.Memory = pcm.Bytes(ru.Maxrss) << 10
 	}
-	peak, oom := grp.usage()
-	if peak > 0 {
-		exit.Memory = peak
+	used := grp.usage()
+	if used.peak > 0 {
+		exit.Memory = used.peak
 	}
+	if used.cpu > 0 {
+		exit.CPUMS = used.cpu.Milliseconds()
+	}
+	oom := used.oom
 	// The sandbox may have met the limit while it was being made.
 	tight := oom || grp.tight() && strings.Contains(errs.head(), "Cannot allocate memory")
 	r.judge(&exit, state, oom, tight, t, spec, errs.head())
+	if errors.Is(context.Cause(ctx), errDisk) && exit.Outcome != pcm.OutcomeOK {
+		exit.Outcome, exit.Reason = pcm.OutcomeOutput, fmt.Sprintf("filled its working folder with more than %s", r.disk(t))
+	}
 	return exit
 }
 
@@ -215,10 +249,10 @@ func (r *Runner) wait(ctx context.Context, c *child, t *supervisor.Run, spec *sp
 			return state
 		case <-stopping:
 			stopping = nil
-			c.terminate(spec.bwrapped)
+			c.terminate(spec)
 		case <-done:
 			done = nil
-			c.killAll(r.cfg.Dir, t.Key.String(), spec.bwrapped)
+			c.killAll(r.cfg.Dir, t.Key.String(), spec.boxed)
 		}
 	}
 }
@@ -234,12 +268,12 @@ func (r *Runner) judge(exit *supervisor.Exit, state *os.ProcessState, oom, tight
 	if ws.Signaled() {
 		exit.Code = 128 + int(ws.Signal())
 	}
-	if spec.bwrapped && exit.Code != 0 && !spec.executed() && !ws.Signaled() {
+	if exit.Code != 0 && !ws.Signaled() && !spec.executed() {
 		if tight {
 			*exit = tooTight(t)
 			return
 		}
-		r.bwrap.explain(exit, t.Command[0], stderr)
+		r.box.explain(exit, spec, t.Command[0], stderr)
 		return
 	}
 	switch {

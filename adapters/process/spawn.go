@@ -1,7 +1,6 @@
 package process
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -63,47 +62,85 @@ func (r *Runner) serve() {
 
 // spec is a process ready to be started.
 type spec struct {
-	path     string
-	argv     []string
-	env      []string
-	dir      string
-	program  string // as the task names it
-	bwrapped bool
+	path    string
+	argv    []string
+	env     []string
+	dir     string
+	program string // as the task names it
+	boxed   bool   // in namespaces that end, with all within, with this process
+	// How many processes of the sandbox stand between this one and the task.
+	wrappers int
+	sys      *syscall.SysProcAttr // nil: only what every task has
 
-	report  *os.File // where bubblewrap reports; read end
+	// What a sandbox has to say, and whether that means that the program ran; nil
+	// where the process is the program itself.
+	ran     func(report []byte) bool
+	report  *os.File // read end
 	reportW *os.File
+	heard   []byte
+	pass    []*os.File // inherited after reportW
 }
 
 func (s *spec) close() {
-	for _, f := range []*os.File{s.report, s.reportW} {
-		if f != nil {
-			f.Close()
-		}
+	s.launched()
+	if s.report != nil {
+		s.report.Close()
 	}
 }
 
-// executed tells whether bubblewrap got as far as running the program.
-func (s *spec) executed() bool {
-	if s.reportW != nil {
-		s.reportW.Close()
-		s.reportW = nil
-	}
-	s.report.SetReadDeadline(soon())
-	data, _ := io.ReadAll(io.LimitReader(s.report, 4096))
-	return bytes.Contains(data, []byte(`"exit-code"`))
+// reports makes the way on which the sandbox reports.
+func (s *spec) reports() (err error) {
+	s.report, s.reportW, err = os.Pipe()
+	return err
 }
+
+// files are inherited from the third on.
+func (s *spec) files() []*os.File {
+	if s.reportW == nil {
+		return nil
+	}
+	return append([]*os.File{s.reportW}, s.pass...)
+}
+
+// launched lets go of what only the process needs.
+func (s *spec) launched() {
+	for _, f := range s.files() {
+		f.Close()
+	}
+	s.reportW, s.pass = nil, nil
+}
+
+// said is what the sandbox reported up to its end.
+func (s *spec) said() []byte {
+	if s.heard == nil && s.report != nil {
+		s.launched()
+		s.report.SetReadDeadline(soon())
+		s.heard, _ = io.ReadAll(io.LimitReader(s.report, 4096))
+	}
+	return s.heard
+}
+
+// executed tells whether the program itself was run.
+func (s *spec) executed() bool { return s.ran == nil || s.ran(s.said()) }
 
 // prepare lays out the inputs and makes the command line.
 func (r *Runner) prepare(ctx context.Context, t *supervisor.Run) (*spec, error) {
-	if r.bwrap != nil {
-		return r.bwrap.prepare(t)
+	extra := surroundings{network: t.Network, scratch: t.Resources.Memory}
+	if extra.scratch == 0 || extra.scratch > r.cfg.Disk {
+		extra.scratch = r.cfg.Disk
+	}
+	if r.limit.name() == (rlimits{}).name() {
+		extra.processes = r.cfg.MaxPIDs
+	}
+	if r.box != nil {
+		return r.box.prepare(t, extra)
 	}
 	for _, in := range t.Inputs {
 		if err := copyInput(ctx, in, t.Work); err != nil {
 			return nil, err
 		}
 	}
-	env := supervisor.Environ(t.Task, t.Work, defaultPath)
+	env := environ(t.Task, t.Work, extra)
 	program, err := lookPath(t.Command[0], t.Work, env)
 	if err != nil {
 		return nil, err
@@ -154,12 +191,9 @@ func (r *Runner) start(s *spec, stdout, stderr *os.File, grp group) (*child, err
 		return nil, err
 	}
 	defer null.Close()
-	attr := &os.ProcAttr{
-		Dir: s.dir, Env: s.env, Files: []*os.File{null, stdout, stderr},
-		Sys: &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL},
-	}
-	if s.reportW != nil {
-		attr.Files = append(attr.Files, s.reportW)
+	attr := &os.ProcAttr{Dir: s.dir, Env: s.env, Files: append([]*os.File{null, stdout, stderr}, s.files()...), Sys: s.sys}
+	if attr.Sys == nil {
+		attr.Sys = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	}
 	type result struct {
 		child *child
@@ -175,10 +209,7 @@ func (r *Runner) start(s *spec, stdout, stderr *os.File, grp group) (*child, err
 		return home
 	}
 	res := <-done
-	if s.reportW != nil {
-		s.reportW.Close()
-		s.reportW = nil
-	}
+	s.launched()
 	if res.err != nil {
 		return nil, execError(s.program, res.err)
 	}

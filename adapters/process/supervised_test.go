@@ -109,7 +109,7 @@ func alive(k adapters.Key) int {
 	return n
 }
 
-var modes = []string{plain, plainRlimit, sandboxed}
+var modes = []string{plain, plainRlimit, sandboxed, landlocked1, landlocked2, landlockedRlimit}
 
 func forModes(t *testing.T, f func(*testing.T, *lab)) {
 	for _, mode := range modes {
@@ -278,7 +278,7 @@ func TestSandbox(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := b.prepare(&supervisor.Run{Task: task, Work: t.TempDir()})
+	s, err := b.prepare(&supervisor.Run{Task: task, Work: t.TempDir()}, surroundings{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -300,7 +300,7 @@ func TestSandboxHides(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.Command(b.path, append(append([]string{}, b.args...), "--", "ls", "-A", shown, filepath.Join(shown, "data"))...).CombinedOutput()
+	out, err := exec.Command(b.path, append(b.common(1<<20), "--", "ls", "-A", shown, filepath.Join(shown, "data"))...).CombinedOutput()
 	if err != nil || strings.Contains(string(out), "supervisor") || !strings.Contains(string(out), "data") {
 		t.Errorf("%q, %v", out, err)
 	}

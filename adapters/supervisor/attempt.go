@@ -68,6 +68,7 @@ func (s *Server) run(ctx context.Context, a *attempt, r Runner, t adapters.Task,
 	stderr := &stream{name: a.folder.stream(adapters.Stderr), out: out}
 	run := &Run{Task: t, Work: a.folder.work(), Stdout: stdout, Stderr: stderr, Stopping: a.stop, Again: again}
 	run.Started = func() { s.begun(a) }
+	run.Used = func(cpuMS int64, memory pcm.Bytes) { s.used(a, cpuMS, memory) }
 	run.Report = func(state adapters.State, native, reason string) { s.report(a, state, native, reason) }
 	if len(t.Outputs) > 0 {
 		defer s.watchOutputs(ctx, a, t, out)()
@@ -135,17 +136,38 @@ func (s *Server) guarded(ctx context.Context, r Runner, run *Run) (exit Exit) {
 	return r.Run(ctx, run)
 }
 
+// begun notes that an attempt runs: for the first time, or after it had to wait again.
 func (s *Server) begun(a *attempt) {
 	s.mu.Lock()
-	if a.begun == 0 && a.status.State != adapters.Ended {
-		a.begun = adapters.Now()
-		a.status.State, a.status.Reason = adapters.Running, ""
-		a.status.StartedN = time.Now().UnixNano()
-		at, _ := a.due()
-		s.alarm.by(at)
-		s.broadcast(a.status)
+	first := a.begun == 0
+	if a.status.State == adapters.Ended || !first && a.status.State == adapters.Running {
+		s.mu.Unlock()
+		return
 	}
+	if first {
+		a.begun, a.status.StartedN = adapters.Now(), time.Now().UnixNano()
+	}
+	a.status.State, a.status.Reason = adapters.Running, ""
+	at, _ := a.due()
+	s.alarm.by(at)
+	s.broadcast(a.status)
+	begun, wall := a.begun, a.status.StartedN
+	_, remote := s.runners[a.status.Runner].(Remote)
 	s.mu.Unlock()
+	if first && remote {
+		if err := a.folder.storeBegin(begun, wall); err != nil {
+			s.log.Warn("can't record when an attempt began: should this supervisor be lost, its time limit begins anew", "attempt", a.key, "err", err)
+		}
+	}
+}
+
+// used notes what an attempt has used so far.
+func (s *Server) used(a *attempt, cpuMS int64, memory pcm.Bytes) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if u := &a.status.Usage; a.status.State != adapters.Ended {
+		u.CPUMS, u.MaxMemory = max(u.CPUMS, cpuMS), max(u.MaxMemory, memory)
+	}
 }
 
 // report notes where an attempt stands that has not ended.
@@ -176,7 +198,7 @@ func (s *Server) ended(a *attempt, exit Exit, v *verdict) {
 	st.State = adapters.Ended
 	st.Outcome, st.ExitCode, st.Reason = exit.Outcome, exit.Code, exit.Reason
 	st.Native = cut(exit.Native, maxNative)
-	st.Usage = pcm.Usage{CPUMS: exit.CPUMS, MaxMemory: exit.Memory}
+	st.Usage = pcm.Usage{CPUMS: max(st.Usage.CPUMS, exit.CPUMS), MaxMemory: max(st.Usage.MaxMemory, exit.Memory)}
 	if begun != 0 {
 		st.Usage.WallMS = time.Duration(adapters.Now() - begun).Milliseconds()
 		st.Usage.GPUMS = a.gpus * st.Usage.WallMS

@@ -21,8 +21,17 @@ type Attempts struct {
 	runner string
 }
 
-// Facts says what the runner does with tasks on this machine.
-func (a *Attempts) Facts(ctx context.Context) (Facts, error) { return a.client.Facts(ctx, a.runner) }
+// Facts says what the runner does with tasks on this machine. The supervisor is
+// asked each time, so that one that hangs is noticed.
+func (a *Attempts) Facts(ctx context.Context) (Facts, error) {
+	if _, err := a.client.call(ctx, &message{Op: opList, Runner: a.runner, After: pastAll}); err != nil {
+		return Facts{}, err
+	}
+	return a.client.Facts(ctx, a.runner)
+}
+
+// pastAll sorts after every key: what is listed after it is nothing.
+const pastAll = "~"
 
 // Start runs an attempt.
 func (a *Attempts) Start(ctx context.Context, t adapters.Task) error {

@@ -62,6 +62,10 @@ type Run struct {
 	// Pending while its back end has yet to run it, Suspended, Running again; with
 	// the back end's own word and, where that needs one, a reason.
 	Report func(state adapters.State, native, reason string)
+
+	// Used tells of what the attempt has used so far, where that can be known
+	// while it runs. What Exit says counts if it is more.
+	Used func(cpuMS int64, memory pcm.Bytes)
 }
 
 // Stop asks a task to end by itself.

@@ -238,94 +238,6 @@ func (s *Server) expire() {
 	}
 }
 
-// reattach is the lease of an attempt that runs elsewhere and whose supervisor
-// died: what a daemon needs to find the new one and extend it.
-const reattach = 10 * time.Second
-
-// recover loads what earlier supervisors left. Attempts without an end were
-// running when their supervisor died: what survives of them here is killed, what
-// runs elsewhere is taken up again.
-func (s *Server) recover() error {
-	entries, err := os.ReadDir(filepath.Join(s.cfg.Dir, "tasks"))
-	if err != nil {
-		return pcm.Errorf(pcm.Unavailable, "can't read the folder of attempts: %w", err)
-	}
-	var lost, remote []*task
-	unfinished := map[string][]adapters.Key{}
-	for _, e := range entries {
-		k, err := adapters.ParseKey(e.Name())
-		if err != nil || !e.IsDir() {
-			continue
-		}
-		f := folderOf(s.cfg.Dir, e.Name())
-		if st, err := f.loadStatus(); err == nil && st.Key == e.Name() {
-			s.adopt(f, st)
-			continue
-		}
-		t, err := f.loadTask()
-		if err != nil || t.Key != e.Name() {
-			s.log.Warn("removed a broken attempt folder", "attempt", e.Name(), "err", err)
-			f.remove()
-			continue
-		}
-		if _, ok := s.runners[t.Runner].(Remote); ok {
-			remote = append(remote, t)
-			continue
-		}
-		lost = append(lost, t)
-		unfinished[t.Runner] = append(unfinished[t.Runner], k)
-	}
-	for name, r := range s.runners {
-		if err := r.Sweep(unfinished[name]); err != nil {
-			s.log.Warn("can't sweep", "runner", name, "err", err)
-		}
-	}
-	for _, t := range lost {
-		f := folderOf(s.cfg.Dir, t.Key)
-		st := status{
-			Key: t.Key, Runner: t.Runner, Fence: t.Fence, State: adapters.Ended, StartedN: t.PreparedN,
-			Outcome: pcm.OutcomeSeller, ExitCode: 128 + int(unix.SIGKILL), Reason: "supervisor ended while the task ran",
-		}
-		if err := f.finish(st); err != nil {
-			return pcm.Errorf(pcm.Unavailable, "can't record the end of attempt %s: %w", t.Key, err)
-		}
-		s.adopt(f, st)
-	}
-	for _, w := range remote {
-		if err := s.resume(w); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// resume takes up an attempt that runs elsewhere.
-func (s *Server) resume(w *task) error {
-	t, err := w.open()
-	if err != nil {
-		return err
-	}
-	if t.OutputCap == 0 {
-		t.OutputCap = s.cfg.OutputCap
-	}
-	// Its streams are read anew from their begin.
-	f := folderOf(s.cfg.Dir, w.Key)
-	for _, stream := range []adapters.StreamName{adapters.Stdout, adapters.Stderr} {
-		if err := os.Remove(f.stream(stream)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return pcm.Errorf(pcm.Unavailable, "can't begin the %s of attempt %s anew: %w", stream, w.Key, err)
-		}
-	}
-	t.Deadline = adapters.Now().Add(reattach)
-	ctx, a := s.admit(w, t)
-	s.mu.Lock()
-	s.live[a.key] = a
-	s.alarm.by(a.deadline)
-	s.mu.Unlock()
-	close(a.ready)
-	go s.run(ctx, a, s.runners[w.Runner], t, true)
-	return nil
-}
-
 // admit makes the attempt of a task known; it is not live yet.
 func (s *Server) admit(w *task, t adapters.Task) (context.Context, *attempt) {
 	ctx, cancel := context.WithCancelCause(s.ctx)
@@ -338,13 +250,6 @@ func (s *Server) admit(w *task, t adapters.Task) (context.Context, *attempt) {
 	s.running++
 	s.tasks.Add(1)
 	return ctx, a
-}
-
-func (s *Server) adopt(f folder, st status) {
-	a := &attempt{key: st.Key, folder: f, ready: make(chan struct{}), done: make(chan struct{}), status: st, cancel: func(error) {}}
-	close(a.ready)
-	close(a.done)
-	s.attempts[st.Key] = a
 }
 
 // start begins an attempt; see adapters.Adapter.
@@ -502,8 +407,9 @@ func (s *Server) list(runner, after string) (page []status, more bool) {
 	for _, a := range s.attempts {
 		if a.status.Runner == runner && a.key > after {
 			st := a.status
-			if a.begun != 0 && st.State == adapters.Running {
+			if a.begun != 0 && st.State != adapters.Ended {
 				st.Usage.WallMS = time.Duration(adapters.Now() - a.begun).Milliseconds()
+				st.Usage.GPUMS = a.gpus * st.Usage.WallMS
 			}
 			page = append(page, st)
 		}

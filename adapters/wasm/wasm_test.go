@@ -22,9 +22,8 @@ func TestMain(m *testing.M) {
 func instance(t *testing.T, cache string) adaptertest.Instance {
 	box := adaptertest.NewBox(t, cache)
 	return adaptertest.Instance{
-		Adapter:   New(Config{}, box.Client()),
+		Adapter: New(Config{}, box.Client()), Box: box,
 		Reconnect: func() adapters.Adapter { return New(Config{}, box.Reconnect()) },
-		Hang:      box.Hang,
 	}
 }
 
@@ -36,6 +35,22 @@ func TestConformance(t *testing.T) {
 		Script: func(_ *testing.T, task *adapters.Task, steps ...string) {
 			task.Module, task.Args = module, steps
 		},
-		Links: true, Memory: true,
+		Name: Name,
+		Unsupported: map[string]string{
+			"missing program":    "a module is its program",
+			"graceful stop":      "WebAssembly knows no signals: it is ended at once",
+			"accelerators":       "modules can't use any",
+			"no network":         "there is no way in WASI preview 1 to open a connection",
+			"network":            "there is no way in WASI preview 1 to open a connection",
+			"images":             "modules need none",
+			"arrays":             "nothing here has a queue: each task is started when there is room for it",
+			"waiting":            "nothing here has a queue: each task is started when there is room for it",
+			"back end hung":      "its back end is its supervisor",
+			"back end restarted": "its back end is its supervisor",
+			"suspend and resume": "a module that runs can only be ended",
+			"exec":               "a module has no surroundings in which another program could run",
+			"copy":               "not done",
+			"service":            "there is no way in WASI preview 1 to open a connection",
+		},
 	})
 }

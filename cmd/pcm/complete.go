@@ -40,7 +40,7 @@ func checkFlag(flag, value string, known []string) error {
 // flags and arguments, and 'pcm completion' to refuse a shell that it doesn't know.
 func (a *app) complete(root *cobra.Command) {
 	var classes, strategies []string
-	for _, c := range pcm.Classes {
+	for _, c := range pcm.Classes() {
 		classes = append(classes, c.Name)
 	}
 	for _, s := range placement.Strategies {

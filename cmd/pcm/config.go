@@ -57,7 +57,9 @@ type Adapters struct {
 // Process sells native processes.
 type Process struct {
 	Enabled          bool     `json:"enabled"`
-	Sandbox          string   `json:"sandbox"` // auto, bubblewrap, none
+	Sandbox          string   `json:"sandbox"` // auto, bubblewrap, landlock, none
+	Network          bool     `json:"network"`
+	Disk             string   `json:"disk"` // of one task's working folder
 	AllowUnsandboxed bool     `json:"allow_unsandboxed"`
 	Capacity         Capacity `json:"capacity"`
 	Slots            int      `json:"slots"` // 0: by the machine's cores
@@ -123,7 +125,7 @@ func DefaultConfig(dataDir string) Config {
 		Operations:  Operations{Exec: "all", Copy: "all", Suspend: "all", Service: "all"},
 		Adapters: Adapters{
 			MaxOutput: "1GiB",
-			Process:   Process{Enabled: true, Sandbox: "auto", Price: price},
+			Process:   Process{Enabled: true, Sandbox: "auto", Disk: "10GiB", Price: price},
 			Wasm:      Wasm{Enabled: true, Price: price},
 		},
 		Store: Store{Quota: "10GiB", Reserve: "512MiB"},
@@ -214,7 +216,8 @@ func (c Config) Validate() error {
 		{"store.quota", func() error { return checkBytes(c.Store.Quota) }},
 		{"store.reserve", func() error { return checkBytes(c.Store.Reserve) }},
 		{"adapters.max_output", func() error { return checkBytes(c.Adapters.MaxOutput) }},
-		{"adapters.process.sandbox", func() error { return oneOf(c.Adapters.Process.Sandbox, "auto", "bubblewrap", "none") }},
+		{"adapters.process.disk", func() error { return checkBytes(c.Adapters.Process.Disk) }},
+		{"adapters.process.sandbox", func() error { return oneOf(c.Adapters.Process.Sandbox, "auto", "bubblewrap", "landlock", "none") }},
 		{"cell.profile", func() error { return oneOf(c.Cell.Profile, "lan", "wan") }},
 		{"log.format", func() error { return oneOf(c.Log.Format, "auto", "text", "json") }},
 		{"log.level", func() error { return oneOf(c.Log.Level, "debug", "info", "warn", "error") }},

@@ -112,7 +112,7 @@ func TestConfigFaults(t *testing.T) {
 		{"below zero", "credit_limit: -1\n", nil, []string{"credit_limit", "below zero"}},
 		{"price beyond all", "adapters: {process: {price: {per_cpu_hour: 2000000}}}\n", nil, []string{"adapters.process.price", "out of range"}},
 		{"wrong size", "store: {quota: many}\n", nil, []string{"config.yaml:1:16", "store.quota", "many"}},
-		{"wrong sandbox", "adapters: {process: {sandbox: chroot}}\n", nil, []string{"chroot", "auto, bubblewrap, none"}},
+		{"wrong sandbox", "adapters: {process: {sandbox: chroot}}\n", nil, []string{"chroot", "auto, bubblewrap, landlock, none"}},
 		{"negative slots", "adapters: {process: {slots: -1}}\n", nil, []string{"adapters.process.slots", "-1"}},
 		{"wrong capacity", "adapters: {process: {capacity: {cpu: lots}}}\n", nil, []string{"adapters.process.capacity", "lots"}},
 		{"capacity without its unit", "adapters: {wasm: {capacity: {memory: 512}}}\n", nil, []string{"config.yaml:1", "adapters.wasm.capacity.memory", "did you mean 512MiB?"}},

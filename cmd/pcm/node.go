@@ -84,7 +84,7 @@ func sales(cfg Config, s surroundings) ([]node.Sale, error) {
 			return nil, err
 		}
 		list = append(list, node.Sale{Price: price, Adapter: process.New(process.Config{
-			Capacity: capacity, Slots: p.Slots, AllowUnsandboxed: p.AllowUnsandboxed,
+			Capacity: capacity, Slots: p.Slots, AllowUnsandboxed: p.AllowUnsandboxed, Network: p.Network,
 		}, client)})
 	}
 	if w.Enabled {

@@ -24,6 +24,8 @@ type supervised struct {
 	Dir       string `json:"dir"`
 	Cache     string `json:"cache"` // of compiled WebAssembly modules
 	Sandbox   string `json:"sandbox"`
+	Network   bool   `json:"network"`
+	Disk      string `json:"disk"`
 	MaxOutput string `json:"max_output"`
 	Version   string `json:"version"`
 }
@@ -52,7 +54,11 @@ func (s supervised) serve(ctx context.Context) error {
 		return err
 	}
 	log := slog.Default() // to standard error, which the daemon has pointed at the supervisor's log
-	proc, err := process.NewRunner(process.RunnerConfig{Dir: s.Dir, Sandbox: s.Sandbox, Logger: log})
+	disk, err := pcm.ParseBytes(s.Disk)
+	if err != nil {
+		return err
+	}
+	proc, err := process.NewRunner(process.RunnerConfig{Dir: s.Dir, Sandbox: s.Sandbox, Network: s.Network, Disk: disk, Logger: log})
 	if err != nil {
 		return err
 	}
@@ -70,7 +76,7 @@ func (s supervised) serve(ctx context.Context) error {
 func supervisorClient(cfg Config, executable, version string, log *slog.Logger) (*supervisor.Client, error) {
 	s := supervised{
 		Dir: filepath.Join(cfg.Data, "tasks"), Cache: filepath.Join(cfg.Data, "cache", "wasm"),
-		Sandbox: cfg.Adapters.Process.Sandbox, MaxOutput: cfg.Adapters.MaxOutput, Version: version,
+		Sandbox: cfg.Adapters.Process.Sandbox, Network: cfg.Adapters.Process.Network, Disk: cfg.Adapters.Process.Disk, MaxOutput: cfg.Adapters.MaxOutput, Version: version,
 	}
 	same, err := json.Marshal(s)
 	if err != nil {

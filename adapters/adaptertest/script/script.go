@@ -26,13 +26,21 @@ import (
 //	env               print the environment, sorted, one a line
 //	args              print the program's name
 //	sleep DURATION    wait
+//	ticks N DURATION  print "tick 1" to "tick N", waiting in between
+//	await PATH        wait until the file is there
 //	spin              compute for ever
+//	burn DURATION     use this much CPU time
 //	alloc MIB         use this much memory
+//	hold DURATION     keep what alloc took
 //	flood BYTES       print this many bytes
 //	try               the next step's failure is printed as "refused: ...", and ends nothing
 //	term              from now on, SIGTERM prints "asked to end" and ends with code 0
 //	deaf              from now on, SIGTERM is ignored
 //	child DURATION    start a process of its own session that outlives this one
+//	echo              copy standard input to stdout
+//	window            print rows and columns of the terminal that is stdout
+//	dial ADDRESS      connect, and print the first line that comes
+//	serve PORT TEXT   from now on, greet whoever connects with TEXT, and echo what comes
 //	abort             crash
 //
 // A step that fails ends the program with code 99.
@@ -63,6 +71,11 @@ func Main(args []string) {
 		lenient = false
 	}
 }
+
+var (
+	sink int      // keeps a loop from being left out
+	kept [][]byte // what alloc took
+)
 
 func step(op string, next func() string) error {
 	switch op {
@@ -115,6 +128,35 @@ func step(op string, next func() string) error {
 			return err
 		}
 		time.Sleep(d)
+	case "ticks":
+		n, _ := strconv.Atoi(next())
+		d, err := time.ParseDuration(next())
+		if err != nil {
+			return err
+		}
+		for i := range n {
+			fmt.Println("tick", i+1)
+			time.Sleep(d)
+		}
+	case "await":
+		for path := next(); ; time.Sleep(10 * time.Millisecond) {
+			if _, err := os.Stat(path); err == nil {
+				return nil
+			}
+		}
+	case "echo":
+		_, err := io.Copy(os.Stdout, os.Stdin)
+		return err
+	case "burn":
+		d, err := time.ParseDuration(next())
+		if err != nil {
+			return err
+		}
+		for end := used() + d; used() < end; {
+			for n := range 1 << 16 {
+				sink += n
+			}
+		}
 	case "spin":
 		for n := uint64(1); ; n = n*6364136223846793005 + 1442695040888963407 {
 			if n == 0 {
@@ -130,7 +172,14 @@ func step(op string, next func() string) error {
 				blocks[i][j] = byte(i + 1)
 			}
 		}
-		runtime.KeepAlive(blocks)
+		kept = blocks
+	case "hold":
+		d, err := time.ParseDuration(next())
+		if err != nil {
+			return err
+		}
+		time.Sleep(d)
+		runtime.KeepAlive(kept)
 	case "flood":
 		n, _ := strconv.Atoi(next())
 		block := []byte(strings.Repeat("0123456789abcde\n", 64))
@@ -141,7 +190,7 @@ func step(op string, next func() string) error {
 			}
 			n -= k
 		}
-	case "term", "deaf", "child":
+	case "term", "deaf", "child", "window", "dial", "serve":
 		return native(op, next)
 	case "abort":
 		var p *int
