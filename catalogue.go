@@ -3,6 +3,7 @@ package pcm
 import (
 	"embed"
 	"fmt"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -107,6 +108,9 @@ func (c *catalogue) with(data []byte, filename string, own bool) (*catalogue, er
 	n := &catalogue{slices.Clone(c.classes), slices.Clone(c.accelerators)}
 	for i, e := range file.Accelerators {
 		a, err := e.known()
+		if err == nil && slices.ContainsFunc(n.accelerators, func(k KnownAccelerator) bool { return reflect.DeepEqual(k, a) }) {
+			continue // the file was read before
+		}
 		if err == nil && slices.ContainsFunc(n.accelerators, func(k KnownAccelerator) bool { return k.Name == a.Name }) {
 			err = Errorf(Conflict, "accelerator %s is known already", a.Name)
 		}
@@ -115,6 +119,9 @@ func (c *catalogue) with(data []byte, filename string, own bool) (*catalogue, er
 	}
 	for i, e := range file.Classes {
 		k, err := e.class(n, own)
+		if err == nil && slices.ContainsFunc(n.classes, func(c Class) bool { return reflect.DeepEqual(c, k) }) {
+			continue
+		}
 		if err == nil && slices.ContainsFunc(n.classes, func(c Class) bool { return c.Name == k.Name }) {
 			err = Errorf(Conflict, "class %s is known already", k.Name)
 		}

@@ -113,6 +113,23 @@ type Offer struct {
 	Pools    []Pool    `json:"pools" cbor:"10,keyasint"`
 }
 
+// CheckSize refuses an offer that is too large to be told to others, with code
+// TooLarge: it names the pool that takes the most.
+func (o Offer) CheckSize() error {
+	size := len(MustMarshal(o))
+	if size <= MaxOffer || len(o.Pools) == 0 {
+		return nil
+	}
+	most, largest := 0, o.Pools[0].ID
+	for _, p := range o.Pools {
+		if n := len(MustMarshal(p)); n > most {
+			most, largest = n, p.ID
+		}
+	}
+	return Errorf(TooLarge, "the offer of %d pools has %d bytes, over the bound of %d; pool %s takes the most, %d: shorten its labels or what is said of its software, or sell fewer pools",
+		len(o.Pools), size, MaxOffer, largest, most)
+}
+
 // OpenOffer checks signature, size, signer, form and validity at now.
 func OpenOffer(s Signed, now time.Time) (Offer, error) {
 	var o Offer

@@ -171,6 +171,9 @@ func (s *seller) ready(x *execution) error {
 	if each != t.Each || st.Limit().Milliseconds() != t.LimitMS {
 		return pcm.Errorf(pcm.Invalid, "the award reserves %s for %d ms, the spec asks for %s for %d ms", t.Each, t.LimitMS, each, st.Limit().Milliseconds())
 	}
+	if err := s.meets(st, t.Pool); err != nil {
+		return err
+	}
 	var need []pcm.Digest
 	if st.ModuleAt != "" {
 		need = append(need, st.ModuleAt)
@@ -200,6 +203,25 @@ func (s *seller) ready(x *execution) error {
 			return err
 		}
 		x.mounts, x.release = append(x.mounts, adapters.Mount{Path: path, Target: in.Target}), append(x.release, release)
+	}
+	return nil
+}
+
+// meets refuses a step that demands what the pool is not. The driver saw to that
+// by the offer; another's driver need not have.
+func (s *seller) meets(st pcm.Step, id pcm.PoolID) error {
+	var pool pcm.Pool
+	s.n.cell.View(func() {
+		if p, ok := s.n.state.Pool(placeKey{Peer: s.n.self, Pool: id}); ok {
+			pool = p.Pool
+		}
+	})
+	d, err := st.Demand(pool.Class)
+	if err != nil {
+		return err
+	}
+	if why := d.Misses(pool); why != "" {
+		return pcm.Errorf(pcm.Refused, "pool %s: %s", id, why)
 	}
 	return nil
 }

@@ -40,8 +40,9 @@ type Config struct {
 	MDNS      bool
 	PortMap   bool
 
-	Sales      []Sale     // what this peer sells
-	Operations Operations // with running tasks, that this peer allows
+	Sales      []Sale               // what this peer sells
+	Facts      map[pcm.PoolID]Facts // what the back ends don't tell of their pools
+	Operations Operations           // with running tasks, that this peer allows
 
 	Credit pcm.Micro // most that any one other account may owe this peer
 

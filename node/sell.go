@@ -48,7 +48,9 @@ func (s *selling) run(ctx context.Context) error {
 					return nil
 				}
 				s.n.log.Warn("can't declare what this peer sells", "error", err)
-				wait = time.Second
+				if pcm.ErrorCode(err) != pcm.TooLarge { // that stays until the pools change
+					wait = time.Second
+				}
 			} else {
 				published = time.Now()
 			}
@@ -80,6 +82,7 @@ func (s *selling) describe(ctx context.Context) []pcm.Pool {
 		for _, p := range list {
 			p.Price = sale.Price
 			p.Features = s.n.cfg.Operations.offered(p.Features)
+			s.n.cfg.Facts[p.ID].add(&p)
 			if err := p.Validate(); err != nil {
 				s.n.log.Warn("a pool is not valid and is not offered", "adapter", sale.Adapter.Name(), "error", err)
 				continue
@@ -101,6 +104,13 @@ func (s *selling) declare(ctx context.Context, pools []pcm.Pool) error {
 			number = max(number, m.Offer+1)
 		}
 	})
+	offer := pcm.Offer{
+		Mesh: s.n.id.Mesh.Mesh, Cell: s.n.id.Mesh.Cell, Peer: s.n.self, Account: s.n.account, Name: s.n.cfg.Name,
+		Number: number, IssuedAt: now.UnixMilli(), NotAfter: now.Add(offerLife).UnixMilli(), Labels: s.n.cfg.Labels, Pools: pools,
+	}
+	if err := offer.CheckSize(); err != nil {
+		return err
+	}
 	try, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	if _, err := s.n.must(try, pcm.Op{Capacity: &pcm.Capacity{Offer: number, Pools: pools, Credit: s.n.cfg.Credit}}); err != nil {
@@ -109,10 +119,7 @@ func (s *selling) declare(ctx context.Context, pools []pcm.Pool) error {
 	s.mu.Lock()
 	s.pools, s.number = pools, number
 	s.mu.Unlock()
-	return s.n.mesh.Publish(s.n.id.Peer.Seal(pcm.DomainOffer, pcm.Offer{
-		Mesh: s.n.id.Mesh.Mesh, Cell: s.n.id.Mesh.Cell, Peer: s.n.self, Account: s.n.account, Name: s.n.cfg.Name,
-		Number: number, IssuedAt: now.UnixMilli(), NotAfter: now.Add(offerLife).UnixMilli(), Labels: s.n.cfg.Labels, Pools: pools,
-	}))
+	return s.n.mesh.Publish(s.n.id.Peer.Seal(pcm.DomainOffer, offer))
 }
 
 // withdraw stops selling.

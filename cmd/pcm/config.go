@@ -17,25 +17,27 @@ import (
 // separated by commas); flags exist for the common ones. Flags win over the
 // environment, which wins over the file. configs/pcm.example.yaml explains every key.
 type Config struct {
-	Data        string     `json:"data"`
-	Name        string     `json:"name"`
-	API         string     `json:"api"`
-	APIHosts    []string   `json:"api_hosts"`
-	LogListen   string     `json:"log_listen"`
-	Listen      []string   `json:"listen"`
-	Announce    []string   `json:"announce"`
-	Join        string     `json:"join"`
-	Bootstrap   []string   `json:"bootstrap"`
-	MDNS        bool       `json:"mdns"`
-	PortMap     bool       `json:"port_map"`
-	Labels      pcm.Labels `json:"labels"`
-	AccountKey  string     `json:"account_key"`
-	CreditLimit Amount     `json:"credit_limit"`
-	Adapters    Adapters   `json:"adapters"`
-	Operations  Operations `json:"operations"`
-	Store       Store      `json:"store"`
-	Cell        Cell       `json:"cell"`
-	Log         Log        `json:"log"`
+	Data        string               `json:"data"`
+	Name        string               `json:"name"`
+	API         string               `json:"api"`
+	APIHosts    []string             `json:"api_hosts"`
+	LogListen   string               `json:"log_listen"`
+	Listen      []string             `json:"listen"`
+	Announce    []string             `json:"announce"`
+	Join        string               `json:"join"`
+	Bootstrap   []string             `json:"bootstrap"`
+	MDNS        bool                 `json:"mdns"`
+	PortMap     bool                 `json:"port_map"`
+	Labels      pcm.Labels           `json:"labels"`
+	AccountKey  string               `json:"account_key"`
+	CreditLimit Amount               `json:"credit_limit"`
+	Classes     []string             `json:"classes"` // files
+	Facts       map[string]PoolFacts `json:"facts"`   // by pool
+	Adapters    Adapters             `json:"adapters"`
+	Operations  Operations           `json:"operations"`
+	Store       Store                `json:"store"`
+	Cell        Cell                 `json:"cell"`
+	Log         Log                  `json:"log"`
 }
 
 // Operations are what buyers may do with their running tasks here: all, own (this
@@ -123,6 +125,8 @@ func DefaultConfig(dataDir string) Config {
 		Labels:      pcm.Labels{},
 		CreditLimit: "1000",
 		Operations:  Operations{Exec: "all", Copy: "all", Suspend: "all", Service: "all"},
+		Classes:     []string{},
+		Facts:       map[string]PoolFacts{},
 		Adapters: Adapters{
 			MaxOutput: "1GiB",
 			Process:   Process{Enabled: true, Sandbox: "auto", Disk: "10GiB", Price: price},

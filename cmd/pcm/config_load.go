@@ -48,6 +48,12 @@ func loadConfig(file, data string, getenv func(string) string, flags func(*Confi
 	if err := c.complete(); err != nil {
 		return c, err
 	}
+	if err := addClasses(c.Classes, filepath.Dir(file)); err != nil {
+		return c, err
+	}
+	if _, err := c.poolFacts(); err != nil {
+		return c, placeFault(err, at, file, getenv)
+	}
 	if err := c.Validate(); err != nil {
 		return c, placeFault(err, at, file, getenv)
 	}

@@ -22,6 +22,17 @@ type Request struct {
 	Driver   pcm.AccountID // account of the peer that places
 	Unit     string        // in which the job pays
 	Strategy string
+
+	demand, own pcm.Demand // of the step, with and without what its class demands
+}
+
+// demands is what the site's pool has to meet: one that is offered as the step's
+// class meets the class's demands by that.
+func (r Request) demands(s Site) pcm.Demand {
+	if r.Step.Class != "" && r.Step.Class == s.Pool.Class {
+		return r.own
+	}
+	return r.demand
 }
 
 // Site is one pool of one peer, and what is known of it.
@@ -89,6 +100,8 @@ var Filters = []Filter{
 			return ""
 		case known && c.Resources.Within(s.Pool.Capacity):
 			return ""
+		case !known && r.Step.Resources.CPU != "" && r.Step.Resources.Memory != "":
+			return "" // a class of the buyer's own, spelled out in the spec
 		case !known:
 			return fmt.Sprintf("class %s is not known", r.Step.Class)
 		}
@@ -104,6 +117,19 @@ var Filters = []Filter{
 			return fmt.Sprintf("wants label %s, has %s", missing, cmp.Or(have.String(), "none"))
 		}
 		return ""
+	}},
+	{"accelerator", func(r Request, s Site) string { return r.demands(s).MissesAccelerator(s.Pool) }},
+	{"software", func(r Request, s Site) string { return r.demands(s).MissesSoftware(s.Pool) }},
+	{"network", func(r Request, s Site) string { return r.demands(s).MissesNetwork(s.Pool) }},
+	{"disk", func(r Request, s Site) string {
+		switch have := s.Pool.Capacity.Disk; {
+		case r.Each.Disk <= have:
+			return ""
+		case have == 0:
+			return fmt.Sprintf("a task needs %s of disk, the pool doesn't state its disk", r.Each.Disk)
+		default:
+			return fmt.Sprintf("a task needs %s of disk, the whole pool has %s: %s too little", r.Each.Disk, have, r.Each.Disk-have)
+		}
 	}},
 	{"size", func(r Request, s Site) string {
 		if r.Each.Within(s.Pool.Capacity) && s.Pool.Slots > 0 {
@@ -185,6 +211,12 @@ func FindStrategy(name string) (Strategy, error) {
 func Rank(r Request, sites []Site) ([]Candidate, error) {
 	strategy, err := FindStrategy(cmp.Or(r.Strategy, "cheapest"))
 	if err != nil {
+		return nil, err
+	}
+	if r.demand, err = r.Step.Demand(""); err != nil {
+		return nil, err
+	}
+	if r.own, err = r.Step.Demand(r.Step.Class); err != nil {
 		return nil, err
 	}
 	list := make([]Candidate, 0, len(sites))

@@ -38,6 +38,11 @@ func request() Request {
 	}
 }
 
+func known(name string) *pcm.Accelerator {
+	k, _ := pcm.FindAccelerator(name)
+	return &k.Accelerator
+}
+
 // TestFilters: each filter excludes what it is for, says why with both values, and lets
 // the rest through.
 func TestFilters(t *testing.T) {
@@ -77,6 +82,57 @@ func TestFilters(t *testing.T) {
 		{"the pool's label counts", func(r *Request, s *Site) {
 			r.Step.Labels, s.Pool.Labels = pcm.Labels{"region": "eu"}, pcm.Labels{"region": "us"}
 		}, "labels", []string{"region=eu", "region=us"}},
+		{"an accelerator by name", func(r *Request, s *Site) {
+			r.Step.Resources.Accelerator, s.Pool.Accelerator = "a100.80g", known("a100.80g")
+		}, "", nil},
+		{"no accelerator is stated", func(r *Request, _ *Site) { r.Step.Resources.Accelerator = "a100" }, "accelerator", []string{"a100", "states none"}},
+		{"another model", func(r *Request, s *Site) {
+			r.Step.Resources.Accelerator, s.Pool.Accelerator = "h100", known("a100.80g")
+		}, "accelerator", []string{"h100", "nvidia a100.80g"}},
+		{"another vendor", func(r *Request, s *Site) {
+			r.Step.Resources.Accelerator, s.Pool.Accelerator = "vendor=huawei", known("a100.80g")
+		}, "accelerator", []string{"huawei", "nvidia"}},
+		{"too little of its memory", func(r *Request, s *Site) {
+			r.Step.Resources.Accelerator, s.Pool.Accelerator = "a100.80g", known("a100.40g")
+		}, "accelerator", []string{"80GiB", "a100.40g has 40GiB", "40GiB too little"}},
+		{"too slow", func(r *Request, s *Site) {
+			r.Step.Resources.Accelerator, s.Pool.Accelerator = "fp16 >= 300 TOPS", known("v100.32g")
+		}, "accelerator", []string{"300 TOPS at fp16", "does 112", "188 too little"}},
+		{"fast enough", func(r *Request, s *Site) {
+			r.Step.Resources.Accelerator, s.Pool.Accelerator = "fp16 ≥ 300 TOPS", known("a100.40g")
+		}, "", nil},
+		{"a precision that is not stated", func(r *Request, s *Site) {
+			r.Step.Resources.Accelerator, s.Pool.Accelerator = "fp8 >= 1", known("a100.40g")
+		}, "accelerator", []string{"fp8", "doesn't state"}},
+		{"a class's accelerator", func(r *Request, s *Site) {
+			r.Step.Class, s.Pool.Accelerator = "gpu.a100.80g", known("v100.32g")
+			s.Pool.Capacity = pcm.Resources{CPU: 64000, Memory: 256 << 30, GPU: 1}
+		}, "accelerator", []string{"a100.80g", "v100.32g"}},
+		{"a pool of the class needn't state it", func(r *Request, s *Site) { r.Step.Class, s.Pool.Class = "gpu.a100.80g", "gpu.a100.80g" }, "", nil},
+		{"software", func(r *Request, s *Site) {
+			r.Step.Resources.Software, s.Pool.Software = []string{"cuda>=12", "python"}, pcm.Software{"cuda": "12.4", "python": ""}
+		}, "", nil},
+		{"older software", func(r *Request, s *Site) {
+			r.Step.Resources.Software, s.Pool.Software = []string{"cuda>=12"}, pcm.Software{"cuda": "11.8"}
+		}, "software", []string{"cuda>=12", "cuda 11.8"}},
+		{"no such software", func(r *Request, s *Site) {
+			r.Step.Resources.Software, s.Pool.Software = []string{"phyton"}, pcm.Software{"python": "3.12"}
+		}, "software", []string{"phyton", "python 3.12", "did you mean python?"}},
+		{"no software is stated", func(r *Request, _ *Site) { r.Step.Resources.Software = []string{"cuda"} }, "software", []string{"cuda", "states none"}},
+		{"a fast network", func(r *Request, s *Site) {
+			r.Step.Resources.Bandwidth, r.Step.Resources.Fabric = "100 Gbit/s", "infiniband"
+			s.Pool.Network = &pcm.Network{Bandwidth: 200_000, Fabric: "infiniband"}
+		}, "", nil},
+		{"a slow network", func(r *Request, s *Site) {
+			r.Step.Resources.Bandwidth, s.Pool.Network = "100 Gbit/s", &pcm.Network{Bandwidth: 25_000}
+		}, "network", []string{"100Gbit/s", "25Gbit/s", "75Gbit/s too little"}},
+		{"another fabric", func(r *Request, s *Site) {
+			r.Step.Resources.Fabric, s.Pool.Network = "infiniband", &pcm.Network{Fabric: "roce"}
+		}, "network", []string{"infiniband", "roce"}},
+		{"no network is stated", func(r *Request, _ *Site) { r.Step.Resources.Bandwidth = "1 Gbit/s" }, "network", []string{"1Gbit/s", "doesn't state"}},
+		{"disk", func(r *Request, s *Site) { r.Each.Disk, s.Pool.Capacity.Disk, s.Free.Disk = 10<<30, 10<<30, 10<<30 }, "", nil},
+		{"too little disk", func(r *Request, s *Site) { r.Each.Disk, s.Pool.Capacity.Disk = 10<<30, 4<<30 }, "disk", []string{"10GiB", "4GiB", "6GiB too little"}},
+		{"no disk is stated", func(r *Request, _ *Site) { r.Each.Disk = 10 << 30 }, "disk", []string{"10GiB", "doesn't state"}},
 		{"too much memory", func(r *Request, _ *Site) { r.Each.Memory = 16 << 30 }, "size", []string{"16GiB", "8GiB", "8 slots"}},
 		{"too much cpu", func(r *Request, _ *Site) { r.Each.CPU = 4001 }, "size", []string{"4.001 cpu", "4 cpu"}},
 		{"an accelerator", func(r *Request, _ *Site) { r.Each.GPU = 1 }, "size", []string{"1 gpu"}},
@@ -119,7 +175,7 @@ func TestFilters(t *testing.T) {
 
 // TestEveryFilterIsTested: the table above excludes by each filter.
 func TestEveryFilterIsTested(t *testing.T) {
-	want := []string{"adapter", "features", "class", "labels", "size", "time", "unit", "own account", "self-dealing", "alive", "recent"}
+	want := []string{"adapter", "features", "class", "labels", "accelerator", "software", "network", "disk", "size", "time", "unit", "own account", "self-dealing", "alive", "recent"}
 	var have []string
 	for _, f := range Filters {
 		have = append(have, f.Name)
