@@ -20,6 +20,14 @@ type Batcher interface {
 	MaxBatch() int
 }
 
+// Discoverer is an adapter whose back end tells when its pools may have changed.
+// Those of others are looked at from time to time.
+type Discoverer interface {
+	// Changed gives a signal whenever Pools may find something else, until ctx ends.
+	// The channel keeps one signal for a reader that is slow; it may be closed.
+	Changed(ctx context.Context) <-chan struct{}
+}
+
 // Suspender halts a running attempt and lets it go on. Lease and time limit run
 // on meanwhile. Both are idempotent. Feature: [pcm.FeatureSuspend].
 type Suspender interface {

@@ -23,10 +23,15 @@ type selling struct {
 	pools  []pcm.Pool // as declared
 	number uint64
 	again  chan struct{}
-	off    bool // sells nothing any more
+	off    bool             // sells nothing any more
+	asked  bool             // by this peer's operator, to look now
+	blind  map[string]blind // back ends that can't be observed, by adapter
+	steady steady
 }
 
-func newSelling(n *Node) *selling { return &selling{n: n, again: make(chan struct{}, 1)} }
+func newSelling(n *Node) *selling {
+	return &selling{n: n, again: make(chan struct{}, 1), blind: map[string]blind{}}
+}
 
 // run declares the pools, and again when they change.
 func (s *selling) run(ctx context.Context) error {
@@ -35,12 +40,17 @@ func (s *selling) run(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	}
+	s.listen(ctx)
 	var published time.Time
 	for {
 		wait := offerCheck
+		s.mu.Lock()
+		asked := s.asked
+		s.asked = false
+		s.mu.Unlock()
 		pools := s.describe(ctx)
 		s.mu.Lock()
-		changed := !slices.Equal(pcm.MustMarshal(pools), pcm.MustMarshal(s.pools)) || s.number == 0
+		changed := s.number == 0 || s.steady.worth(s.pools, pools, time.Now(), asked)
 		s.mu.Unlock()
 		if changed || time.Since(published) > offerLife/2 {
 			if err := s.declare(ctx, pools); err != nil {
@@ -71,15 +81,12 @@ func (s *selling) describe(ctx context.Context) []pcm.Pool {
 	if s.n.draining.Load() || s.isOff() || s.n.diskLow() != "" {
 		return pools
 	}
-	for _, sale := range s.n.cfg.Sales {
-		try, cancel := context.WithTimeout(ctx, 5*time.Second)
-		list, err := sale.Adapter.Pools(try)
-		cancel()
-		if err != nil {
-			s.n.log.Warn("a back end can't be observed and is not offered", "adapter", sale.Adapter.Name(), "error", err)
+	for i, seen := range s.discover(ctx) {
+		sale := s.n.cfg.Sales[i]
+		if seen.err != nil {
 			continue
 		}
-		for _, p := range list {
+		for _, p := range seen.pools {
 			p.Price = sale.Price
 			p.Features = s.n.cfg.Operations.offered(p.Features)
 			s.n.cfg.Facts[p.ID].add(&p)
@@ -151,8 +158,16 @@ func (s *selling) declared() []pcm.Pool {
 	return slices.Clone(s.pools)
 }
 
-// check has the pools looked at now.
+// check has the pools looked at now, and any change declared.
 func (s *selling) check() {
+	s.mu.Lock()
+	s.asked = true
+	s.mu.Unlock()
+	s.look()
+}
+
+// look has the pools looked at now.
+func (s *selling) look() {
 	select {
 	case s.again <- struct{}{}:
 	default:
