@@ -29,7 +29,8 @@ type Config struct {
 	Labels           pcm.Labels    // beside os, arch and limits
 }
 
-// Adapter is the daemon's side. It implements adapters.Adapter and adapters.Fencer.
+// Adapter is the daemon's side. It implements adapters.Adapter,
+// adapters.Fencer and the roles for running attempts.
 type Adapter struct {
 	*supervisor.Attempts
 	cfg Config
@@ -38,6 +39,11 @@ type Adapter struct {
 var (
 	_ adapters.Adapter = (*Adapter)(nil)
 	_ adapters.Fencer  = (*Adapter)(nil)
+
+	_ adapters.Suspender = (*Adapter)(nil)
+	_ adapters.Execer    = (*Adapter)(nil)
+	_ adapters.Copier    = (*Adapter)(nil)
+	_ adapters.Dialer    = (*Adapter)(nil)
 )
 
 // New makes the adapter; client leads to a supervisor that has this package's runner.

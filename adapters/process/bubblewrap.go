@@ -133,7 +133,8 @@ func (b *bubblewrap) prepare(t *supervisor.Run, extra surroundings) (*spec, erro
 		argv = append(argv, "--ro-bind", in.Path, path.Join(workInside, in.Target))
 	}
 	argv = append(argv, "--remount-ro", "/", "--clearenv")
-	for _, e := range environ(t.Task, workInside, extra) {
+	env := environ(t.Task, workInside, extra)
+	for _, e := range env {
 		k, v, _ := strings.Cut(e, "=")
 		argv = append(argv, "--setenv", k, v)
 	}
@@ -141,8 +142,9 @@ func (b *bubblewrap) prepare(t *supervisor.Run, extra surroundings) (*spec, erro
 	s := &spec{
 		path: b.path, dir: "/", program: t.Command[0], boxed: true, wrappers: 1,
 		// By these a later supervisor knows a survivor.
-		env: marks(t),
-		ran: func(report []byte) bool { return bytes.Contains(report, []byte(`"exit-code"`)) },
+		env:  marks(t),
+		cell: cell{Walls: SandboxBubblewrap, Spaced: true, Network: extra.network, Work: t.Work, Env: env},
+		ran:  func(report []byte) bool { return bytes.Contains(report, []byte(`"exit-code"`)) },
 	}
 	if err := s.reports(); err != nil {
 		return nil, err

@@ -180,7 +180,8 @@ func (g *group1) usage() use {
 	return u
 }
 
-func (g *group1) procs() []int { return procs(g.dirs[0]) }
+func (g *group1) folders() []string { return g.dirs }
+func (g *group1) procs() []int      { return procs(g.dirs[0]) }
 
 func (g *group1) freeze(on bool) bool {
 	word := "THAWED"

@@ -161,7 +161,8 @@ func (g *group2) usage() use {
 	}
 }
 
-func (g *group2) procs() []int { return procs(g.dir) }
+func (g *group2) folders() []string { return []string{g.dir} }
+func (g *group2) procs() []int      { return procs(g.dir) }
 
 func (g *group2) freeze(on bool) bool {
 	word := "0"

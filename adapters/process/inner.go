@@ -14,7 +14,6 @@ import (
 	"syscall"
 	"unsafe"
 
-	seccomp "github.com/elastic/go-seccomp-bpf"
 	"github.com/landlock-lsm/go-landlock/landlock"
 	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
 	"golang.org/x/sys/unix"
@@ -55,8 +54,17 @@ type cell struct {
 	Devices   []string `json:"devices,omitempty"`
 	Libs      []string `json:"libs,omitempty"`
 	Processes uint64   `json:"processes,omitempty"` // at most, where no control group counts them
+	Listen    int      `json:"listen,omitempty"`    // the port of a service that has no network of its own
 	Command   []string `json:"command"`
 	Env       []string `json:"env"`
+
+	// What is run beside the task is told this as well.
+	Walls    string   `json:"walls,omitempty"` // the sandbox that the task is in
+	Groups   []string `json:"groups,omitempty"`
+	Target   int      `json:"target,omitempty"` // a process that is where to go
+	Since    uint64   `json:"since,omitempty"`  // when that began
+	Port     int      `json:"port,omitempty"`   // to connect to; 0: a command is run
+	Terminal bool     `json:"terminal,omitempty"`
 }
 
 // file gives the settings as an unnamed file.
@@ -93,12 +101,17 @@ func init() {
 	unix.CloseOnExec(cellSettings)
 	var c cell
 	err := json.NewDecoder(os.NewFile(cellSettings, "settings")).Decode(&c)
-	unix.Close(cellSettings)
 	if err == nil {
 		switch os.Args[1] {
 		case "run":
 			report.Write([]byte{cellBegun})
 			err = c.run(report)
+		case "enter":
+			err = c.enter()
+		case "join":
+			err = c.join()
+		case "dial":
+			err = c.dial()
 		default:
 			err = errors.New("no such thing to do in a sandbox")
 		}
@@ -181,20 +194,7 @@ func (c *cell) confine(work string) error {
 	if err := c.landlock(work); err != nil {
 		return err
 	}
-	unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-	for i := range uintptr(64) { // EPERM where there never were any, EINVAL after the last
-		unix.Prctl(unix.PR_CAPBSET_DROP, i, 0, 0, 0)
-	}
-	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var none [2]unix.CapUserData
-	if err := unix.Capset(&hdr, &none[0]); err != nil {
-		return os.NewSyscallError("capset", err)
-	}
-	p, err := policy(c.Network || c.Spaced)
-	if err != nil {
-		return err
-	}
-	return seccomp.LoadFilter(seccomp.Filter{NoNewPrivs: true, Policy: *p})
+	return c.refuse()
 }
 
 // landlock leaves access to what the task may use only. In namespaces that is a
@@ -224,6 +224,9 @@ func (c *cell) landlock(work string) error {
 		}
 		if c.Network {
 			rules = append(rules, readOnly("/etc/resolv.conf"))
+		} else if c.Listen != 0 { // there, and nowhere to connect to
+			all.HandledAccessNet = ll.AccessNetBindTCP | ll.AccessNetConnectTCP
+			rules = append(rules, landlock.BindTCP(uint16(c.Listen)))
 		}
 		rules = append(rules, files(c.Devices...))
 		for _, lib := range c.Libs {

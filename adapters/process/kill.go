@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -83,15 +82,10 @@ func processes() []int {
 	return pids
 }
 
-// parentOf reads the fourth field of /proc/PID/stat; 0 if there is no such process.
+// parentOf gives a process's parent; 0 if there is no such process.
 func parentOf(pid int) int {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return 0
-	}
-	_, rest, ok := strings.Cut(string(data[bytes.LastIndexByte(data, ')')+1:]), " ")
-	fields := strings.Fields(rest)
-	if !ok || len(fields) < 2 {
+	fields := statOf(pid)
+	if len(fields) < 2 {
 		return 0
 	}
 	ppid, _ := strconv.Atoi(fields[1])

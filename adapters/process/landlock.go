@@ -36,7 +36,7 @@ func findLandlock(cfg RunnerConfig) (*landlocked, error) {
 	if err != nil || abi < 1 {
 		return nil, errors.New("the kernel has no Landlock, or it is not switched on (lsm= on the kernel's command line)")
 	}
-	if _, err := policy(false); err != nil {
+	if _, err := policy(tcpSockets); err != nil {
 		return nil, err
 	}
 	l := &landlocked{cfg: cfg}
@@ -101,7 +101,7 @@ func (l *landlocked) prepare(t *supervisor.Run, extra surroundings) (*spec, erro
 	}
 	work := workInside
 	c := cell{
-		Spaced: l.namespaces(), Network: extra.network, Root: l.root(), Work: t.Work, Parts: l.parts,
+		Walls: SandboxLandlock, Spaced: l.namespaces(), Network: extra.network, Root: l.root(), Work: t.Work, Parts: l.parts,
 		Scratch: int64(extra.scratch), Devices: extra.devices, Libs: extra.libs, Command: t.Command,
 	}
 	if c.Spaced {
@@ -111,6 +111,7 @@ func (l *landlocked) prepare(t *supervisor.Run, extra surroundings) (*spec, erro
 		c.Processes = uint64(extra.processes)
 	} else {
 		work = t.Work
+		c.Listen = t.Port
 		for _, in := range t.Inputs {
 			if err := copyInput(context.Background(), in, t.Work); err != nil {
 				return nil, err
@@ -134,6 +135,7 @@ func (l *landlocked) prepare(t *supervisor.Run, extra surroundings) (*spec, erro
 		return nil, err
 	}
 	s.pass = append(s.pass, settings)
+	s.cell, s.cell.Command = c, nil
 	if c.Spaced {
 		s.sys.Cloneflags = syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS
 		if !extra.network {

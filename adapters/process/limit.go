@@ -31,6 +31,8 @@ type group interface {
 	kill() bool
 	// procs lists what is within; nil where that isn't known.
 	procs() []int
+	// folders are those of its control groups; nil without.
+	folders() []string
 	// freeze halts all within, or lets it go on. It tells whether that can be.
 	freeze(on bool) bool
 	usage() use
@@ -102,9 +104,10 @@ func (g rlimited) start(attr *os.ProcAttr, f func() (*os.Process, error)) (*os.P
 	return proc, true, nil
 }
 
-func (rlimited) kill() bool       { return false }
-func (rlimited) procs() []int     { return nil }
-func (rlimited) freeze(bool) bool { return false }
-func (rlimited) usage() use       { return use{} }
-func (rlimited) tight() bool      { return false }
-func (rlimited) remove()          {}
+func (rlimited) kill() bool        { return false }
+func (rlimited) procs() []int      { return nil }
+func (rlimited) folders() []string { return nil }
+func (rlimited) freeze(bool) bool  { return false }
+func (rlimited) usage() use        { return use{} }
+func (rlimited) tight() bool       { return false }
+func (rlimited) remove()           {}

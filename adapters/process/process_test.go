@@ -97,10 +97,6 @@ func TestConformance(t *testing.T) {
 				"waiting":            "nothing here has a queue: each task is started when there is room for it",
 				"back end hung":      "its back end is its supervisor",
 				"back end restarted": "its back end is its supervisor",
-				"suspend and resume": "not done",
-				"exec":               "not done",
-				"copy":               "not done",
-				"service":            "not done",
 			}
 			if strings.HasPrefix(mode, "none") {
 				unsupported["no network"] = "without a sandbox tasks have the machine's network"

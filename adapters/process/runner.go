@@ -43,6 +43,9 @@ type Runner struct {
 	box   sandbox // nil: none
 	limit limiter
 	spawn chan func(born *sync.WaitGroup) (home bool) // to the spawners' threads
+
+	mu       sync.Mutex
+	children map[adapters.Key]*child // that run
 }
 
 var _ supervisor.Runner = (*Runner)(nil)
@@ -64,7 +67,7 @@ func NewRunner(cfg RunnerConfig) (*Runner, error) {
 		return nil, pcm.Errorf(pcm.Invalid, "folder %q: %w", cfg.Dir, err)
 	}
 	cfg.Dir = dir
-	r := &Runner{cfg: cfg, log: cfg.Logger, spawn: make(chan func(*sync.WaitGroup) bool)}
+	r := &Runner{cfg: cfg, log: cfg.Logger, spawn: make(chan func(*sync.WaitGroup) bool), children: map[adapters.Key]*child{}}
 	box, why, err := findSandbox(cfg)
 	if err != nil {
 		return nil, err
@@ -200,11 +203,20 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 		}
 		return exitOf(ctx, err)
 	}
+	if err := settle(t, c, spec); err != nil {
+		r.log.Warn("nothing can be run beside this task", "attempt", t.Key.String(), "err", err)
+	}
+	r.mu.Lock()
+	r.children[t.Key] = c
+	r.mu.Unlock()
 	t.Started()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	go r.watchDisk(ctx, t, c.proc.Pid, stop)
 	state := r.wait(ctx, c, t, spec)
+	r.mu.Lock()
+	delete(r.children, t.Key)
+	r.mu.Unlock()
 
 	c.killAll(r.cfg.Dir, t.Key.String(), spec.boxed)
 	out.finish()
@@ -249,6 +261,7 @@ func (r *Runner) wait(ctx context.Context, c *child, t *supervisor.Run, spec *sp
 			return state
 		case <-stopping:
 			stopping = nil
+			c.halt(false) // the suspended could not end
 			c.terminate(spec)
 		case <-done:
 			done = nil

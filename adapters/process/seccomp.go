@@ -28,8 +28,17 @@ var refused = []string{
 	"swapon", "syslog", "umount2", "unshare", "userfaultfd", "vhangup",
 }
 
-// policy refuses those; without sockets, also every way to one.
-func policy(sockets bool) (*seccomp.Policy, error) {
+// sockets are those that a task may make.
+type sockets int
+
+const (
+	noSockets  sockets = iota
+	tcpSockets         // which Landlock can bound; no others, which it can't
+	allSockets
+)
+
+// policy refuses those, and sockets.
+func policy(may sockets) (*seccomp.Policy, error) {
 	here, err := arch.GetInfo("")
 	if err != nil {
 		return nil, fmt.Errorf("no filter of system calls for this machine: %w", err)
@@ -38,26 +47,37 @@ func policy(sockets bool) (*seccomp.Policy, error) {
 		return slices.DeleteFunc(slices.Clone(names), func(n string) bool { _, ok := here.SyscallNames[n]; return !ok })
 	}
 	no := known(refused...)
-	if !sockets {
+	if may == noSockets {
 		no = append(no, known("socket", "socketcall")...)
 	}
 	const spaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+	conditions := []seccomp.NameWithConditions{
+		{Name: "clone", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.BitsSet, Value: spaces}}},
+		{Name: "ioctl", Conditions: seccomp.ArgumentConditions{{Argument: 1, Operation: seccomp.Equal, Value: unix.TIOCSTI}}},
+		{Name: "ioctl", Conditions: seccomp.ArgumentConditions{{Argument: 1, Operation: seccomp.Equal, Value: unix.TIOCLINUX}}},
+	}
+	if may == tcpSockets {
+		const stream = unix.SOCK_STREAM | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
+		conditions = append(conditions,
+			seccomp.NameWithConditions{Name: "socket", Conditions: seccomp.ArgumentConditions{
+				{Argument: 0, Operation: seccomp.NotEqual, Value: unix.AF_INET}, {Argument: 0, Operation: seccomp.NotEqual, Value: unix.AF_INET6}}},
+			seccomp.NameWithConditions{Name: "socket", Conditions: seccomp.ArgumentConditions{{Argument: 1, Operation: seccomp.BitsSet, Value: 0xffffffff &^ stream}}},
+			seccomp.NameWithConditions{Name: "socket", Conditions: seccomp.ArgumentConditions{
+				{Argument: 2, Operation: seccomp.NotEqual, Value: 0}, {Argument: 2, Operation: seccomp.NotEqual, Value: unix.IPPROTO_TCP}}},
+		)
+	}
 	return &seccomp.Policy{DefaultAction: seccomp.ActionAllow, Syscalls: []seccomp.SyscallGroup{
 		// Its flags are behind a pointer, where no filter sees them: C libraries fall back to clone.
 		{Names: known("clone3"), Action: seccomp.ActionErrno | seccomp.Action(syscall.ENOSYS)},
 		{Names: no, Action: seccomp.ActionErrno},
-		{Action: seccomp.ActionErrno, NamesWithCondtions: []seccomp.NameWithConditions{
-			{Name: "clone", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.BitsSet, Value: spaces}}},
-			{Name: "ioctl", Conditions: seccomp.ArgumentConditions{{Argument: 1, Operation: seccomp.Equal, Value: unix.TIOCSTI}}},
-			{Name: "ioctl", Conditions: seccomp.ArgumentConditions{{Argument: 1, Operation: seccomp.Equal, Value: unix.TIOCLINUX}}},
-		}},
+		{NamesWithCondtions: conditions, Action: seccomp.ActionErrno},
 	}}, nil
 }
 
 // writeFilter writes the policy as bubblewrap takes it, and gives the file's
 // name; "" where this machine's system calls are not known.
 func writeFilter(dir string) (string, error) {
-	p, err := policy(true)
+	p, err := policy(allSockets)
 	if err != nil {
 		return "", nil
 	}

@@ -79,6 +79,8 @@ type spec struct {
 	reportW *os.File
 	heard   []byte
 	pass    []*os.File // inherited after reportW
+
+	cell cell // for what is run beside it
 }
 
 func (s *spec) close() {
@@ -145,7 +147,8 @@ func (r *Runner) prepare(ctx context.Context, t *supervisor.Run) (*spec, error) 
 	if err != nil {
 		return nil, err
 	}
-	return &spec{path: program, argv: t.Command, env: env, dir: t.Work, program: t.Command[0]}, nil
+	return &spec{path: program, argv: t.Command, env: env, dir: t.Work, program: t.Command[0],
+		cell: cell{Walls: SandboxNone, Network: true, Work: t.Work, Env: env}}, nil
 }
 
 // lookPath finds the program as execvp would: a name with a slash is relative

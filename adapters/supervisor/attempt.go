@@ -18,14 +18,15 @@ import (
 // attempt is one attempt in the supervisor. Fields below mu are guarded by
 // Server.mu; the others are set before the attempt is seen by others.
 type attempt struct {
-	key    string
-	folder folder
-	ready  chan struct{} // closed when started or refused
-	err    error         // why it was refused; read after ready
-	done   chan struct{} // closed when ended
-	stop   chan Stop
-	cancel context.CancelCauseFunc
-	gpus   int64
+	key     string
+	folder  folder
+	ready   chan struct{} // closed when started or refused
+	err     error         // why it was refused; read after ready
+	done    chan struct{} // closed when ended
+	stop    chan Stop
+	halting sync.Mutex // held while it is being suspended or resumed
+	cancel  context.CancelCauseFunc
+	gpus    int64
 
 	// mu
 	status   status

@@ -84,6 +84,16 @@ func (a *Attempts) Stop(ctx context.Context, k adapters.Key, grace time.Duration
 	return err
 }
 
+// Halt suspends an attempt, or lets it go on, if its runner is a [Halter].
+func (a *Attempts) Halt(ctx context.Context, k adapters.Key, on bool) error {
+	m := &message{Op: opResume, Key: k.String()}
+	if on {
+		m.Op = opSuspend
+	}
+	_, err := a.client.call(ctx, m)
+	return err
+}
+
 // Remove forgets an ended attempt.
 func (a *Attempts) Remove(ctx context.Context, k adapters.Key) error {
 	_, err := a.client.call(ctx, &message{Op: opRemove, Key: k.String()})

@@ -207,6 +207,8 @@ func (p *peer) answer(ctx context.Context, m *message) *message {
 		reply.Statuses, reply.More = p.s.list(m.Runner, m.After)
 	case opExtend:
 		err = p.s.extend(m.Leases)
+	case opSuspend, opResume:
+		err = p.s.halt(m.Key, m.Op == opSuspend)
 	case opRetire:
 		err = p.s.retire()
 	default:

@@ -43,6 +43,12 @@ type Remote interface {
 	Remote()
 }
 
+// Halter is a runner that halts running attempts and lets them go on. The
+// supervisor reports that.
+type Halter interface {
+	Halt(k adapters.Key, on bool) error
+}
+
 // Facts describes a runner.
 type Facts struct {
 	Sandbox string     `cbor:"1,keyasint"` // what keeps tasks in, e.g. "bubblewrap"; "none" if nothing

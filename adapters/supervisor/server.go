@@ -359,6 +359,42 @@ func (s *Server) stop(key string, grace time.Duration, reason string) error {
 	return nil
 }
 
+// halt suspends an attempt, or lets it go on.
+func (s *Server) halt(key string, on bool) error {
+	s.mu.Lock()
+	a := s.attempts[key]
+	if a == nil {
+		s.mu.Unlock()
+		return pcm.Errorf(pcm.NotFound, "no attempt %s here", key)
+	}
+	r, ok := s.runners[a.status.Runner].(Halter)
+	s.mu.Unlock()
+	if !ok {
+		return pcm.Errorf(pcm.Refused, "attempt %s can't be suspended: its runner has no means to", key)
+	}
+	a.halting.Lock() // what is reported last is what was done last
+	defer a.halting.Unlock()
+	s.mu.Lock()
+	state := a.status.State
+	s.mu.Unlock()
+	if state != adapters.Running && state != adapters.Suspended {
+		return pcm.Errorf(pcm.Conflict, "attempt %s is %s: only what runs can be suspended or resumed", key, state)
+	}
+	k, err := adapters.ParseKey(key)
+	if err != nil {
+		return err
+	}
+	if err := r.Halt(k, on); err != nil {
+		return err
+	}
+	if on {
+		s.report(a, adapters.Suspended, "", "suspended by its owner or its seller")
+	} else {
+		s.report(a, adapters.Running, "", "")
+	}
+	return nil
+}
+
 // remove forgets an ended attempt.
 func (s *Server) remove(key string) error {
 	if _, err := adapters.ParseKey(key); err != nil {

@@ -23,15 +23,17 @@ const (
 type op uint8
 
 const (
-	opHello  op = iota + 1
-	opStart     // Start, Runner
-	opStop      // Key, GraceMS, Reason
-	opRemove    // Key
-	opList      // Runner, After; answered page by page
-	opExtend    // Leases
-	opRetire    // end if nothing runs
-	opReply     // answer to ID
-	opEvent     // pushed: Statuses
+	opHello   op = iota + 1
+	opStart      // Start, Runner
+	opStop       // Key, GraceMS, Reason
+	opRemove     // Key
+	opList       // Runner, After; answered page by page
+	opExtend     // Leases
+	opRetire     // end if nothing runs
+	opReply      // answer to ID
+	opEvent      // pushed: Statuses
+	opSuspend    // Key
+	opResume     // Key
 )
 
 const (
