@@ -1,0 +1,129 @@
+package slurm
+
+import (
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters/supervisor"
+)
+
+// attempt is one attempt in the runner, from Run's begin to its return.
+type attempt struct {
+	*supervisor.Run
+	key  string
+	work string        // where the task runs
+	kick chan struct{} // capacity 1: something below mu or in the spool changed
+
+	// Of follow alone.
+	halted    bool      // Slurm has suspended it
+	withdrawn bool      // its start was claimed by us
+	beat      time.Time // last sign of life, by its node's clock
+	beaten    time.Time // when we saw it
+
+	mu        sync.Mutex
+	at        intent
+	submitted time.Time // when its number was learnt; zero before
+	job       *job      // as last seen
+	seen      time.Time // when
+	missing   int       // looks in a row that did not show it
+	since     time.Time // of the first of these
+	fatal     error     // why it can't be submitted
+	gone      bool      // Run has returned, or is about to
+}
+
+func (a *attempt) nudge() {
+	select {
+	case a.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (a *attempt) place() (intent, time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.at, a.submitted
+}
+
+func (a *attempt) ref() jobRef {
+	in, _ := a.place()
+	return jobRef{in.ID, in.Index, in.Name}
+}
+
+// fail ends an attempt that was not submitted and won't be.
+func (a *attempt) fail(err error) {
+	a.mu.Lock()
+	a.fatal = err
+	a.mu.Unlock()
+	a.nudge()
+}
+
+func (a *attempt) dead() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.gone
+}
+
+func (a *attempt) leave() {
+	a.mu.Lock()
+	a.gone = true
+	a.mu.Unlock()
+}
+
+// tail carries a stream's file over to the supervisor, as it grows.
+type tail struct {
+	name string
+	dst  io.Writer
+	off  int64
+	full bool
+}
+
+// maxTail is how much is carried over at once, so that a stop is not kept waiting.
+const maxTail = 4 << 20
+
+// copy carries over what has come; more tells that there is more already.
+func (t *tail) copy() (more bool, err error) {
+	if t.full {
+		return false, nil
+	}
+	f, err := os.Open(t.name)
+	if os.IsNotExist(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return false, err
+	}
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	for sent := 0; sent < maxTail; {
+		n, err := f.ReadAt(*buf, t.off)
+		if n > 0 {
+			w, werr := t.dst.Write((*buf)[:n])
+			t.off += int64(w)
+			sent += w
+			if werr != nil {
+				t.full = true // over the cap: the supervisor ends it
+				return false, nil
+			}
+		}
+		if err == io.EOF || n == 0 {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+var buffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
+
+func seller(reason string) supervisor.Exit {
+	return supervisor.Exit{Outcome: pcm.OutcomeSeller, Code: 255, Reason: reason}
+}

@@ -1,0 +1,373 @@
+package slurm
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters"
+)
+
+// poller looks for all attempts together: at Slurm's queue, and at the spool.
+type poller struct {
+	r    *Runner
+	wake chan struct{} // capacity 1: look at Slurm soon
+
+	mu       sync.Mutex
+	attempts map[string]*attempt // by key
+	drops    map[string]*drop    // jobs to be cancelled, by jobRef
+	done     map[string]int      // keys whose end is not known to be on record, and their generations
+	hung     time.Time           // since when Slurm has not answered; zero: it does
+}
+
+// drop is a job that nobody wants any more.
+type drop struct {
+	ref   jobRef
+	asked time.Time
+	tries int
+	next  time.Time
+}
+
+const (
+	pollFast  = 500 * time.Millisecond
+	pollSlow  = 15 * time.Second
+	lookFast  = 25 * time.Millisecond
+	lookSlow  = 500 * time.Millisecond
+	maxDrops  = 20_000
+	dropTries = 60 // with back-off: about half an hour
+)
+
+func newPoller(r *Runner) *poller {
+	return &poller{r: r, wake: make(chan struct{}, 1), attempts: map[string]*attempt{}, drops: map[string]*drop{}, done: map[string]int{}}
+}
+
+func (p *poller) add(a *attempt) {
+	p.mu.Lock()
+	p.attempts[a.key] = a
+	delete(p.done, a.key)
+	p.mu.Unlock()
+}
+
+func (p *poller) remove(a *attempt, generations int) {
+	p.mu.Lock()
+	delete(p.attempts, a.key)
+	p.done[a.key] = generations
+	p.mu.Unlock()
+}
+
+// soon has Slurm looked at without delay.
+func (p *poller) soon() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// drop has a job cancelled, however long Slurm does not answer.
+func (p *poller) drop(ref jobRef) {
+	if ref.Name == "" {
+		return
+	}
+	p.mu.Lock()
+	if key := ref.Name + " " + ref.String(); p.drops[key] == nil && len(p.drops) < maxDrops {
+		p.drops[key] = &drop{ref: ref, asked: time.Now()}
+	}
+	p.mu.Unlock()
+	p.soon()
+}
+
+func (p *poller) hungSince() time.Time { p.mu.Lock(); defer p.mu.Unlock(); return p.hung }
+
+// idle tells whether there is nothing to look for.
+func (p *poller) idle() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.attempts) == 0 && len(p.drops) == 0
+}
+
+// watchQueue looks at Slurm's queue until ctx ends.
+func (p *poller) watchQueue(ctx context.Context) {
+	wait := pollFast
+	for {
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-p.wake:
+			// Many ask at once: one look serves them.
+			timer.Stop()
+			select {
+			case <-time.After(50 * time.Millisecond):
+			case <-ctx.Done():
+				return
+			}
+		case <-timer.C:
+		}
+		if p.idle() {
+			wait = pollSlow
+			continue
+		}
+		began := time.Now()
+		all, err := p.r.link.jobs(ctx)
+		took := time.Since(began)
+		if err != nil {
+			if ctx.Err() != nil {
+				return
+			}
+			p.fault(began, err)
+			wait = min(max(2*wait, time.Second), pollSlow)
+			continue
+		}
+		p.mu.Lock()
+		if !p.hung.IsZero() {
+			p.r.log.Info("Slurm answers again", "after", time.Since(p.hung).String())
+			p.hung = time.Time{}
+		}
+		p.mu.Unlock()
+		p.match(all, began)
+		p.cancelDropped(ctx, all, began)
+		wait = min(max(pollFast, 10*took), pollSlow)
+	}
+}
+
+func (p *poller) fault(began time.Time, err error) {
+	p.mu.Lock()
+	first := p.hung.IsZero()
+	if first {
+		p.hung = began
+	}
+	waiting := make([]*attempt, 0, len(p.attempts))
+	for _, a := range p.attempts {
+		waiting = append(waiting, a)
+	}
+	p.mu.Unlock()
+	level := slog.LevelDebug
+	if first {
+		level = slog.LevelWarn
+	}
+	p.r.log.Log(context.Background(), level, "can't look at Slurm's queue", "err", err)
+	for _, a := range waiting {
+		a.nudge()
+	}
+}
+
+// ours tells whether a job is of this node: numbers are given again, so they say nothing.
+func (p *poller) ours(j job) bool {
+	return strings.HasPrefix(j.Name, "pcm.") && j.Comment == p.r.owner
+}
+
+// match tells each attempt what Slurm says of it.
+func (p *poller) match(all []job, began time.Time) {
+	byName := map[string][]job{}
+	for _, j := range all {
+		if p.ours(j) {
+			byName[j.Name] = append(byName[j.Name], j)
+		}
+	}
+	p.mu.Lock()
+	attempts := make([]*attempt, 0, len(p.attempts))
+	for _, a := range p.attempts {
+		attempts = append(attempts, a)
+	}
+	p.mu.Unlock()
+	for _, a := range attempts {
+		a.mu.Lock()
+		if a.submitted.IsZero() || a.submitted.After(began) {
+			a.mu.Unlock()
+			continue
+		}
+		var found []job
+		for _, j := range byName[a.at.Name] {
+			if j.covers(a.at.Index) || a.at.Index < 0 && j.Indexes == "" && j.Index < 0 {
+				found = append(found, j)
+			}
+		}
+		pick := p.pick(a, found)
+		if pick == nil {
+			if a.missing++; a.missing == 1 {
+				a.since = time.Now()
+			}
+		} else {
+			a.missing, a.seen = 0, began
+			a.at.ID = pick.ID
+		}
+		changed := (pick == nil) || a.job == nil || a.job.State != pick.State || a.job.Reason != pick.Reason
+		if pick != nil {
+			a.job = pick
+		}
+		index, name := a.at.Index, a.at.Name
+		a.mu.Unlock()
+		for _, j := range found { // submitted twice, the first answer lost: the start file lets one of them run
+			if pick != nil && j.ID != pick.ID && states.Of(j.State).State != adapters.Ended {
+				p.drop(jobRef{j.ID, index, name})
+			}
+		}
+		if changed {
+			a.nudge()
+		}
+	}
+}
+
+// pick chooses among jobs under one name: the one that runs it, else the first. a.mu is held.
+func (p *poller) pick(a *attempt, found []job) *job {
+	if len(found) == 0 {
+		return nil
+	}
+	best := found[0]
+	if len(found) > 1 {
+		b, ok := p.r.spool.readBegun(a.key, a.at.Generation, "start")
+		for _, j := range found[1:] {
+			if ok && (jobRef{j.ID, a.at.Index, ""}).String() == b.Job {
+				return &j
+			}
+			if j.ID < best.ID {
+				best = j
+			}
+		}
+		if ok && best.ID != found[0].ID && (jobRef{found[0].ID, a.at.Index, ""}).String() == b.Job {
+			best = found[0]
+		}
+	}
+	return &best
+}
+
+// cancelDropped cancels what nobody wants, and forgets what is no more.
+func (p *poller) cancelDropped(ctx context.Context, all []job, began time.Time) {
+	now := time.Now()
+	p.mu.Lock()
+	var due []*drop
+	for key, d := range p.drops {
+		if !d.asked.Before(began) {
+			continue // it may have come between
+		}
+		at := slices.IndexFunc(all, func(j job) bool {
+			return j.Name == d.ref.Name && p.ours(j) && (d.ref.ID == 0 || j.ID == d.ref.ID) &&
+				(d.ref.Index < 0 || j.covers(d.ref.Index)) && states.Of(j.State).State != adapters.Ended
+		})
+		if at < 0 || d.tries >= dropTries {
+			delete(p.drops, key)
+			continue
+		}
+		d.ref.ID = all[at].ID
+		if d.next.Before(now) {
+			due = append(due, d)
+		}
+	}
+	p.mu.Unlock()
+	for i, d := range due {
+		if i >= 200 { // the rest with the next look
+			p.soon()
+			return
+		}
+		err := p.r.link.signal(ctx, d.ref, "")
+		if pcm.ErrorCode(err) == pcm.Unavailable {
+			return
+		}
+		d.tries++
+		d.next = now.Add(min(time.Duration(d.tries)*time.Second, maxBackOff))
+	}
+}
+
+// watchSpool tells attempts of their evidence as it comes, until ctx ends.
+func (p *poller) watchSpool(ctx context.Context) {
+	seen := map[string]bool{}
+	wait, tidied := lookFast, time.Now()
+	for {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+		if time.Since(tidied) > time.Second {
+			p.tidy()
+			tidied = time.Now()
+		}
+		p.mu.Lock()
+		n := len(p.attempts)
+		p.mu.Unlock()
+		if n == 0 {
+			wait = lookSlow / 4
+			clear(seen)
+			continue
+		}
+		began := time.Now()
+		names, err := readNames(p.r.spool.events())
+		if err != nil {
+			wait = lookSlow
+			continue
+		}
+		now, fresh := make(map[string]bool, len(names)), false
+		for _, name := range names {
+			if strings.HasSuffix(name, ".new") {
+				continue
+			}
+			now[name] = true
+			if !seen[name] {
+				fresh = true
+				p.mu.Lock()
+				a := p.attempts[keyOf(name)]
+				p.mu.Unlock()
+				if a != nil {
+					a.nudge()
+				}
+			}
+		}
+		seen = now
+		if fresh {
+			wait = lookFast
+		} else {
+			wait = min(wait+wait/4, lookSlow)
+		}
+		wait = max(wait, 10*time.Since(began)) // many of them, or a slow file system
+	}
+}
+
+// keyOf takes KEY out of KEY.GEN.WHAT.
+func keyOf(name string) string {
+	for range 2 {
+		at := strings.LastIndexByte(name, '.')
+		if at < 0 {
+			return ""
+		}
+		name = name[:at]
+	}
+	return name
+}
+
+func readNames(dir string) ([]string, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return f.Readdirnames(-1)
+}
+
+// tidy deletes what attempts left whose end is on record: until then it is
+// what keeps them from being run again.
+func (p *poller) tidy() {
+	p.mu.Lock()
+	var gone []string
+	for key := range p.done {
+		if p.r.recorded(key) {
+			gone = append(gone, key)
+		}
+	}
+	p.mu.Unlock()
+	for _, key := range gone {
+		p.mu.Lock()
+		gens := p.done[key]
+		_, back := p.attempts[key]
+		delete(p.done, key)
+		p.mu.Unlock()
+		if !back {
+			p.r.spool.forget(key, gens)
+		}
+	}
+}

@@ -1,0 +1,248 @@
+package slurm
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jointcloud/pcm"
+)
+
+const (
+	maxArray   = 1000                   // Slurm's MaxArraySize is 1,001 by default
+	collect    = 100 * time.Millisecond // how long tasks of a trade wait for each other
+	maxBackOff = 30 * time.Second
+)
+
+// queue collects attempts of one trade into arrays and submits them.
+type queue struct {
+	r *Runner
+
+	mu     sync.Mutex
+	trades map[pcm.TradeID]*trade
+}
+
+// trade is what of one trade waits, and how much of it Slurm has.
+type trade struct {
+	waiting []*attempt
+	out     int         // submitted, not ended
+	timer   *time.Timer // until those that wait are submitted; nil: none set
+}
+
+func (q *queue) of(id pcm.TradeID) *trade {
+	t := q.trades[id]
+	if t == nil {
+		t = &trade{}
+		q.trades[id] = t
+	}
+	return t
+}
+
+// add has the attempt submitted, soon and together with others.
+func (q *queue) add(a *attempt) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	t := q.of(a.Trade)
+	t.waiting = append(t.waiting, a)
+	if a.Batch <= 1 || len(t.waiting) >= min(a.Batch, maxArray) {
+		q.flush(a.Trade, t)
+	} else if t.timer == nil {
+		t.timer = time.AfterFunc(collect, func() {
+			q.mu.Lock()
+			defer q.mu.Unlock()
+			t.timer = nil
+			q.flush(a.Trade, t)
+		})
+	}
+}
+
+// adopt counts an attempt that Slurm has already.
+func (q *queue) adopt(a *attempt) {
+	q.mu.Lock()
+	q.of(a.Trade).out++
+	q.mu.Unlock()
+}
+
+// done lets others of the trade follow one that was submitted, or gives up one that waits.
+func (q *queue) done(a *attempt) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	t := q.of(a.Trade)
+	found := false
+	for i, w := range t.waiting {
+		if w == a {
+			t.waiting = append(t.waiting[:i], t.waiting[i+1:]...)
+			found = true
+			break
+		}
+	}
+	if !found {
+		t.out--
+	}
+	if len(t.waiting) == 0 && t.out <= 0 && t.timer == nil {
+		delete(q.trades, a.Trade)
+	} else if t.timer == nil {
+		q.flush(a.Trade, t)
+	}
+}
+
+// flush submits as much as may be. No more than the trade's width run at once:
+// the first array has Slurm see to that; what follows while it runs is let out
+// one for one. q.mu is held.
+func (q *queue) flush(id pcm.TradeID, t *trade) {
+	for len(t.waiting) > 0 {
+		n, width := min(len(t.waiting), maxArray), t.waiting[0].Width
+		if width > 0 && t.out > 0 {
+			n = min(n, width-t.out)
+			width = 0
+		}
+		if n <= 0 {
+			return
+		}
+		group := append([]*attempt(nil), t.waiting[:n]...)
+		t.waiting = t.waiting[n:]
+		t.out += n
+		q.r.work.Go(func() { q.submit(group, width, 1) })
+	}
+	_ = id
+}
+
+// submit brings attempts to Slurm, whatever time that takes it. They count as out.
+func (q *queue) submit(group []*attempt, width, gen int) {
+	r := q.r
+	ctx, cancel := context.WithCancel(r.ctx)
+	defer cancel()
+	named := false
+	var b batch
+	var keys []string
+	for wait := time.Second; ; wait = min(2*wait, maxBackOff) {
+		// Those that were ended meanwhile claimed their start: they may be left in.
+		live := false
+		for _, a := range group {
+			live = live || !a.dead()
+		}
+		if !live || ctx.Err() != nil {
+			return
+		}
+		var err error
+		if !named {
+			if b, keys, err = q.describe(ctx, group, width, gen); err == nil {
+				err = q.intend(b, keys, group, gen)
+				named = err == nil
+			}
+		} else {
+			// The call before may have taken effect, its answer lost.
+			var id int64
+			if id, err = r.lookUp(ctx, b.Name); err == nil && id > 0 {
+				q.placed(id, group)
+				return
+			}
+		}
+		if err == nil {
+			var id int64
+			if id, err = r.link.submit(ctx, b); err == nil {
+				q.placed(id, group)
+				return
+			}
+		}
+		if pcm.ErrorCode(err) != pcm.Unavailable {
+			for _, a := range group {
+				a.fail(err)
+			}
+			return
+		}
+		r.log.Warn("can't submit to Slurm yet", "job", b.Name, "tasks", len(group), "err", err)
+		for _, a := range group {
+			if !a.dead() {
+				a.Report(pendingState, "", "Slurm does not take it yet: "+err.Error())
+			}
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// describe makes the batch of a group.
+func (q *queue) describe(ctx context.Context, group []*attempt, width, gen int) (batch, []string, error) {
+	a := group[0]
+	where, err := q.r.resolve(ctx, a.Pool)
+	if err != nil {
+		return batch{}, nil, err
+	}
+	b := batch{
+		Name: "pcm." + a.key, Comment: q.r.owner, Partition: where.partition, GPU: where.gpu, Each: a.Resources,
+		Count: len(group), Width: width, Dir: string(q.r.spool),
+	}
+	if gen > 1 {
+		b.Name += fmt.Sprintf(".g%d", gen)
+	}
+	var keys []string
+	for _, a := range group {
+		keys = append(keys, a.key)
+		if a.Limit > 0 {
+			b.Minutes = max(b.Minutes, int64((a.Limit+time.Minute-1)/time.Minute))
+		}
+	}
+	if len(group) > 1 {
+		sum := sha256.Sum256([]byte(strings.Join(keys, "\n")))
+		b.Name = "pcm." + string(a.Trade) + ".x" + hex.EncodeToString(sum[:6])
+	}
+	b.Script = batchScript(q.r.spool, b, keys, gen)
+	return b, keys, nil
+}
+
+// intend writes down where the attempts will be found.
+func (q *queue) intend(b batch, keys []string, group []*attempt, gen int) error {
+	if len(keys) > 1 {
+		if err := replaceFile(q.r.spool.list(b.Name), []byte(strings.Join(keys, "\n")+"\n")); err != nil {
+			return pcm.Errorf(pcm.Refused, "can't write to the folder shared with Slurm: %w", err)
+		}
+	}
+	for i, a := range group {
+		in := intent{Name: b.Name, Index: i, Generation: gen}
+		if len(group) == 1 {
+			in.Index = -1
+		}
+		err := os.WriteFile(q.r.spool.script(a.key, gen), []byte(wrapper(q.r.spool, a.Task, gen, a.work, q.r.cfg.KeepEnv)), 0o600)
+		if err == nil {
+			err = os.WriteFile(q.r.spool.file(a.key, "exec"), []byte(beside(a.Task, a.work, q.r.cfg.KeepEnv)), 0o600)
+		}
+		if err == nil {
+			err = q.r.spool.saveIntent(a.key, in)
+		}
+		if err != nil {
+			return pcm.Errorf(pcm.Refused, "can't write to the folder shared with Slurm: %w", err)
+		}
+		a.mu.Lock()
+		a.at = in
+		a.mu.Unlock()
+	}
+	return nil
+}
+
+// placed notes the number under which Slurm has the group.
+func (q *queue) placed(id int64, group []*attempt) {
+	for _, a := range group {
+		a.mu.Lock()
+		a.at.ID, a.submitted, a.job, a.missing = id, time.Now(), nil, 0
+		in, gone := a.at, a.gone
+		a.mu.Unlock()
+		if gone {
+			q.r.poller.drop(jobRef{in.ID, in.Index, in.Name})
+			continue
+		}
+		if err := q.r.spool.saveIntent(a.key, in); err != nil {
+			q.r.log.Warn("can't note a job's number", "attempt", a.key, "err", err)
+		}
+		a.nudge()
+	}
+	q.r.poller.soon()
+}

@@ -1,0 +1,178 @@
+package slurm
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/jointcloud/pcm/adapters"
+	"github.com/jointcloud/pcm/adapters/supervisor"
+)
+
+// taskPath is where tasks find programs unless they say otherwise.
+const taskPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// devices are the variables by which Slurm tells a job which accelerators are its own.
+var devices = []string{"CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK", "ASCEND_RT_VISIBLE_DEVICES"}
+
+// quote makes a word of sh that means s.
+func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// batchScript is what Slurm is given. The attempts' own scripts stand in the
+// shared folder; an array's tasks find theirs by a list of keys.
+func batchScript(s spool, b batch, keys []string, gen int) string {
+	if b.Count <= 1 {
+		return fmt.Sprintf("#!/bin/sh\nexec /bin/sh %s\n", quote(s.script(keys[0], gen)))
+	}
+	return fmt.Sprintf(`#!/bin/sh
+key=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" %s) && [ -n "$key" ] || exit 75
+exec /bin/sh %s/"$key"/run.%d
+`, quote(s.list(b.Name)), quote(s.attempts()), gen)
+}
+
+// environment is the words that run what follows them in the task's environment,
+// and in no other.
+func environment(t adapters.Task, work string, keep []string) string {
+	words := []string{"exec env -i"}
+	for _, kv := range supervisor.Environ(t, work, taskPath) {
+		words = append(words, quote(kv))
+	}
+	if t.Resources.GPU > 0 {
+		keep = slices.Concat(keep, devices)
+	}
+	for _, name := range keep {
+		if _, ok := t.Env[name]; !ok {
+			words = append(words, fmt.Sprintf(`${%[1]s+"%[1]s=$%[1]s"}`, name))
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+// beside is the script by which a command runs beside a task: see Exec.
+func beside(t adapters.Task, work string, keep []string) string {
+	return fmt.Sprintf("#!/bin/sh\numask 077\nsaid=$1\nshift\ncd %s || exit 126\n( %s \"$@\" )\necho $? >\"$said\"\n", quote(work), environment(t, work, keep))
+}
+
+// wrapper is the script of one attempt. It leaves evidence in the spool:
+//
+//	KEY.GEN.start    made by whoever runs the attempt, who must be the first to make it
+//	KEY.GEN.refused  made by a copy that came later, as after a requeue
+//	KEY.GEN.exit     how it ended, and what it used
+//
+// The file kill, or stop, in the attempt's folder ends it where Slurm doesn't
+// answer; so does the loss of the folder, which the node deletes when it has
+// given the attempt up.
+func wrapper(s spool, t adapters.Task, gen int, work string, keep []string) string {
+	key := t.Key.String()
+	words := []string{environment(t, work, keep)}
+	for _, w := range append(slices.Clone(t.Command), t.Args...) {
+		words = append(words, quote(w))
+	}
+	path := taskPath
+	if p, ok := t.Env["PATH"]; ok {
+		path = p
+	}
+	limit := ""
+	if t.Resources.Memory > 0 {
+		limit = strconv.FormatInt(int64(t.Resources.Memory)>>10, 10)
+	}
+	return strings.NewReplacer(
+		"@KEY@", key, "@EVIDENCE@", quote(s.evidence(key, gen, "")), "@DIR@", quote(s.attempt(key)), "@WORK@", quote(work),
+		"@PATH@", quote(taskPath), "@TASKPATH@", quote(path), "@PROGRAM@", quote(t.Command[0]), "@LIMIT@", limit,
+		"@RUN@", strings.Join(words, " "),
+	).Replace(wrapperText)
+}
+
+const wrapperText = `#!/bin/sh
+# Attempt @KEY@ of a PCM task: written by its node, run by Slurm.
+umask 077
+unset CDPATH ENV
+evidence=@EVIDENCE@ dir=@DIR@ work=@WORK@
+PATH=@PATH@
+export PATH
+job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_JOB_ID:+_$SLURM_ARRAY_TASK_ID}
+note() { printf 'job=%s\nhost=%s\nrestarts=%s\n' "$job" "${SLURMD_NODENAME:-$(uname -n)}" "${SLURM_RESTART_COUNT:-0}"; }
+
+# An attempt runs once: the start file is made by one, whoever comes first.
+if ! (set -C; note >"${evidence}start") 2>/dev/null; then
+	note >"${evidence}refused" 2>/dev/null
+	exit 75
+fi
+leave() { # CODE LINES
+	{ printf 'code=%s\n%s\n' "$1" "$2"; times; } >"${evidence}exit.new" && mv -f "${evidence}exit.new" "${evidence}exit"
+	exit "$1"
+}
+cd "$work" || leave 75 "fault=its working folder can't be entered on ${SLURMD_NODENAME:-its node}"
+
+# The memory group that Slurm made for this job, if it did.
+group=
+while IFS=: read -r _ controllers path; do
+	case $path in */job_"$SLURM_JOB_ID"/*) path=${path%%/job_"$SLURM_JOB_ID"/*}/job_$SLURM_JOB_ID ;; *) continue ;; esac
+	case $controllers in
+	'') [ -e "/sys/fs/cgroup$path/memory.peak" ] && group=/sys/fs/cgroup$path peakfile=memory.peak oomfile=memory.events ;;
+	*memory*) group=/sys/fs/cgroup/memory$path peakfile=memory.max_usage_in_bytes oomfile=memory.oom_control ;;
+	esac
+done </proc/self/cgroup
+
+pid='' told=''
+trap 'told=1; [ -z "$pid" ] || kill -TERM "$pid"' TERM
+(
+	[ -n "$group" ] || [ -z "@LIMIT@" ] || ulimit -d @LIMIT@
+	@RUN@
+) >"$dir/stdout" 2>"$dir/stderr" </dev/null &
+pid=$!
+[ -z "$told" ] || kill -TERM "$pid"
+
+# Beside it: its peak of memory, a sign of life, and a way to end it while Slurm
+# doesn't answer.
+watch() {
+	trap 'kill "$nap"; exit 0' TERM
+	most=0 nap='' told='' pause=0.1
+	while :; do
+		while read -r name value _; do
+			case $name in VmHWM:) [ "$value" -le "$most" ] || { most=$value; echo "$most" >"$dir/peak"; } ;; esac
+		done <"/proc/$pid/status"
+		if [ -e "$dir/kill" ] || [ ! -d "$dir" ]; then kill -KILL "$pid"; fi
+		: >"$dir/alive"
+		[ ! -e "$dir/stop" ] || [ -n "$told" ] || { told=1; kill -TERM "$pid"; }
+		sleep "$pause" &
+		nap=$!
+		wait "$nap"
+		case $pause in 0.1) pause=0.5 ;; 0.5) pause=1 ;; 1) pause=2 ;; esac
+	done
+}
+watch >/dev/null 2>&1 </dev/null &
+watcher=$!
+
+wait "$pid"
+code=$?
+while kill -0 "$pid" 2>/dev/null; do
+	wait "$pid"
+	code=$?
+done
+kill -TERM "$watcher" 2>/dev/null
+trap '' TERM
+
+peak=0 oom=0 missing=0
+if [ -n "$group" ]; then
+	read -r peak <"$group/$peakfile"
+	peak=$((peak / 1024))
+	while read -r name value; do
+		case $name in oom_kill) oom=$value ;; esac
+	done <"$group/$oomfile"
+elif [ -s "$dir/peak" ]; then
+	read -r peak <"$dir/peak"
+else # it was over before it could be looked at: no less than this shell
+	while read -r name value _; do
+		case $name in VmHWM:) peak=$value ;; esac
+	done <"/proc/$$/status"
+fi 2>/dev/null
+if [ "$code" = 127 ]; then
+	(PATH=@TASKPATH@; command -v -- @PROGRAM@) >/dev/null 2>&1 || missing=1
+fi
+leave "$code" "peak=$peak
+oom=$oom
+missing=$missing
+group=$group"
+`
