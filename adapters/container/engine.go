@@ -1,0 +1,161 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/client"
+
+	"github.com/jointcloud/pcm"
+)
+
+// DefaultSocket is where Docker listens.
+const DefaultSocket = "unix:///var/run/docker.sock"
+
+// callLimit bounds a call to the engine whose context has no earlier deadline.
+const callLimit = 15 * time.Second
+
+// engine is the way to the container engine of this machine. It connects with
+// the first call, and again after a loss.
+type engine struct {
+	*client.Client
+	socket string // its path
+
+	mu    sync.Mutex
+	about *facts
+}
+
+// facts are what an engine says of itself.
+type facts struct {
+	name    string // docker or podman
+	version string
+	os      string
+	arch    string // as Go calls it
+	cpus    int
+	memory  pcm.Bytes
+	driver  string // of cgroups: cgroupfs, systemd
+	cgroups string // v1, v2
+	runtime string // the default one
+	init    bool   // can put an init process into containers
+}
+
+// openEngine checks the address. Only an engine of this machine will do: it
+// mounts the tasks' folders.
+func openEngine(socket string) (*engine, error) {
+	if socket == "" {
+		socket = DefaultSocket
+	}
+	path, ok := strings.CutPrefix(socket, "unix://")
+	if !ok || !strings.HasPrefix(path, "/") {
+		return nil, pcm.Errorf(pcm.Invalid, "container engine at %q: give the path of a socket of this machine, like %s; "+
+			"an engine that is reached by network can't mount the tasks' folders", socket, DefaultSocket)
+	}
+	c, err := client.New(client.WithHost(socket))
+	if err != nil {
+		return nil, pcm.Errorf(pcm.Invalid, "container engine at %q: %w", socket, err)
+	}
+	return &engine{Client: c, socket: path}, nil
+}
+
+// bounded gives ctx a deadline if it has none that is earlier.
+func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, callLimit)
+}
+
+// facts asks the engine about itself.
+func (e *engine) facts(ctx context.Context) (facts, error) {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	v, err := e.ServerVersion(ctx, client.ServerVersionOptions{})
+	if err != nil {
+		return facts{}, e.fault(err)
+	}
+	res, err := e.Info(ctx, client.InfoOptions{})
+	if err != nil {
+		return facts{}, e.fault(err)
+	}
+	info := res.Info
+	f := facts{
+		name: "docker", version: v.Version, os: info.OSType, arch: goArch(info.Architecture), cpus: info.NCPU, memory: pcm.Bytes(info.MemTotal),
+		driver: info.CgroupDriver, cgroups: "v" + info.CgroupVersion, runtime: info.DefaultRuntime,
+	}
+	if f.cgroups == "v" {
+		f.cgroups = "v1"
+	}
+	for _, c := range v.Components {
+		switch {
+		case strings.HasPrefix(c.Name, "Podman"):
+			f.name = "podman"
+		case c.Name == "docker-init":
+			f.init = c.Version != "" && c.Version != "N/A"
+		}
+	}
+	e.mu.Lock()
+	e.about = &f
+	e.mu.Unlock()
+	return f, nil
+}
+
+// known are the facts as they were last seen; asked for if they never were.
+func (e *engine) known(ctx context.Context) (facts, error) {
+	e.mu.Lock()
+	f := e.about
+	e.mu.Unlock()
+	if f != nil {
+		return *f, nil
+	}
+	return e.facts(ctx)
+}
+
+func goArch(machine string) string {
+	switch machine {
+	case "x86_64":
+		return "amd64"
+	case "aarch64":
+		return "arm64"
+	}
+	return machine
+}
+
+// fault turns an error of the client into one of ours. That the engine can't be
+// reached or doesn't answer in time is Unavailable.
+func (e *engine) fault(err error) error {
+	var ours *pcm.Error
+	switch {
+	case err == nil || errors.As(err, &ours):
+		return err
+	case errors.Is(err, os.ErrPermission):
+		return pcm.Errorf(pcm.Unavailable, "the container engine at %s refuses this user: add the user to the socket's group, or give another socket", e.socket)
+	case away(err):
+		return pcm.Errorf(pcm.Unavailable, "the container engine at %s does not answer: %s", e.socket, brief(err))
+	case errdefs.IsNotFound(err):
+		return pcm.Errorf(pcm.NotFound, "container engine: %s", brief(err))
+	case errdefs.IsConflict(err):
+		return pcm.Errorf(pcm.Conflict, "container engine: %s", brief(err))
+	}
+	return pcm.Errorf(pcm.Internal, "container engine: %s", brief(err))
+}
+
+// away tells whether the engine could not be asked, so that asking again may help.
+func away(err error) bool {
+	var ne net.Error
+	return client.IsErrConnectionFailed(err) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) ||
+		errors.As(err, &ne) || errdefs.IsUnavailable(err) || errors.Is(err, net.ErrClosed) || strings.Contains(err.Error(), "EOF") ||
+		strings.Contains(err.Error(), "connection reset") || strings.Contains(err.Error(), "broken pipe") ||
+		pcm.ErrorCode(err) == pcm.Unavailable
+}
+
+// brief is what the engine said, without the client's prefix.
+func brief(err error) string {
+	s := strings.TrimSpace(err.Error())
+	s = strings.TrimPrefix(s, "Error response from daemon: ")
+	s, _, _ = strings.Cut(s, "\n")
+	return fmt.Sprintf("%.200s", s)
+}

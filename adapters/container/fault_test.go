@@ -1,0 +1,167 @@
+package container
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/client"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters"
+	"github.com/jointcloud/pcm/adapters/adaptertest"
+	"github.com/jointcloud/pcm/adapters/adaptertest/server"
+)
+
+func mortal(ctx context.Context) (*server.Engine, error) { return server.Dockerd(ctx, false) }
+
+// trial is one adapter on an engine, for tests of what only containers have.
+type trial struct {
+	*testing.T
+	*rig
+	ins adaptertest.Instance
+	ctx context.Context
+}
+
+func newTrial(t *testing.T, r *rig) *trial {
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	t.Cleanup(cancel)
+	return &trial{t, r, r.instance(t), ctx}
+}
+
+func (t *trial) start(task adapters.Task) adapters.Key {
+	t.Helper()
+	if err := t.ins.Adapter.Start(t.ctx, task); err != nil {
+		t.Fatal(err)
+	}
+	return task.Key
+}
+
+func (t *trial) task(steps ...string) adapters.Task {
+	task := adaptertest.NewTask()
+	t.script(t.T, &task, steps...)
+	return task
+}
+
+func (t *trial) wait(k adapters.Key, s adapters.State) adapters.Status {
+	t.Helper()
+	st, err := adaptertest.Wait(t.ctx, t.ins.Adapter, k, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+// until polls for what nothing tells of.
+func (t *trial) until(what string, f func() bool) {
+	t.Helper()
+	for !f() {
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-t.ctx.Done():
+			t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+func (t *trial) expect(st adapters.Status, outcome pcm.Outcome, reason string) {
+	t.Helper()
+	if st.Outcome != outcome || !strings.Contains(st.Reason, reason) {
+		t.Errorf("ended as %s, exit code %d, %q; expected %s, %q", st.Outcome, st.ExitCode, st.Reason, outcome, reason)
+	}
+}
+
+// Docker kills what runs when it is shut down, and what ran when it comes back
+// after a crash. Neither is the task's fault, not even where the task makes a
+// good end of it.
+func TestEngineKills(t *testing.T) {
+	t.Parallel()
+	x := newTrial(t, newRig(t, "docker", mortal))
+	polite := x.start(x.task("term", "sleep", "5m"))
+	deaf := x.start(x.task("deaf", "sleep", "5m"))
+	x.wait(polite, adapters.Running)
+	x.wait(deaf, adapters.Running)
+	if err := x.Shutdown(x.ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range []adapters.Key{polite, deaf} {
+		x.expect(x.wait(k, adapters.Ended), pcm.OutcomeSeller, "engine")
+	}
+	k := x.start(x.task("sleep", "5m"))
+	x.wait(k, adapters.Running)
+	if err := x.Restart(x.ctx); err != nil {
+		t.Fatal(err)
+	}
+	x.expect(x.wait(k, adapters.Ended), pcm.OutcomeSeller, "engine")
+	if n := x.Starts(nameOf(k)); n != 1 {
+		t.Errorf("it was started %d times", n)
+	}
+	x.until("all containers are removed", func() bool {
+		all, err := x.API.ContainerList(x.ctx, client.ContainerListOptions{All: true})
+		return err == nil && len(all.Items) == 0
+	})
+}
+
+// A lease holds though the engine hangs: the processes are ended without it, and
+// the container is removed when it can be.
+func TestHungEngineFences(t *testing.T) {
+	t.Parallel()
+	x := newTrial(t, newRig(t, "docker", mortal))
+	task := x.task("out", "ready", "sleep", "5m")
+	task.Deadline = adapters.Now().Add(8 * time.Second)
+	k := x.start(task)
+	x.wait(k, adapters.Running)
+	c, err := x.API.ContainerInspect(x.ctx, nameOf(k), client.ContainerInspectOptions{})
+	if err != nil || c.Container.State.Pid < 2 {
+		t.Fatalf("%+v, %v", c.Container.State, err)
+	}
+	resume := x.Hang()
+	defer resume()
+	x.expect(x.wait(k, adapters.Ended), pcm.OutcomeSeller, "lease ended")
+	if inContainer(c.Container.State.Pid, c.Container.ID) {
+		t.Error("its process runs on")
+	}
+	resume()
+	x.until("its container is removed", func() bool {
+		_, err := x.API.ContainerInspect(x.ctx, nameOf(k), client.ContainerInspectOptions{})
+		return err != nil && strings.Contains(err.Error(), "No such container")
+	})
+}
+
+// What others do to a container through the engine is not the task's fault.
+func TestMeddling(t *testing.T) {
+	t.Parallel()
+	x := newTrial(t, newRig(t, "docker", mortal))
+	removed, killed, paused := x.start(x.task("sleep", "5m")), x.start(x.task("sleep", "5m")), x.start(x.task("sleep", "5m"))
+	for _, k := range []adapters.Key{removed, killed, paused} {
+		x.wait(k, adapters.Running)
+	}
+	if _, err := x.API.ContainerKill(x.ctx, nameOf(killed), client.ContainerKillOptions{Signal: "SIGKILL"}); err != nil {
+		t.Fatal(err)
+	}
+	x.expect(x.wait(killed, adapters.Ended), pcm.OutcomeSeller, "signal 9")
+	if _, err := x.API.ContainerRemove(x.ctx, nameOf(removed), client.ContainerRemoveOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	x.expect(x.wait(removed, adapters.Ended), pcm.OutcomeSeller, "engine")
+	if _, err := x.API.ContainerPause(x.ctx, nameOf(paused), client.ContainerPauseOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	x.until("it is suspended", func() bool {
+		all, err := x.ins.Adapter.List(x.ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, st := range all {
+			if st.Key == paused {
+				return st.State == adapters.Suspended && st.Native == "paused"
+			}
+		}
+		return false
+	})
+	if err := x.ins.Adapter.Stop(x.ctx, paused, 0, "enough"); err != nil {
+		t.Fatal(err)
+	}
+	x.expect(x.wait(paused, adapters.Ended), pcm.OutcomeStopped, "enough")
+}
