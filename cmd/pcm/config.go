@@ -54,6 +54,7 @@ type Adapters struct {
 	MaxOutput string  `json:"max_output"` // of one task
 	Process   Process `json:"process"`
 	Wasm      Wasm    `json:"wasm"`
+	Slurm     Slurm   `json:"slurm"`
 }
 
 // Process sells native processes.
@@ -131,6 +132,7 @@ func DefaultConfig(dataDir string) Config {
 			MaxOutput: "1GiB",
 			Process:   Process{Enabled: true, Sandbox: "auto", Disk: "10GiB", Price: price},
 			Wasm:      Wasm{Enabled: true, Price: price},
+			Slurm:     Slurm{Partitions: []string{}, KeepEnv: []string{}, Price: price},
 		},
 		Store: Store{Quota: "10GiB", Reserve: "512MiB"},
 		Cell:  Cell{Profile: "lan", VoterEligible: true},
@@ -235,7 +237,10 @@ func (c Config) Validate() error {
 	if err := validateSale("adapters.process", p.Capacity, p.Slots, p.Price); err != nil {
 		return err
 	}
-	return validateSale("adapters.wasm", w.Capacity, w.Slots, w.Price)
+	if err := validateSale("adapters.wasm", w.Capacity, w.Slots, w.Price); err != nil {
+		return err
+	}
+	return c.Adapters.Slurm.validate()
 }
 
 // validateSale checks what all adapters have.

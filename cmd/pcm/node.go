@@ -66,7 +66,8 @@ func nodeConfig(cfg Config, s surroundings) (node.Config, error) {
 // sales are the adapters that are enabled, with their prices.
 func sales(cfg Config, s surroundings) ([]node.Sale, error) {
 	p, w := cfg.Adapters.Process, cfg.Adapters.Wasm
-	if !p.Enabled && !w.Enabled {
+	cluster := cfg.Adapters.Slurm
+	if !p.Enabled && !w.Enabled && !cluster.Enabled {
 		return nil, nil
 	}
 	self, err := os.Executable()
@@ -101,6 +102,13 @@ func sales(cfg Config, s surroundings) ([]node.Sale, error) {
 			return nil, err
 		}
 		list = append(list, node.Sale{Price: price, Adapter: wasm.New(wasm.Config{Capacity: capacity, Slots: w.Slots}, client)})
+	}
+	if cluster.Enabled {
+		sale, err := cluster.sale(cfg.Data, client)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, sale)
 	}
 	return list, nil
 }

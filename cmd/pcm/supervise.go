@@ -13,6 +13,7 @@ import (
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters/process"
+	"github.com/jointcloud/pcm/adapters/slurm"
 	"github.com/jointcloud/pcm/adapters/supervisor"
 	"github.com/jointcloud/pcm/adapters/wasm"
 )
@@ -28,6 +29,8 @@ type supervised struct {
 	Disk      string `json:"disk"`
 	MaxOutput string `json:"max_output"`
 	Version   string `json:"version"`
+
+	Slurm *slurm.Config `json:"slurm,omitempty"` // nil: not sold
 }
 
 // superviseCommand is the process outside the daemon that holds tasks' leases.
@@ -66,8 +69,12 @@ func (s supervised) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	clusters, err := slurmRunner(s.Slurm, log)
+	if err != nil {
+		return err
+	}
 	return supervisor.Serve(ctx, supervisor.Config{
-		Dir: s.Dir, Runners: []supervisor.Runner{proc, web}, Version: s.Version, OutputCap: limit,
+		Dir: s.Dir, Runners: append([]supervisor.Runner{proc, web}, clusters...), Version: s.Version, OutputCap: limit,
 	})
 }
 
@@ -77,6 +84,10 @@ func supervisorClient(cfg Config, executable, version string, log *slog.Logger) 
 	s := supervised{
 		Dir: filepath.Join(cfg.Data, "tasks"), Cache: filepath.Join(cfg.Data, "cache", "wasm"),
 		Sandbox: cfg.Adapters.Process.Sandbox, Network: cfg.Adapters.Process.Network, Disk: cfg.Adapters.Process.Disk, MaxOutput: cfg.Adapters.MaxOutput, Version: version,
+	}
+	if cluster := cfg.Adapters.Slurm; cluster.Enabled {
+		c := cluster.settings(cfg.Data)
+		s.Slurm = &c
 	}
 	same, err := json.Marshal(s)
 	if err != nil {
@@ -89,5 +100,6 @@ func supervisorClient(cfg Config, executable, version string, log *slog.Logger) 
 	}
 	return supervisor.NewClient(supervisor.ClientConfig{
 		Dir: s.Dir, Argv: []string{executable, "supervise", string(settings)}, Version: s.Version, Logger: log,
+		Env: cfg.Adapters.Slurm.environ(),
 	}), nil
 }
