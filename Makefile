@@ -1,5 +1,6 @@
 # Building needs Go and nothing else. 'make race' needs a C compiler as well,
-# 'make test' tests the sandbox of processes only where bubblewrap is installed.
+# 'make test' tests the sandbox of processes only where bubblewrap is installed, and
+# 'make test-backends' installs the servers that it needs, as root on Debian 12.
 
 GO ?= go
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.0
@@ -7,16 +8,32 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.0
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS = -s -w -X main.version=$(VERSION)
 
-.PHONY: all build test race lint verify generate bench demo clean
+.PHONY: all build test test-backends race lint verify generate bench demo clean
 
 all: build
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/pcm ./cmd/pcm
 
-# Under ten minutes on two cores; no network but loopback.
+# Under ten minutes on two cores; no network but loopback, and no servers of others.
 test:
-	$(GO) test -timeout 10m ./...
+	PCM_TEST_SERVERS=none $(GO) test -timeout 10m ./...
+
+# Every adapter against its real server. What it finds is what docs/adapters.md
+# says, or it fails; with MATRIX=-write it writes that page anew. The long form takes
+# podman and what else not every run has: make test-backends LONG=podman
+BACKENDS = docker slurm kubernetes
+LONG =
+MATRIX =
+COMMA := ,
+SPACE := $(subst ,, )
+
+test-backends:
+	.ci/backends sandbox $(BACKENDS) $(LONG)
+	@mkdir -p bin && rm -f bin/matrix.json
+	PCM_TEST_REQUIRE=bubblewrap,$(subst $(SPACE),$(COMMA),$(strip $(BACKENDS) $(LONG))) PCM_TEST_MATRIX=$(CURDIR)/bin/matrix.json \
+		$(GO) test -count=1 -timeout 20m ./adapters/...; tests=$$?; \
+		$(GO) run ./adapters/adaptertest/matrix -run bin/matrix.json $(MATRIX) && exit $$tests
 
 race:
 	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m ./...
@@ -43,6 +60,7 @@ verify:
 		diff -u "$$before/$$(basename $$f)" "$$f" || { echo "$$f was out of date: commit what 'make generate' has written"; exit 1; }; \
 	done
 	$(GO) test -count=1 -run 'Docs|Example|Arrows|Pure' . ./cmd/pcm
+	$(GO) test -count=1 -run MatrixIsCurrent ./adapters/adaptertest
 
 # Prints each figure beside its target; takes about five minutes.
 bench: build

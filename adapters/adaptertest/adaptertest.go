@@ -24,6 +24,10 @@ type Subject struct {
 	// was tested if there is more than one: "process (bubblewrap)".
 	Name string
 
+	// Long marks a subject that not every run of the back ends' tests has, since its
+	// server takes long to install.
+	Long bool
+
 	// New makes an adapter on a back end of its own, or on one that the tests of
 	// one run share.
 	New func(t *testing.T) Instance

@@ -1,8 +1,14 @@
 package adaptertest
 
 import (
+	"bufio"
+	"bytes"
+	"cmp"
 	"encoding/json"
+	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 )
 
@@ -14,9 +20,20 @@ const envMatrix = "PCM_TEST_MATRIX"
 type Finding struct {
 	Subject    string `json:"subject"`
 	Capability string `json:"capability"`
-	Result     string `json:"result"` // pass, unsupported or fail
-	Reason     string `json:"reason,omitempty"`
+	Result     Result `json:"result"`
+	Reason     string `json:"reason,omitempty"` // why it is unsupported
+	Long       bool   `json:"long,omitempty"`   // see [Subject.Long]
 }
+
+// Result is that of a capability's test.
+type Result string
+
+// The results.
+const (
+	Pass        Result = "pass"
+	Unsupported Result = "unsupported"
+	Fail        Result = "fail"
+)
 
 // note adds the finding of a test that ends.
 func note(t *testing.T, s Subject, c Capability) {
@@ -24,12 +41,12 @@ func note(t *testing.T, s Subject, c Capability) {
 	if name == "" {
 		return
 	}
-	f := Finding{Subject: s.Name, Capability: c.Name, Result: "pass", Reason: s.Unsupported[c.Name]}
+	f := Finding{Subject: s.Name, Capability: c.Name, Result: Pass, Reason: s.Unsupported[c.Name], Long: s.Long}
 	switch {
 	case t.Failed():
-		f.Result = "fail"
+		f.Result = Fail
 	case t.Skipped():
-		f.Result = "unsupported"
+		f.Result = Unsupported
 	}
 	line, err := json.Marshal(f)
 	if err == nil {
@@ -41,5 +58,164 @@ func note(t *testing.T, s Subject, c Capability) {
 	}
 	if err != nil {
 		t.Errorf("can't add to the matrix: %v", err)
+	}
+}
+
+// Matrix is what the suite found of every subject, by its name and the capability's.
+type Matrix map[string]map[string]Finding
+
+// ReadFindings reads what runs of the suite have added to a file. Of what was tested
+// more than once a failure counts, else the last.
+func ReadFindings(data []byte) (Matrix, error) {
+	m := Matrix{}
+	lines := bufio.NewScanner(bytes.NewReader(data))
+	for lines.Scan() {
+		var f Finding
+		if err := json.Unmarshal(lines.Bytes(), &f); err != nil {
+			return nil, fmt.Errorf("finding %q: %w", lines.Text(), err)
+		}
+		if m[f.Subject] == nil {
+			m[f.Subject] = map[string]Finding{}
+		}
+		if m[f.Subject][f.Capability].Result != Fail {
+			m[f.Subject][f.Capability] = f
+		}
+	}
+	return m, lines.Err()
+}
+
+// Encode is the matrix as it is kept: sorted findings, a line each.
+func (m Matrix) Encode() []byte {
+	var all []Finding
+	for _, row := range m {
+		for _, f := range row {
+			all = append(all, f)
+		}
+	}
+	order := places()
+	slices.SortFunc(all, func(a, b Finding) int {
+		return cmp.Or(cmp.Compare(a.Subject, b.Subject), cmp.Compare(order[a.Capability], order[b.Capability]), cmp.Compare(a.Capability, b.Capability))
+	})
+	var buf bytes.Buffer
+	for _, f := range all {
+		line, _ := json.Marshal(f) // of strings: can't fail
+		buf.Write(append(line, '\n'))
+	}
+	return buf.Bytes()
+}
+
+func places() map[string]int {
+	order := map[string]int{}
+	for i, c := range Capabilities() {
+		order[c.Name] = i
+	}
+	return order
+}
+
+// Differences says in what a run differs from what is kept. A subject that takes
+// long need not be in the run.
+func (m Matrix) Differences(run Matrix) (all []string) {
+	for _, subject := range sorted(m) {
+		if run[subject] == nil {
+			long := false
+			for _, f := range m[subject] {
+				long = long || f.Long
+			}
+			if !long {
+				all = append(all, subject+" was not tested")
+			}
+		}
+	}
+	for _, subject := range sorted(run) {
+		for _, c := range Capabilities() {
+			kept, now := m[subject][c.Name], run[subject][c.Name]
+			switch {
+			case now.Result == "":
+				all = append(all, fmt.Sprintf("%s: %s was not tested", subject, c.Name))
+			case kept != now:
+				all = append(all, fmt.Sprintf("%s: %s is %q %s, was %q %s", subject, c.Name, now.Result, now.Reason, kept.Result, kept.Reason))
+			}
+		}
+	}
+	return all
+}
+
+// With is the matrix with the subjects of a run in it.
+func (m Matrix) With(run Matrix) Matrix {
+	all := Matrix{}
+	for subject, row := range m {
+		all[subject] = row
+	}
+	for subject, row := range run {
+		all[subject] = row
+	}
+	return all
+}
+
+func sorted[V any](m map[string]V) []string {
+	var keys []string
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// Page renders the matrix.
+func (m Matrix) Page() string {
+	var b strings.Builder
+	b.WriteString(`# What each adapter can do
+
+Written by ` + "`make test-backends`" + ` from what the conformance suite (` + "`adapters/adaptertest`" + `) found with the real servers; not by hand.
+**yes**: tested and passed. A number: not supported, for the reason below. **FAIL**: it should, and doesn't.
+
+## Operations on running tasks
+
+`)
+	notes := &notes{}
+	m.table(&b, notes, func(c Capability) bool {
+		return c.Operation || slices.Contains([]string{"exit codes and streams", "logs", "stop by force"}, c.Name)
+	})
+	b.WriteString("\n## The whole contract\n\n")
+	m.table(&b, notes, func(c Capability) bool { return !c.Operation })
+	b.WriteString("\n## Why not\n\n")
+	for i, text := range notes.list {
+		fmt.Fprintf(&b, "%d. %s\n", i+1, text)
+	}
+	return b.String()
+}
+
+// notes are the reasons below the tables, each once.
+type notes struct{ list []string }
+
+func (n *notes) number(text string) int {
+	i := slices.Index(n.list, text)
+	if i < 0 {
+		n.list, i = append(n.list, text), len(n.list)
+	}
+	return i + 1
+}
+
+func (m Matrix) table(b *strings.Builder, n *notes, show func(Capability) bool) {
+	subjects := sorted(m)
+	fmt.Fprintf(b, "| | %s |\n|---|%s\n", strings.Join(subjects, " | "), strings.Repeat("---|", len(subjects)))
+	for _, c := range Capabilities() {
+		if !show(c) {
+			continue
+		}
+		fmt.Fprintf(b, "| %s |", c.Name)
+		for _, s := range subjects {
+			switch f := m[s][c.Name]; f.Result {
+			case Pass:
+				b.WriteString(" yes |")
+			case Unsupported:
+				fmt.Fprintf(b, " %d |", n.number(f.Reason))
+			case Fail:
+				b.WriteString(" **FAIL** |")
+			default:
+				b.WriteString(" not tested |")
+			}
+		}
+		b.WriteString("\n")
 	}
 }

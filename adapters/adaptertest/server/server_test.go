@@ -10,6 +10,7 @@ import (
 )
 
 func TestProcesses(t *testing.T) {
+	t.Setenv(envServers, "")
 	f, err := NewFolder("test")
 	if err != nil {
 		t.Fatal(err)
@@ -43,6 +44,7 @@ func TestProcesses(t *testing.T) {
 }
 
 func TestNotReady(t *testing.T) {
+	t.Setenv(envServers, "")
 	f, err := NewFolder("test")
 	if err != nil {
 		t.Fatal(err)
@@ -62,5 +64,12 @@ func TestNotReady(t *testing.T) {
 	}
 	if _, err := Need("sh", "no-such-server"); !errors.Is(err, ErrMissing) || !strings.Contains(err.Error(), "no-such-server") {
 		t.Errorf("need: %v", err)
+	}
+}
+
+func TestNoServers(t *testing.T) {
+	t.Setenv(envServers, "none")
+	if f, err := NewFolder("test"); !errors.Is(err, ErrMissing) {
+		t.Errorf("a folder although none is wanted: %v, %v", f, err)
 	}
 }
