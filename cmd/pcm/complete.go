@@ -39,14 +39,11 @@ func checkFlag(flag, value string, known []string) error {
 // complete teaches the commands below root what the shell may offer for their
 // flags and arguments, and 'pcm completion' to refuse a shell that it doesn't know.
 func (a *app) complete(root *cobra.Command) {
-	var classes, strategies []string
-	for _, c := range pcm.Classes() {
-		classes = append(classes, c.Name)
-	}
+	var strategies []string
 	for _, s := range placement.Strategies {
 		strategies = append(strategies, s.Name)
 	}
-	values := map[string][]string{"format": formats, "class": classes, "strategy": strategies, "takeover": takeovers, "state": jobStates}
+	values := map[string][]string{"format": formats, "strategy": strategies, "takeover": takeovers, "state": jobStates}
 	var walk func(c *cobra.Command)
 	walk = func(c *cobra.Command) {
 		for name, known := range values {
@@ -58,6 +55,13 @@ func (a *app) complete(root *cobra.Command) {
 			}
 			// It fails for an unknown flag or the second time: neither can be.
 			c.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(known, cobra.ShellCompDirectiveNoFileComp))
+		}
+		for name, known := range map[string]func() []string{"class": classNames, "accelerator": acceleratorNames} {
+			if c.LocalNonPersistentFlags().Lookup(name) != nil { // read only when they are asked for
+				c.RegisterFlagCompletionFunc(name, func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+					return known(), cobra.ShellCompDirectiveNoFileComp
+				})
+			}
 		}
 		switch c.CommandPath() {
 		case "pcm completion":

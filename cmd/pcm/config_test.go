@@ -176,3 +176,39 @@ func TestNameOf(t *testing.T) {
 		}
 	}
 }
+
+// TestFacts: what the configuration says of pools is read, and faults name their key.
+func TestFacts(t *testing.T) {
+	load := func(text string) (Config, error) {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "config.yaml"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return loadConfig("", dir, func(string) string { return "" }, func(*Config) {})
+	}
+	c, err := load("facts: {gpu: {class: gpu.a100.80g, accelerator: a100.80g, software: [cuda 12.4, python], bandwidth: 100 Gbit/s, fabric: infiniband, disk: 2TiB}}\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := c.poolFacts()
+	f := all["gpu"]
+	if err != nil || f.Class != "gpu.a100.80g" || f.Accelerator == nil || f.Accelerator.Memory != 80<<30 || f.Disk != 2<<40 ||
+		!reflect.DeepEqual(f.Software, pcm.Software{"cuda": "12.4", "python": ""}) || *f.Network != (pcm.Network{Bandwidth: 100_000, Fabric: "infiniband"}) {
+		t.Errorf("the facts are %+v, %v", f, err)
+	}
+	for text, want := range map[string]string{
+		"facts: {gpu: {accelerator: a100.80gb}}":  `facts.gpu.accelerator: no accelerator is called "a100.80gb"; did you mean "a100.80g"?`,
+		"facts: {gpu: {software: [cuda twelve]}}": "facts.gpu.software",
+		"facts: {gpu: {bandwidth: fast}}":         "facts.gpu.bandwidth",
+		"facts: {gpu: {fabric: Infini Band}}":     "facts.gpu.fabric",
+		"facts: {gpu: {disk: much}}":              "facts.gpu.disk",
+		"facts: {gpu: {class: My Class}}":         "facts.gpu.class",
+		"facts: {My Pool: {disk: 1GiB}}":          "not the name of a pool",
+		"facts: {gpu: {acelerator: a100}}":        "did you mean accelerator?",
+		"classes: [nowhere.yaml]":                 "nowhere.yaml",
+	} {
+		if _, err := load(text + "\n"); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", text, err, want)
+		}
+	}
+}

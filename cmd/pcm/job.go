@@ -40,6 +40,9 @@ func (a *app) readSpec(file string) (spec pcm.Spec, base string, err error) {
 }
 
 func (a *app) readSpecFile(file string) (raw []byte, base string, err error) {
+	if err := a.ownClasses(); err != nil {
+		return nil, "", err
+	}
 	var r io.Reader = a.in
 	base, err = os.Getwd()
 	if file != "-" {

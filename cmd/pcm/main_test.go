@@ -178,6 +178,10 @@ func fakeNode() *apitest.Node {
 		{ID: alpha, Name: "alpha", Account: "acc-alphaalphaalpha", Self: true, Role: "leader"},
 		{ID: beta, Name: "beta", Account: "acc-betabetabeta", Connected: true, Role: "replica", LatencyMS: 1.25, SeenAt: at, Transport: "quic", Addrs: []string{"/ip4/127.0.0.1/udp/7419/quic-v1"}},
 	}
+	a100, _ := pcm.FindAccelerator("a100.80g")
+	pool.Accelerator, pool.Capacity.GPU, pool.Class = &a100.Accelerator, 2, "gpu.a100.80g"
+	pool.Software, pool.Network = pcm.Software{"cuda": "12.4"}, &pcm.Network{Bandwidth: 100_000, Fabric: "infiniband"}
+	pool.Features = []pcm.Feature{pcm.FeatureCommand, pcm.FeatureExec}
 	n.OfferList = []api.Offer{{ID: string(beta) + "/local-process", Peer: beta, Name: "beta", Account: "acc-betabetabeta", Cell: "cell-aaaaaaaaaaaaaaaa",
 		Number: 7, Pool: pool, FreeSlots: &slots, Price: price, Source: alpha, AgeMS: 61_000, NotAfter: at.Add(time.Hour)}}
 	n.CellList = []api.Cell{{ID: "cell-aaaaaaaaaaaaaaaa", Name: "alpha", Leader: alpha, Term: 2, Index: 40, Applied: 40, Records: 12, Root: "c0ffee", LogTime: at,

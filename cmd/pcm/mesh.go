@@ -81,6 +81,9 @@ func drawPool(p pcm.Pool) string {
 	s := fmt.Sprintf("%s: %s, %s at %s", p.Adapter, p.Capacity, plural(p.Slots, "slot"), drawPrice(api.Price{
 		Unit: p.Price.Unit, PerTask: p.Price.PerTask.String(), PerCPUHour: p.Price.PerCPUHour.String(), PerGiBHour: p.Price.PerGiBHour.String(),
 	}))
+	if p.Accelerator != nil {
+		s += ", accelerators " + p.Accelerator.Name()
+	}
 	if p.Sandbox != "" {
 		s += ", sandbox " + p.Sandbox
 	}
@@ -88,6 +91,32 @@ func drawPool(p pcm.Pool) string {
 		s += ", own account only"
 	}
 	return s
+}
+
+// drawAccelerators says how many of what a pool has.
+func drawAccelerators(p pcm.Pool) string {
+	switch {
+	case p.Accelerator != nil:
+		return fmt.Sprintf("%d × %s", p.Capacity.GPU, p.Accelerator)
+	case p.Capacity.GPU > 0:
+		return fmt.Sprintf("%d, not stated which", p.Capacity.GPU)
+	}
+	return "-"
+}
+
+func drawNetwork(p pcm.Pool) string {
+	if p.Network == nil {
+		return "-"
+	}
+	return p.Network.String()
+}
+
+func drawFeatures(p pcm.Pool) string {
+	var names []string
+	for _, f := range p.Features {
+		names = append(names, string(f))
+	}
+	return or(strings.Join(names, ","), "-")
 }
 
 func drawPrice(p api.Price) string {
@@ -136,7 +165,7 @@ func (a *app) offersCommand() *cobra.Command {
 func drawOffers(t *table, l api.List[api.Offer]) {
 	head := []string{"SELLER", "POOL", "ADAPTER", "CPU", "MEMORY", "SLOTS", "FREE", "PER TASK", "PER CPU·H", "PER GIB·H", "UNIT", "AGE"}
 	if t.wide {
-		head = append(head, "PEER", "ACCOUNT", "CELL", "NUMBER", "SANDBOX", "OWN ONLY", "LABELS", "SOURCE", "VALID UNTIL")
+		head = append(head, "PEER", "ACCOUNT", "CELL", "NUMBER", "SANDBOX", "OWN ONLY", "CLASS", "ACCELERATORS", "SOFTWARE", "NETWORK", "FEATURES", "LABELS", "SOURCE", "VALID UNTIL")
 	}
 	t.row(head...)
 	for _, o := range l.Items {
@@ -151,7 +180,8 @@ func drawOffers(t *table, l api.List[api.Offer]) {
 		}
 		if t.wide {
 			row = append(row, string(o.Peer), string(o.Account), string(o.Cell), fmt.Sprint(o.Number), or(o.Pool.Sandbox, "-"),
-				fmt.Sprint(o.Pool.OwnOnly), or(o.Pool.Labels.String(), "-"), string(o.Source), o.NotAfter.UTC().Format(time.RFC3339))
+				fmt.Sprint(o.Pool.OwnOnly), or(o.Pool.Class, "-"), drawAccelerators(o.Pool), or(o.Pool.Software.String(), "-"), drawNetwork(o.Pool),
+				drawFeatures(o.Pool), or(o.Pool.Labels.String(), "-"), string(o.Source), o.NotAfter.UTC().Format(time.RFC3339))
 		}
 		t.row(row...)
 	}

@@ -23,6 +23,8 @@ type runFlags struct {
 	deadline                                  string
 	count, retries                            int
 	gpu                                       int64
+	disk, accelerator                         string
+	software                                  []string
 	labels, inputs, outputs, env              []string
 	detach                                    bool
 }
@@ -42,6 +44,9 @@ tasks leave as --output is fetched by 'pcm job get'.
   pcm run --input ./data --output result.txt -- sh -c 'wc data/* > result.txt'
   pcm run --module hello.wasm -- some arguments`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := a.ownClasses(); err != nil {
+				return err
+			}
 			spec, err := f.spec(args)
 			if err != nil {
 				return err
@@ -73,6 +78,9 @@ tasks leave as --output is fetched by 'pcm job get'.
 	fl.StringVar(&f.cpu, "cpu", "", "cores for each task: 2, 0.5 or 500m (default 100m)")
 	fl.StringVar(&f.memory, "memory", "", "memory for each task: 64MiB, 2GiB (default 64MiB)")
 	fl.Int64Var(&f.gpu, "gpu", 0, "accelerators for each task")
+	fl.StringVar(&f.disk, "disk", "", "disk space for each task: 10GiB; only on pools that state theirs")
+	fl.StringVar(&f.accelerator, "accelerator", "", "what each accelerator has to be, like a100.80g or 'fp16 >= 300 TOPS'; 'pcm class list' shows names")
+	fl.StringArrayVar(&f.software, "software", nil, "what has to be installed, like python or 'cuda>=12'; may be repeated")
 	fl.StringVar(&f.class, "class", "", "resource class, like cpu.small")
 	fl.StringVar(&f.adapter, "adapter", "", "only on pools of this adapter, like process or wasm")
 	fl.StringArrayVar(&f.labels, "label", nil, "only on pools with this label, `KEY=VALUE`; may be repeated")
@@ -98,7 +106,7 @@ func (f runFlags) spec(args []string) (pcm.Spec, error) {
 	}
 	step := pcm.Step{
 		Name: "run", Count: f.count, Class: f.class, Adapter: f.adapter, Labels: labels, Outputs: f.outputs,
-		Resources: pcm.Ask{CPU: f.cpu, Memory: f.memory, GPU: f.gpu},
+		Resources: pcm.Ask{CPU: f.cpu, Memory: f.memory, GPU: f.gpu, Disk: f.disk, Accelerator: f.accelerator, Software: f.software},
 		TimeLimit: pcm.Duration(f.timeLimit), Retries: f.retries,
 	}
 	name := f.name
