@@ -30,6 +30,7 @@ func (d *driver) finished(ctx context.Context, id pcm.TradeID, m *tradeModel, re
 		case r.Outcome == pcm.OutcomeSeller:
 			m.failed[r.Index] = orElse(r.Reason, "the seller could not run it")
 			d.avoidFor(m.terms, 5*time.Second, "could not run a task: "+r.Reason)
+			d.n.denials.learn(m.terms, r.Reason, time.Now())
 		case r.Output == "":
 			m.ready = append(m.ready, r)
 		default:

@@ -31,6 +31,7 @@ type execution struct {
 	running map[int]*run      // started, or about to be; until their result is reported
 	ended   map[int]bool      // reported, or about to be; or no longer wanted
 	stop    map[int]string    // to be stopped, and why; whoever starts an attempt looks here
+	kill    map[int]string    // of those, what this peer's operator ends, and why
 
 	held     heldSpec
 	mounts   []adapters.Mount
@@ -122,6 +123,7 @@ func (s *seller) begin(id pcm.TradeID, t pcm.Terms, live pcm.Spans, known map[in
 	}
 	s.trades[id] = x
 	s.mu.Unlock()
+	s.noteTrade(x, live, known)
 	for _, st := range ended {
 		go s.ended(st)
 	}
@@ -154,6 +156,12 @@ func (s *seller) ready(x *execution) error {
 	}
 	if s.n.draining.Load() {
 		return pcm.Errorf(pcm.Unavailable, "this peer is going down and takes no new work")
+	}
+	if err := s.n.operator.mayBuy(t); err != nil {
+		return err
+	}
+	if err := s.n.operator.drainingPool(t.Pool); err != nil {
+		return err
 	}
 	h, err := s.spec(x)
 	if err != nil {
@@ -377,11 +385,13 @@ func (s *seller) ended(st adapters.Status) {
 // makes room for the next one.
 func (s *seller) done(id pcm.TradeID, x *execution, r pcm.Result) {
 	s.mu.Lock()
+	r = x.killed(r)
 	wanted := x.running[r.Index] != nil
 	x.ended[r.Index] = true
 	delete(x.running, r.Index)
 	s.mu.Unlock()
 	if wanted {
+		s.note(x, "ended", r)
 		s.reports.finished(id, r)
 	}
 	s.next(id, x)
@@ -397,7 +407,9 @@ func (s *seller) reject(id pcm.TradeID, x *execution, reason string) {
 	}
 	s.mu.Unlock()
 	for _, i := range queue {
-		s.reports.finished(id, pcm.Result{Index: i, Outcome: pcm.OutcomeSeller, Reason: reason})
+		r := pcm.Result{Index: i, Outcome: pcm.OutcomeSeller, Reason: reason}
+		s.note(x, "refused", r)
+		s.reports.finished(id, r)
 	}
 }
 

@@ -82,6 +82,9 @@ func (d *driver) match(s int, sites []placement.Site) (placement.Request, []plac
 				delete(d.avoid, k)
 			}
 		}
+		if a, ok := d.n.denials.of(k.Peer, d.model.buyer, now); ok {
+			sites[i].Avoid = fmt.Sprintf("%s; asked again %s", a.why, in(a.until.Sub(now)))
+		}
 	}
 	ranked, err := placement.Rank(r, sites)
 	return r, ranked, err

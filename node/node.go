@@ -87,6 +87,9 @@ type Node struct {
 
 	owners      *owners
 	awards      awards
+	denials     denials
+	operator    *operator
+	audit       *auditLog
 	latest      atomic.Uint64 // highest Raft index that this peer has heard of
 	lastRenewal atomic.Int64  // adapters.BootTime at which the last committed renewal was sent
 
@@ -151,6 +154,12 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	n.owners = newOwners()
 	n.loadOwners()
 	n.state = ledger.New(ledger.Genesis{Mesh: member.Mesh, Root: member.root(), Cell: member.Cell, Name: member.CellName})
+	if n.operator, err = openOperator(n); err != nil {
+		return nil, err
+	}
+	if n.audit, err = openAuditLog(filepath.Join(cfg.Dir, auditDir), n.log); err != nil {
+		return nil, err
+	}
 	n.specs = newSpecs(n)
 	n.files = artifact.NewService(artifact.ServiceConfig{Store: n.store, Network: n.mesh, Allow: n.specs.mayRead, Logger: n.log})
 	n.drivers = newDrivers(n)
@@ -202,6 +211,8 @@ func (n *Node) Run(ctx context.Context) error {
 		{"watch", n.seller.watch},
 		{"meter", n.seller.meter},
 		{"disk", n.watchDisk},
+		{"drain", n.drainPools},
+		{"audit", n.audit.run},
 		{"cell", n.cell.Run},
 		{"peers", n.watchPeers},
 		{"transparency", n.glass.run},
@@ -243,6 +254,9 @@ func (n *Node) Close() error {
 		}
 		if n.store != nil {
 			errs = append(errs, n.store.Close())
+		}
+		if n.audit != nil {
+			errs = append(errs, n.audit.close())
 		}
 		n.closed = errors.Join(errs...)
 		switch {

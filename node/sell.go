@@ -43,11 +43,12 @@ func (s *selling) run(ctx context.Context) error {
 	s.listen(ctx)
 	var published time.Time
 	for {
-		wait := offerCheck
+		wait, current := offerCheck, true
 		s.mu.Lock()
 		asked := s.asked
 		s.asked = false
 		s.mu.Unlock()
+		generation := s.n.operator.generation()
 		pools := s.describe(ctx)
 		s.mu.Lock()
 		changed := s.number == 0 || s.steady.worth(s.pools, pools, time.Now(), asked)
@@ -58,12 +59,19 @@ func (s *selling) run(ctx context.Context) error {
 					return nil
 				}
 				s.n.log.Warn("can't declare what this peer sells", "error", err)
+				current = false
+				s.mu.Lock()
+				s.asked = s.asked || asked
+				s.mu.Unlock()
 				if pcm.ErrorCode(err) != pcm.TooLarge { // that stays until the pools change
 					wait = time.Second
 				}
 			} else {
 				published = time.Now()
 			}
+		}
+		if current {
+			s.n.operator.settled(generation)
 		}
 		select {
 		case <-time.After(wait):
@@ -84,12 +92,22 @@ func (s *selling) describe(ctx context.Context) []pcm.Pool {
 	for i, seen := range s.discover(ctx) {
 		sale := s.n.cfg.Sales[i]
 		if seen.err != nil {
+			s.n.operator.lost(sale.Adapter.Name(), seen.err)
 			continue
 		}
-		for _, p := range seen.pools {
+		list := slices.Clone(seen.pools)
+		for k := range list {
+			p := &list[k]
 			p.Price = sale.Price
 			p.Features = s.n.cfg.Operations.offered(p.Features)
-			s.n.cfg.Facts[p.ID].add(&p)
+			s.n.cfg.Facts[p.ID].add(p)
+		}
+		s.n.operator.saw(sale.Adapter.Name(), list)
+		for _, p := range list {
+			p, offered := s.n.operator.offer(p)
+			if !offered {
+				continue
+			}
 			if err := p.Validate(); err != nil {
 				s.n.log.Warn("a pool is not valid and is not offered", "adapter", sale.Adapter.Name(), "error", err)
 				continue

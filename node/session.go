@@ -162,6 +162,7 @@ func (n *Node) serveAttempt(ctx context.Context, s *api.Session, req attemptRequ
 	if req.Request.Op != api.OpLook {
 		n.log.Info("worked with a task", "op", req.Request.Op, "trade", req.Trade, "task", req.Index,
 			"account", who.account, "peer", pcm.Short(who.peer), "exit", code, "took", time.Since(begun).Round(time.Millisecond), "error", err)
+		n.seller.noteSession(ctx, h.x, req, who, err)
 	}
 	return err
 }

@@ -145,6 +145,7 @@ func (s *seller) followed(id pcm.TradeID, x *execution, st adapters.Status) {
 	r.status = st
 	if !r.began && runs(st) {
 		r.began, r.since = true, adapters.Now().Add(-st.Usage.Wall())
+		s.note(x, "started", pcm.Result{Index: st.Index})
 		s.reports.started(id, st.Index)
 	}
 }

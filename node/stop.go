@@ -33,7 +33,9 @@ func (s *seller) halt(id pcm.TradeID, tasks pcm.Spans, reason string) {
 	}
 	s.mu.Unlock()
 	for _, i := range queued {
-		s.reports.finished(id, pcm.Result{Index: i, Outcome: pcm.OutcomeStopped, Reason: clip(reason)})
+		r := pcm.Result{Index: i, Outcome: pcm.OutcomeStopped, Reason: clip(reason)}
+		s.note(x, "ended", r)
+		s.reports.finished(id, r)
 	}
 	for _, i := range running {
 		go s.stopOne(x, i, reason)
@@ -66,6 +68,9 @@ func (s *seller) lose(id pcm.TradeID, tasks pcm.Spans, reason string) {
 		delete(x.running, i)
 	}
 	s.mu.Unlock()
+	for _, i := range running {
+		s.note(x, "lost", pcm.Result{Index: i, Reason: clip(reason)})
+	}
 	for _, i := range running {
 		go s.stopOne(x, i, reason)
 	}

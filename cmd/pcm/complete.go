@@ -68,6 +68,8 @@ func (a *app) complete(root *cobra.Command) {
 			c.RunE = a.group(c)
 		case "pcm job describe", "pcm job stop", "pcm job logs":
 			c.ValidArgsFunction = a.completeJob(cobra.ShellCompDirectiveNoFileComp, cobra.ShellCompDirectiveNoFileComp)
+		case "pcm pool cordon", "pcm pool uncordon", "pcm pool drain", "pcm pool cap", "pcm pool price":
+			c.ValidArgsFunction = a.completePool
 		case "pcm job get":
 			c.ValidArgsFunction = a.completeJob(cobra.ShellCompDirectiveNoFileComp, cobra.ShellCompDirectiveFilterDirs)
 		case "pcm job explain": // or a file

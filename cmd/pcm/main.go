@@ -92,7 +92,7 @@ Begin with 'pcm up' in one terminal and 'pcm run -- echo hello' in another.`,
 	f.StringVar(&a.data, "data", "", "data folder `DIR` of the node (PCM_DATA; default $XDG_DATA_HOME/pcm, else ~/.pcm)")
 	f.StringVarP(&a.format, "format", "o", "table", "output `FORMAT`: table, wide, json or yaml")
 
-	root.AddGroup(&cobra.Group{ID: "node", Title: "This node:"}, &cobra.Group{ID: "work", Title: "Work:"}, &cobra.Group{ID: "mesh", Title: "The mesh:"})
+	root.AddGroup(&cobra.Group{ID: "node", Title: "This node:"}, &cobra.Group{ID: "work", Title: "Work:"}, &cobra.Group{ID: "sell", Title: "Selling:"}, &cobra.Group{ID: "mesh", Title: "The mesh:"})
 	add := func(group string, cmds ...*cobra.Command) {
 		for _, c := range cmds {
 			c.GroupID = group
@@ -101,6 +101,7 @@ Begin with 'pcm up' in one terminal and 'pcm run -- echo hello' in another.`,
 	}
 	add("node", a.upCommand(), a.downCommand(), a.inviteCommand(), a.joinCommand(), a.leaveCommand(), a.statusCommand())
 	add("work", a.runCommand(), a.jobCommand(), a.execCommand(), a.copyCommand())
+	add("sell", a.poolCommand(), a.taskCommand(), a.accountCommand(), a.auditCommand())
 	add("mesh", a.peersCommand(), a.offersCommand(), a.classCommand(), a.tradesCommand(), a.balancesCommand(), a.cellCommand(), a.ledgerCommand())
 	root.AddCommand(a.versionCommand(), a.superviseCommand())
 	root.RunE = a.group(root)

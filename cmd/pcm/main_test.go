@@ -217,7 +217,29 @@ func fakeNode() *apitest.Node {
 	n.Output[string(live)+"/0/0/out/log.txt"] = []byte("a line\n")
 	n.Output[string(live)+"/0/0/out/deep/a/b.txt"] = []byte("b\n")
 	n.AutoRun = runFake
+	sellFake(n, price)
 	return n
+}
+
+// sellFake gives the fake what an operator looks at.
+func sellFake(n *apitest.Node, price api.Price) {
+	at, buyer, zero, code := apitest.Now, pcm.AccountID("acc-betabetabeta"), 0, 3
+	n.PoolList = []api.OwnPool{
+		{ID: "local-process", Adapter: "process", Capacity: pcm.Resources{CPU: 2000, Memory: 4 << 30}, Slots: 4, Reserved: pcm.Resources{CPU: 100, Memory: 64 << 20},
+			ReservedSlots: 1, Running: 1, Price: price, State: api.PoolOffered, Sandbox: "bubblewrap", Features: []pcm.Feature{pcm.FeatureCommand}},
+		{ID: "batch", Adapter: "slurm", Capacity: pcm.Resources{CPU: 64000, Memory: 256 << 30}, Slots: 1000, Price: price,
+			State: api.PoolUnobservable, Reason: "slurmctld doesn't answer", Since: at},
+	}
+	n.AttemptList = []api.Attempt{{ID: "trd-eeeeeeeeeeeeeeee/0", Trade: "trd-eeeeeeeeeeeeeeee", Try: 1, Job: "job-eeeeeeeeeeeeeeee", Step: "train", Buyer: buyer, Driver: beta,
+		Pool: "local-process", Adapter: "process", Program: "python3", Resources: pcm.Resources{CPU: 100, Memory: 64 << 20}, LimitMS: 3600_000,
+		State: "pending", Native: "PENDING", Reason: "Priority", Awarded: at, Usage: pcm.Usage{CPUMS: 1500, MaxMemory: 3 << 20}, LeaseMS: 9000}}
+	n.RuleList = []api.AccountRule{{ID: string(buyer), Kind: "account", Rule: "deny", Note: "unpaid", Since: at}}
+	n.AuditList = []api.AuditEntry{
+		{ID: "2", At: at, Event: "cordon", Who: "uid 0", Pool: "local-process", Reason: "new disk"},
+		{ID: "1", At: at.Add(-time.Minute), Event: "ended", Buyer: buyer, Peer: beta, Job: "job-eeeeeeeeeeeeeeee", Step: "train", Trade: "trd-eeeeeeeeeeeeeeee", Task: &zero, Attempt: 1,
+			Pool: "local-process", Program: "python3", Outcome: pcm.OutcomeFailed, ExitCode: &code, Usage: &pcm.Usage{WallMS: 2000, CPUMS: 1500}},
+		{ID: "0", At: at.Add(-48 * time.Hour), Event: "awarded", Buyer: "acc-old", Trade: "trd-ffffffffffffffff", Tasks: "0-3"},
+	}
 }
 
 func runFake(s api.Submission, n *apitest.Node) {

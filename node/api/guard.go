@@ -45,7 +45,7 @@ type (
 // connContext marks connections over the unix socket.
 func connContext(ctx context.Context, c net.Conn) context.Context {
 	if c.LocalAddr().Network() == "unix" {
-		return context.WithValue(ctx, unixConn{}, true)
+		return withCaller(context.WithValue(ctx, unixConn{}, true), c)
 	}
 	return ctx
 }

@@ -131,6 +131,7 @@ func (s *Server) routes() {
 	s.writeRoutes()
 	s.streamRoutes()
 	s.sessionRoutes()
+	s.operatorRoutes()
 }
 
 // listRoute registers a list that the node returns whole.

@@ -292,6 +292,8 @@ type Submission struct {
 
 // Node is what the API serves. The node implements it. Errors are *pcm.Error.
 type Node interface {
+	Operator
+
 	Status(ctx context.Context) (Status, error)
 	Peers(ctx context.Context) ([]Peer, error)
 	Offers(ctx context.Context) ([]Offer, error)

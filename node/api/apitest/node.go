@@ -21,6 +21,7 @@ import (
 // or under Lock. Jobs that are submitted stay open until [Node.End].
 type Node struct {
 	sync.Mutex
+	Seller
 	StatusView   api.Status
 	PeerList     []api.Peer
 	OfferList    []api.Offer
