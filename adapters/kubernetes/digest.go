@@ -1,12 +1,12 @@
 package kubernetes
 
 import (
+	"encoding/json"
 	"strconv"
 	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
@@ -63,8 +63,13 @@ type wireJob struct {
 	}
 }
 
+// decode reads what v has fields for.
 func decode(o *unstructured.Unstructured, v any) error {
-	return runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, v)
+	data, err := json.Marshal(o.Object)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(data, v)
 }
 
 // podView is what is kept of a pod.

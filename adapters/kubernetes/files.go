@@ -197,7 +197,7 @@ func (r *Runner) fetch(ctx context.Context, t *supervisor.Run, pod string, argv 
 
 var errTooMuch = errors.New("more than may be written")
 
-// unpackInto unpacks files and folders; all else in the stream is passed over. It stops
+// unpackInto unpacks files, folders and links; all else in the stream is passed over. It stops
 // after most bytes: what is there then is over the cap for whoever measures it.
 func unpackInto(root *os.Root, in io.Reader, most int64) error {
 	tr := tar.NewReader(in)
@@ -232,6 +232,11 @@ func unpackInto(root *os.Root, in io.Reader, most int64) error {
 				return errTooMuch
 			}
 			err = writeFile(root, name, tr, 0o600|fs.FileMode(h.Mode)&0o100)
+		case tar.TypeSymlink:
+			err = root.Symlink(h.Linkname, name) // whoever reads results follows none that leads out
+			if errors.Is(err, fs.ErrExist) {
+				err = nil
+			}
 		case tar.TypeLink:
 			err = root.Link(path.Clean(h.Linkname), name)
 			if errors.Is(err, fs.ErrExist) {

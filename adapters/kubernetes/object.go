@@ -42,9 +42,10 @@ const (
 	markReady       = inputDir + "/.ready"
 )
 
-// receive is what the first helper does: it brings busybox, then waits for the inputs.
+// receive is what the first helper does: it brings its shell, which is busybox, then
+// waits for the inputs.
 const receive = `trap 'exit 143' TERM
-cp "$(command -v busybox)" ` + busybox + ` || exit 1
+cp /proc/$$/exe ` + busybox + ` || exit 1
 [ "$1" = wait ] || exit 0
 while [ ! -e ` + markReady + ` ]; do sleep 0.1; done`
 
@@ -165,7 +166,7 @@ func (s Settings) pod(t adapters.Task, g array) object {
 		mounts = append(mounts, object{"name": "in", "mountPath": path.Join(workDir, path.Clean(in.Target)), "subPath": strconv.Itoa(i), "readOnly": true})
 	}
 	main := object{
-		"name": taskContainer, "image": image, "command": literal(command), "workingDir": workDir, "env": environment(t, g, helped),
+		"name": taskContainer, "image": image, "imagePullPolicy": s.PullPolicy, "command": literal(command), "workingDir": workDir, "env": environment(t, g, helped),
 		"volumeMounts": mounts, "resources": s.resources(t.Resources), "securityContext": contained(), "terminationMessagePolicy": "File",
 	}
 	if t.Port > 0 {
@@ -245,7 +246,7 @@ func (s Settings) helper(name string, mounts []any, command ...string) object {
 	c := contained()
 	c["readOnlyRootFilesystem"] = true
 	return object{
-		"name": name, "image": s.HelperImage, "command": literal(command), "volumeMounts": mounts, "securityContext": c,
+		"name": name, "image": s.HelperImage, "imagePullPolicy": s.PullPolicy, "command": literal(command), "volumeMounts": mounts, "securityContext": c,
 		"resources": object{"requests": few, "limits": object{"memory": "64Mi"}},
 	}
 }

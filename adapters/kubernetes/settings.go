@@ -23,6 +23,7 @@ type Settings struct {
 	DefaultImage   string            `json:"default_image"`
 	HelperImage    string            `json:"helper_image"`     // has sh, tar and a static busybox
 	Images         []string          `json:"images,omitempty"` // patterns of images that specs may name; see MatchImage
+	PullPolicy     string            `json:"pull_policy"`      // Always, IfNotPresent or Never
 	PullSecrets    []string          `json:"pull_secrets,omitempty"`
 	PullLimit      time.Duration     `json:"pull_limit"` // how long an image may fail to come
 	ServiceAccount string            `json:"service_account,omitempty"`
@@ -60,6 +61,9 @@ func (s *Settings) Defaults() {
 	}
 	if s.DefaultImage == "" {
 		s.DefaultImage = s.HelperImage
+	}
+	if s.PullPolicy == "" {
+		s.PullPolicy = "IfNotPresent"
 	}
 	if s.User == 0 {
 		s.User = defaultUser
