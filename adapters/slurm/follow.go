@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -42,6 +44,11 @@ func (r *Runner) follow(ctx context.Context, a *attempt) supervisor.Exit {
 			}
 		}
 		if began {
+			if peak, err := readSmall(r.spool.file(a.key, "peak")); err == nil {
+				if kib, err := strconv.ParseInt(strings.TrimSpace(peak), 10, 50); err == nil && kib > 0 {
+					a.Used(0, pcm.Bytes(kib)<<10)
+				}
+			}
 			last := out.off + errs.off
 			more1, _ := out.copy()
 			more2, _ := errs.copy()
@@ -104,7 +111,9 @@ func (r *Runner) consider(ctx context.Context, a *attempt, start begun, began bo
 	if lost {
 		return r.lost(a, in, start, began)
 	}
-	if again, ok := r.spool.readBegun(a.key, in.Generation, "refused"); ok && again.Job == start.Job {
+	// A controller that forgot that it had begun has its node begin once more, the
+	// first copy alive; after a requeue that one is dead.
+	if again, ok := r.spool.readBegun(a.key, in.Generation, "refused"); ok && again.Job == start.Job && (again.Restarts > start.Restarts || !r.alive(a)) {
 		r.poller.drop(a.ref())
 		e := seller(fmt.Sprintf("Slurm started it once more (restart %d, on %s) after it had begun on %s: it is not run twice here", again.Restarts, again.Host, start.Host))
 		e.Native = "REQUEUED"
@@ -121,6 +130,9 @@ func (r *Runner) consider(ctx context.Context, a *attempt, start begun, began bo
 		}
 		if time.Since(*endSeen) < settle {
 			return supervisor.Exit{}, false // its evidence may be on its way
+		}
+		if own := n.Outcome == pcm.OutcomeOK || n.Outcome == pcm.OutcomeFailed; own && began && r.alive(a) {
+			return supervisor.Exit{}, false // it was another copy that ended
 		}
 		return r.ended(ctx, a, *j, n, began), true
 	case n.State == adapters.Pending && began:
@@ -340,6 +352,10 @@ func (r *Runner) lastWord(ctx context.Context, a *attempt) string {
 		}
 		if lost || !r.poller.hungSince().IsZero() {
 			return ""
+		}
+		if j != nil && states.Of(j.State).State == adapters.Pending && r.restarted(ctx, a) {
+			r.poller.drop(a.ref())
+			return "REQUEUED"
 		}
 		r.poller.soon()
 		select {

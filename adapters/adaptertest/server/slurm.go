@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"os/user"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -301,11 +300,12 @@ func (s *Slurm) Close() error {
 		p.Signal(syscall.SIGCONT)
 		p.Stop(3 * time.Second)
 	}
-	// Each job has a process that waits for its controller: slurmstepd.
-	for pid := range s.processes() {
-		if name, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "comm")); err == nil && strings.HasPrefix(string(name), "slurmstepd") {
+	// What is left are jobs, each with a process that waits for its controller.
+	for try := 0; try < 100 && len(s.processes()) > 0; try++ {
+		for pid := range s.processes() {
 			syscall.Kill(pid, syscall.SIGKILL)
 		}
+		<-time.After(10 * time.Millisecond)
 	}
 	return s.Folder.Close()
 }
