@@ -6,6 +6,7 @@ import (
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
+	"github.com/jointcloud/pcm/node/api"
 )
 
 // How long the start of an attempt is tried while its back end is away or has no
@@ -153,4 +154,26 @@ func (s *seller) followed(id pcm.TradeID, x *execution, st adapters.Status) {
 // runs tells whether an attempt has begun to run and not ended.
 func runs(st adapters.Status) bool {
 	return st.State == adapters.Running || st.State == adapters.Suspended
+}
+
+// show adds to a task's view what its back end here told of it last.
+func (s *seller) show(v *api.Task) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	x := s.trades[v.Trade]
+	if x == nil || x.running[v.Index] == nil || x.terms.Attempt != v.Attempt {
+		return
+	}
+	r := x.running[v.Index]
+	v.BackEnd = orElse(string(r.status.State), string(adapters.Prepared))
+	if r.status.Native != "" {
+		v.BackEnd += " (" + r.status.Native + ")"
+	}
+	v.Reason = orElse(v.Reason, r.status.Reason)
+	if r.began {
+		u := r.status.Usage
+		u.WallMS = max(u.WallMS, time.Duration(adapters.Now()-r.since).Milliseconds())
+		u.GPUMS = x.terms.Each.GPU * u.WallMS
+		v.Usage = &u
+	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
+	"github.com/jointcloud/pcm/node/api"
 )
 
 // awayEnd is a back end that is away for its first starts.
@@ -193,5 +194,34 @@ func TestLeaseOfWhatWaits(t *testing.T) {
 	s.follow(adapters.Status{Key: x.key(0), State: adapters.Running, Usage: pcm.Usage{WallMS: 3_600_000}})
 	if got := time.Duration(lease() - sent); got < pcm.LeaseFor(2*time.Hour)-time.Second || got > pcm.LeaseFor(2*time.Hour)+time.Second {
 		t.Errorf("the lease of what has run for two hours is %s", got)
+	}
+}
+
+// Who looks at a task at its seller sees what the back end says of it.
+func TestShow(t *testing.T) {
+	s, end, id, x := sellingTrade(t, 1)
+	close(end.release)
+	s.next(id, x)
+	<-end.starting
+	view := func() api.Task {
+		v := api.Task{Trade: id, Index: 0, Attempt: 1, State: pcm.TaskPlaced}
+		s.show(&v)
+		return v
+	}
+	if v := view(); v.BackEnd != "prepared" || v.Usage != nil {
+		t.Errorf("on its way: %+v", v)
+	}
+	s.follow(adapters.Status{Key: x.key(0), State: adapters.Pending, Native: "PENDING", Reason: "waits for resources"})
+	if v := view(); v.BackEnd != "pending (PENDING)" || v.Reason != "waits for resources" || v.Usage != nil {
+		t.Errorf("waiting: %+v", v)
+	}
+	x.terms.Each.GPU = 2
+	s.follow(adapters.Status{Key: x.key(0), State: adapters.Running, Native: "RUNNING", Usage: pcm.Usage{WallMS: 5000, CPUMS: 70}})
+	if v := view(); v.BackEnd != "running (RUNNING)" || v.Reason != "" || v.Usage == nil || v.Usage.WallMS < 5000 || v.Usage.CPUMS != 70 || v.Usage.GPUMS != 2*v.Usage.WallMS {
+		t.Errorf("running: %+v, %+v", v, v.Usage)
+	}
+	v := api.Task{Trade: id, Index: 0, Attempt: 2}
+	if s.show(&v); v.BackEnd != "" {
+		t.Errorf("of another attempt: %+v", v)
 	}
 }

@@ -342,7 +342,11 @@ func (n *Node) Tasks(ctx context.Context, id pcm.JobID) ([]api.Task, error) {
 				step = held.spec.Steps[s].Name
 			}
 			for i := range st.Tasks {
-				list = append(list, taskView(j, s, i, step, names))
+				v := taskView(j, s, i, step, names)
+				if v.Seller == n.self && v.State == pcm.TaskPlaced {
+					n.seller.show(&v)
+				}
+				list = append(list, v)
 			}
 		}
 	})

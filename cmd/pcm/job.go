@@ -283,7 +283,7 @@ func drawJob(t *table, j api.Job, tasks []api.Task, trades api.List[api.Trade]) 
 		if k.Seller != "" {
 			seller = or(k.SellerName, pcm.Short(k.Seller))
 		}
-		t.row(fmt.Sprintf("%s/%d", k.Step, k.Index), string(k.State), strconv.Itoa(k.Attempt), seller, exit, wall, cpu, mem, trade, k.Reason)
+		t.row(fmt.Sprintf("%s/%d", k.Step, k.Index), string(k.State)+prefixed(", ", k.BackEnd), strconv.Itoa(k.Attempt), seller, exit, wall, cpu, mem, trade, k.Reason)
 		for _, h := range k.History {
 			t.row("", "  earlier: "+h)
 		}

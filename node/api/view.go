@@ -153,8 +153,9 @@ type Task struct {
 	Trade      pcm.TradeID   `json:"trade,omitempty"`
 	Outcome    pcm.Outcome   `json:"outcome,omitempty"`
 	ExitCode   *int          `json:"exit_code,omitempty"`
-	Usage      *pcm.Usage    `json:"usage,omitempty"`
+	Usage      *pcm.Usage    `json:"usage,omitempty"` // so far, of one that runs at this peer
 	Output     pcm.Digest    `json:"output,omitempty"`
+	BackEnd    string        `json:"back_end,omitempty"` // of one that is at this peer: where it stands at its back end, and the back end's own word for that
 	Reason     string        `json:"reason,omitempty"`
 	History    []string      `json:"history,omitempty"` // earlier attempts, one line each
 }

@@ -161,6 +161,17 @@ func (p *Process) Freeze() { p.send(syscall.SIGSTOP) }
 // Thaw ends Freeze.
 func (p *Process) Thaw() { p.send(syscall.SIGCONT) }
 
+// Supervisor is the process that runs the peer's tasks; 0 if there is none.
+func (p *Process) Supervisor() int {
+	for _, pid := range processesOf(p.Dir) {
+		cmdline, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
+		if args := strings.Split(string(cmdline), "\x00"); len(args) > 1 && args[1] == "supervise" {
+			return pid
+		}
+	}
+	return 0
+}
+
 func (p *Process) send(s syscall.Signal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
