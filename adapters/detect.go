@@ -21,6 +21,7 @@ type Devices struct {
 	Accelerator pcm.Accelerator
 	Each        []Device
 	Shared      []string // device files that all who use any of them need
+	ReadOnly    []string // and what of the system's files they read; those under /usr aside
 	Variable    string   // of the environment, by which programs are told which they may use; "": there is none
 }
 
@@ -60,7 +61,7 @@ func DetectAccelerators(ctx context.Context, m Machine) []Devices {
 			})
 			if i < 0 {
 				i = len(all)
-				all = append(all, Devices{Accelerator: f.accelerator, Shared: m.existing(f.shared...), Variable: f.variable})
+				all = append(all, Devices{Accelerator: f.accelerator, Shared: m.existing(f.shared...), ReadOnly: f.readOnly, Variable: f.variable})
 			}
 			if len(all[i].Each) < maxDevices {
 				all[i].Each = append(all[i].Each, f.device)
@@ -76,6 +77,7 @@ type found struct {
 	device      Device
 	shared      []string
 	variable    string
+	readOnly    []string
 }
 
 func runTool(ctx context.Context, name string, args ...string) ([]byte, error) {
@@ -160,7 +162,7 @@ func (m Machine) nvidia(ctx context.Context) []found {
 	gpu := func(product, minor, id string) found {
 		a, _ := AcceleratorOf(NameProduct, product)
 		a.Vendor = "nvidia"
-		return found{a, Device{id, m.existing("/dev/nvidia" + minor)}, []string{"/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"}, "CUDA_VISIBLE_DEVICES"}
+		return found{a, Device{id, m.existing("/dev/nvidia" + minor)}, []string{"/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"}, "CUDA_VISIBLE_DEVICES", nil}
 	}
 	var list []found
 	minors := map[string]string{} // by UUID
@@ -227,7 +229,14 @@ func (m Machine) kfd(context.Context) []found {
 			memory, _ := strconv.ParseInt(fields(m.read(node+"/mem_banks/0/properties"), " ")["size_in_bytes"], 10, 64)
 			a.Memory = pcm.Bytes(max(memory, 0))
 		}
-		list = append(list, found{a, Device{strconv.Itoa(len(list)), m.existing("/dev/dri/renderD" + f["drm_render_minor"])}, []string{"/dev/kfd"}, "ROCR_VISIBLE_DEVICES"})
+		id := strconv.Itoa(len(list))
+		if unique, _ := strconv.ParseUint(f["unique_id"], 10, 64); unique != 0 {
+			id = fmt.Sprintf("GPU-%016x", unique) // stays the same where others are out of sight
+		}
+		list = append(list, found{
+			a, Device{id, m.existing("/dev/dri/renderD" + f["drm_render_minor"])}, []string{"/dev/kfd"}, "ROCR_VISIBLE_DEVICES",
+			[]string{"/sys/class/kfd", "/sys/devices/virtual/kfd", "/sys/module/amdgpu", "/opt/rocm"},
+		})
 	}
 	return list
 }
@@ -259,7 +268,7 @@ func (m Machine) ascend(ctx context.Context) []found {
 			one, _ = AcceleratorOf(NameProduct, names[id])
 			one.Vendor = "huawei"
 		}
-		list = append(list, found{one, Device{id, []string{n}}, []string{"/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc"}, "ASCEND_RT_VISIBLE_DEVICES"})
+		list = append(list, found{one, Device{id, []string{n}}, []string{"/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc"}, "ASCEND_RT_VISIBLE_DEVICES", []string{"/etc/ascend_install.info", "/etc/hccn.conf"}})
 	}
 	return list
 }
@@ -272,7 +281,7 @@ func (m Machine) cambricon(context.Context) []found {
 	}
 	var list []found
 	for _, n := range m.numbered("/dev/cambricon_dev") {
-		list = append(list, found{a, Device{lastNums.FindString(n), []string{n}}, []string{"/dev/cambricon_ctl"}, "MLU_VISIBLE_DEVICES"})
+		list = append(list, found{a, Device{lastNums.FindString(n), []string{n}}, []string{"/dev/cambricon_ctl"}, "MLU_VISIBLE_DEVICES", nil})
 	}
 	return list
 }

@@ -74,11 +74,11 @@ func TestDetect(t *testing.T) {
 			"nvidia a100.40g: GPU-aaaa-01@ with  by CUDA_VISIBLE_DEVICES"},
 		{"AMD beside its processor", map[string]string{
 			"/sys/class/kfd/kfd/topology/nodes/0/properties":             "cpu_cores_count 64\nsimd_count 0\nvendor_id 0\n",
-			"/sys/class/kfd/kfd/topology/nodes/1/properties":             "simd_count 416\nvendor_id 4098\ndevice_id 29711\ndrm_render_minor 128\n",
+			"/sys/class/kfd/kfd/topology/nodes/1/properties":             "simd_count 416\nvendor_id 4098\ndevice_id 29711\nunique_id 255\ndrm_render_minor 128\n",
 			"/sys/class/kfd/kfd/topology/nodes/2/properties":             "simd_count 64\nvendor_id 4098\ndevice_id 1\ndrm_render_minor 129\n",
 			"/sys/class/kfd/kfd/topology/nodes/2/mem_banks/0/properties": "heap_type 1\nsize_in_bytes 8589934592\n",
 			"/dev/kfd": "", "/dev/dri/renderD128": "", "/dev/dri/renderD129": "",
-		}, nil, "amd mi210.64g: 0@/dev/dri/renderD128 with /dev/kfd by ROCR_VISIBLE_DEVICES\namd pci-0001.8g: 1@/dev/dri/renderD129 with /dev/kfd by ROCR_VISIBLE_DEVICES"},
+		}, nil, "amd mi210.64g: GPU-00000000000000ff@/dev/dri/renderD128 with /dev/kfd by ROCR_VISIBLE_DEVICES\namd pci-0001.8g: 1@/dev/dri/renderD129 with /dev/kfd by ROCR_VISIBLE_DEVICES"},
 		{"Ascend by PCI", map[string]string{
 			"/dev/davinci0": "", "/dev/davinci1": "", "/dev/davinci10": "", "/dev/davinci_manager": "", "/dev/hisi_hdc": "",
 			"/sys/bus/pci/devices/0/vendor": "0x19e5\n", "/sys/bus/pci/devices/0/device": "0x0222\n", "/sys/bus/pci/devices/0/class": "0x020000\n", // a network card

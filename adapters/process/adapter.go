@@ -68,8 +68,10 @@ func (a *Adapter) Pools(ctx context.Context) ([]pcm.Pool, error) {
 	if a.cfg.Network {
 		features = append(features, pcm.FeatureNetwork)
 	}
+	capacity := a.cfg.Capacity
+	capacity.GPU = facts.GPU
 	return []pcm.Pool{{
-		ID: Name, Adapter: Name, Capacity: a.cfg.Capacity, Slots: a.cfg.Slots, Labels: labels,
+		ID: Name, Adapter: Name, Capacity: capacity, Accelerator: facts.Accelerator, Slots: a.cfg.Slots, Labels: labels,
 		Features: adapters.Features(a, features...), Sandbox: facts.Sandbox, OwnOnly: facts.Sandbox == SandboxNone && !a.cfg.AllowUnsandboxed,
 	}}, nil
 }

@@ -80,7 +80,7 @@ func (b *bubblewrap) namespaces() bool { return true }
 func (b *bubblewrap) try() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	argv := b.common(1 << 20)
+	argv := append(b.common(1<<20), "--remount-ro", "/dev")
 	cmd := exec.CommandContext(ctx, b.path)
 	if b.filter != "" {
 		f, err := os.Open(b.filter)
@@ -100,7 +100,7 @@ func (b *bubblewrap) try() error {
 }
 
 // common begins every command line. What a task may fill beside its own folder
-// is kept in memory, and bounded.
+// is kept in memory, and bounded. /dev is still to be made read-only.
 func (b *bubblewrap) common(size pcm.Bytes) []string {
 	args := slices.Clone(b.spaces)
 	for _, dir := range []string{"/tmp", "/run", "/dev/shm"} {
@@ -109,7 +109,7 @@ func (b *bubblewrap) common(size pcm.Bytes) []string {
 		}
 		args = append(args, "--tmpfs", dir)
 	}
-	return append(append(args, "--remount-ro", "/dev"), b.system...)
+	return append(args, b.system...)
 }
 
 // prepare makes the command line of one task. The task's environment is set
@@ -125,6 +125,7 @@ func (b *bubblewrap) prepare(t *supervisor.Run, extra surroundings) (*spec, erro
 	for _, dev := range extra.devices {
 		argv = append(argv, "--dev-bind", dev, dev)
 	}
+	argv = append(argv, "--remount-ro", "/dev") // once all stand in it
 	for _, lib := range extra.libs {
 		argv = append(argv, "--ro-bind-try", lib, lib)
 	}

@@ -32,6 +32,9 @@ func TestMain(m *testing.M) {
 		if has("small") {
 			cfg.Disk = 8 << 20
 		}
+		if has("gpus") {
+			cfg.Devices = madeUp
+		}
 		r, err := NewRunner(cfg)
 		return []supervisor.Runner{r}, err
 	})

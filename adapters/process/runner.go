@@ -23,14 +23,15 @@ import (
 
 // RunnerConfig says how tasks are kept in.
 type RunnerConfig struct {
-	Dir      string    // the supervisor's folder, as in supervisor.Config
-	Sandbox  string    // default auto
-	ReadOnly []string  // host folders that sandboxed tasks see beside the system's, e.g. /opt
-	Hide     []string  // host folders that they must not see, should one lie within those; Dir is hidden anyway
-	Network  bool      // tasks that ask for it get the network: the host's
-	MaxPIDs  int       // processes and threads of one task; default 1,024
-	Disk     pcm.Bytes // what one task may keep in its working folder; default 10 GiB
-	NoCgroup bool      // limit by rlimits also where cgroups can be had
+	Dir      string             // the supervisor's folder, as in supervisor.Config
+	Sandbox  string             // default auto
+	ReadOnly []string           // host folders that sandboxed tasks see beside the system's, e.g. /opt
+	Hide     []string           // host folders that they must not see, should one lie within those; Dir is hidden anyway
+	Network  bool               // tasks that ask for it get the network: the host's
+	MaxPIDs  int                // processes and threads of one task; default 1,024
+	Disk     pcm.Bytes          // what one task may keep in its working folder; default 10 GiB
+	Devices  []adapters.Devices // accelerators of this machine; tasks get those of the first kind
+	NoCgroup bool               // limit by rlimits also where cgroups can be had
 	Logger   *slog.Logger
 
 	noSpaces bool // sandbox landlock without namespaces also where they can be had
@@ -38,11 +39,12 @@ type RunnerConfig struct {
 
 // Runner is the supervisor's side. It implements supervisor.Runner.
 type Runner struct {
-	cfg   RunnerConfig
-	log   *slog.Logger
-	box   sandbox // nil: none
-	limit limiter
-	spawn chan func(born *sync.WaitGroup) (home bool) // to the spawners' threads
+	cfg     RunnerConfig
+	log     *slog.Logger
+	box     sandbox // nil: none
+	limit   limiter
+	devices *share
+	spawn   chan func(born *sync.WaitGroup) (home bool) // to the spawners' threads
 
 	mu       sync.Mutex
 	children map[adapters.Key]*child // that run
@@ -67,7 +69,7 @@ func NewRunner(cfg RunnerConfig) (*Runner, error) {
 		return nil, pcm.Errorf(pcm.Invalid, "folder %q: %w", cfg.Dir, err)
 	}
 	cfg.Dir = dir
-	r := &Runner{cfg: cfg, log: cfg.Logger, spawn: make(chan func(*sync.WaitGroup) bool), children: map[adapters.Key]*child{}}
+	r := &Runner{cfg: cfg, log: cfg.Logger, devices: newShare(cfg.Devices), spawn: make(chan func(*sync.WaitGroup) bool), children: map[adapters.Key]*child{}}
 	box, why, err := findSandbox(cfg)
 	if err != nil {
 		return nil, err
@@ -92,6 +94,7 @@ func (r *Runner) Name() string { return Name }
 // the labels.
 func (r *Runner) Facts() supervisor.Facts {
 	f := supervisor.Facts{Sandbox: SandboxNone, Labels: pcm.Labels{"limits": r.limit.name(), "namespaces": "no", "network": "none"}}
+	r.devices.facts(&f)
 	if r.box != nil {
 		f.Sandbox = r.box.name()
 		if r.box.namespaces() {
@@ -119,6 +122,9 @@ func (r *Runner) Check(t adapters.Task) error {
 	}
 	if t.Resources.Disk > r.cfg.Disk {
 		return pcm.Errorf(pcm.Refused, "attempt %s asks for %s of disk, more than this node's process adapter gives a task: %s (adapters.process.disk)", t.Key, t.Resources.Disk, r.cfg.Disk)
+	}
+	if err := r.devices.check(t); err != nil {
+		return err
 	}
 	return t.Resources.CheckMemory()
 }
@@ -170,6 +176,10 @@ type child struct {
 
 // Run implements supervisor.Runner.
 func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
+	if err := r.devices.take(ctx, t); err != nil {
+		return supervisor.Exit{Outcome: pcm.OutcomeFailed, Code: 128 + int(syscall.SIGKILL)}
+	}
+	defer r.devices.back(t.Key)
 	spec, err := r.prepare(ctx, t)
 	if err != nil {
 		return exitOf(ctx, err)

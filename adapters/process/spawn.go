@@ -134,6 +134,7 @@ func (r *Runner) prepare(ctx context.Context, t *supervisor.Run) (*spec, error) 
 	if r.limit.name() == (rlimits{}).name() {
 		extra.processes = r.cfg.MaxPIDs
 	}
+	r.devices.give(t.Key, &extra)
 	if r.box != nil {
 		return r.box.prepare(t, extra)
 	}

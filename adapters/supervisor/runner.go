@@ -53,6 +53,9 @@ type Halter interface {
 type Facts struct {
 	Sandbox string     `cbor:"1,keyasint"` // what keeps tasks in, e.g. "bubblewrap"; "none" if nothing
 	Labels  pcm.Labels `cbor:"2,keyasint,omitempty"`
+
+	GPU         int64            `cbor:"3,keyasint,omitempty"` // accelerators that it can give to tasks
+	Accelerator *pcm.Accelerator `cbor:"4,keyasint,omitempty"` // which all of them are
 }
 
 // Run is one attempt, prepared.

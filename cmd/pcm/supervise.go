@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/process"
 	"github.com/jointcloud/pcm/adapters/slurm"
 	"github.com/jointcloud/pcm/adapters/supervisor"
@@ -61,7 +62,7 @@ func (s supervised) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	proc, err := process.NewRunner(process.RunnerConfig{Dir: s.Dir, Sandbox: s.Sandbox, Network: s.Network, Disk: disk, Logger: log})
+	proc, err := process.NewRunner(process.RunnerConfig{Dir: s.Dir, Sandbox: s.Sandbox, Network: s.Network, Disk: disk, Devices: adapters.DetectAccelerators(ctx, adapters.Machine{}), Logger: log})
 	if err != nil {
 		return err
 	}
