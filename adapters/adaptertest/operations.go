@@ -120,7 +120,7 @@ func testExec(b *bench) {
 	if err == nil && code == 0 || time.Since(began) > 20*time.Second {
 		t.Errorf("after its context: %d, %v, after %s", code, err, time.Since(began))
 	}
-	if _, _, code, err := exec(b.ctx, adapters.Exec{}, "write", "made", "x"); err != nil || code != 0 {
+	if _, _, code, err := exec(b.ctx, adapters.Exec{}, "write", "made", "x"); err != nil || code != 0 && code != 137 { // 137: ended with the task that it ends
 		t.Errorf("exec: %d, %v", code, err)
 	}
 	st := b.wait(k, adapters.Ended)

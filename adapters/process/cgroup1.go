@@ -22,6 +22,7 @@ type cgroup1 struct {
 	home  []*os.File
 	base  []string // parents of the tasks' groups, same order
 	kinds []string
+	lacks []string // kinds that can't be used
 }
 
 func newCgroup1(where map[string]string, name string) (*cgroup1, error) {
@@ -54,12 +55,16 @@ func newCgroup1(where map[string]string, name string) (*cgroup1, error) {
 		if err != nil && kind == "memory" {
 			return nil, err
 		}
+		if err != nil {
+			c.lacks = append(c.lacks, kind)
+		}
 	}
 	return c, nil
 }
 
-func (c *cgroup1) name() string { return "cgroup1" }
-func (c *cgroup1) sweep() error { return sweepGroups(c.base) }
+func (c *cgroup1) name() string      { return "cgroup1" }
+func (c *cgroup1) missing() []string { return c.lacks }
+func (c *cgroup1) sweep() error      { return sweepGroups(c.base) }
 
 func (c *cgroup1) close() error {
 	for _, f := range c.home {

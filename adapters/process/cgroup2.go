@@ -91,6 +91,9 @@ func handDown(home, kind string) error {
 }
 
 func (c *cgroup2) name() string { return "cgroup2" }
+func (c *cgroup2) missing() []string {
+	return slices.DeleteFunc([]string{"memory", "pids", "cpu"}, func(k string) bool { return slices.Contains(c.has, k) })
+}
 func (c *cgroup2) sweep() error { return sweepGroups([]string{c.base}) }
 func (c *cgroup2) close() error { return dismantle([]string{c.base}) }
 

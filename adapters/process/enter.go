@@ -161,6 +161,7 @@ func (c *cell) join() error {
 	if err != nil {
 		return err
 	}
+	bound(0, c.Memory)
 	return execError(c.Command[0], syscall.Exec(program, c.Command, c.Env))
 }
 

@@ -54,6 +54,7 @@ type cell struct {
 	Devices   []string `json:"devices,omitempty"`
 	Libs      []string `json:"libs,omitempty"`
 	Processes uint64   `json:"processes,omitempty"` // at most, where no control group counts them
+	Memory    uint64   `json:"memory,omitempty"`    // of each process, where no control group counts it
 	Listen    int      `json:"listen,omitempty"`    // the port of a service that has no network of its own
 	Command   []string `json:"command"`
 	Env       []string `json:"env"`
@@ -157,6 +158,7 @@ func (c *cell) run(report *os.File) error {
 		return err
 	}
 	if !c.Spaced {
+		bound(0, c.Memory)
 		return execError(c.Command[0], syscall.Exec(program, c.Command, c.Env))
 	}
 	// As the first process it must outlive the task's own and bury the orphans.
@@ -166,6 +168,7 @@ func (c *cell) run(report *os.File) error {
 	if err != nil {
 		return execError(c.Command[0], err)
 	}
+	bound(proc.Pid, c.Memory) // not before: this process needs threads of its own
 	report.Write([]byte{cellStarted})
 	for _, f := range []*os.File{report, os.Stdin, os.Stdout, os.Stderr} {
 		f.Close() // the streams end with the task
@@ -183,6 +186,15 @@ func (c *cell) run(report *os.File) error {
 			os.Exit(128 + int(ws.Signal()))
 		}
 		os.Exit(ws.ExitStatus())
+	}
+}
+
+// bound bounds the memory of a process, 0 being this one, and of its children,
+// each by itself: what is left without control groups.
+func bound(pid int, memory uint64) {
+	if memory > 0 {
+		unix.Prlimit(pid, unix.RLIMIT_DATA, &unix.Rlimit{Cur: memory, Max: memory}, nil)
+		unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil)
 	}
 }
 

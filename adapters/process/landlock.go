@@ -103,6 +103,7 @@ func (l *landlocked) prepare(t *supervisor.Run, extra surroundings) (*spec, erro
 	c := cell{
 		Walls: SandboxLandlock, Spaced: l.namespaces(), Network: extra.network, Root: l.root(), Work: t.Work, Parts: l.parts,
 		Scratch: int64(extra.scratch), Devices: extra.devices, Libs: extra.libs, Command: t.Command,
+		Memory: uint64(extra.memory),
 	}
 	if c.Spaced {
 		for _, in := range t.Inputs {
@@ -124,7 +125,7 @@ func (l *landlocked) prepare(t *supervisor.Run, extra surroundings) (*spec, erro
 		return nil, err
 	}
 	s := &spec{
-		path: "/proc/self/exe", argv: []string{cellArg, "run"}, dir: "/", program: t.Command[0], boxed: c.Spaced, env: marks(t),
+		path: "/proc/self/exe", argv: []string{cellArg, "run"}, dir: "/", program: t.Command[0], boxed: c.Spaced, limited: true, env: marks(t),
 		sys: &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL},
 		ran: func(report []byte) bool {
 			return string(report) == string([]byte{cellBegun, cellStarted}) || !c.Spaced && string(report) == string([]byte{cellBegun})

@@ -11,7 +11,8 @@ import (
 
 // limiter bounds what tasks may use, by one of the kernel's means.
 type limiter interface {
-	name() string // of the means, for labels
+	name() string      // of the means, for labels
+	missing() []string // what it would bound if it could
 	// make prepares the bounds of one task. Zero resources are not bounded.
 	make(key string, r pcm.Resources, pids int) (group, error)
 	// sweep kills and removes what an earlier process with the same name left.
@@ -59,9 +60,10 @@ func cpuQuota(cpu pcm.MilliCPU) int64 {
 // bounded by itself, and running out of memory is a failed allocation.
 type rlimits struct{}
 
-func (rlimits) name() string { return "rlimit" }
-func (rlimits) sweep() error { return nil }
-func (rlimits) close() error { return nil }
+func (rlimits) name() string      { return "rlimit" }
+func (rlimits) missing() []string { return []string{"cpu", "pids"} }
+func (rlimits) sweep() error      { return nil }
+func (rlimits) close() error      { return nil }
 func (rlimits) make(_ string, r pcm.Resources, _ int) (group, error) {
 	return rlimited{uint64(r.Memory)}, nil
 }

@@ -195,7 +195,11 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 		return seller("can't make a pipe: %v", err)
 	}
 	defer errs.close()
-	grp, err := r.limit.make(t.Key.String(), t.Resources, r.cfg.MaxPIDs)
+	resources := t.Resources
+	if _, weak := r.limit.(rlimits); weak && spec.limited {
+		resources.Memory = 0
+	}
+	grp, err := r.limit.make(t.Key.String(), resources, r.cfg.MaxPIDs)
 	if err != nil {
 		return seller("can't set its limits: %v", err)
 	}

@@ -38,6 +38,7 @@ type surroundings struct {
 	network   bool
 	scratch   pcm.Bytes // of memory for /tmp and each of its like
 	processes int       // at most; 0: counted elsewhere
+	memory    pcm.Bytes // of each process; 0: bounded elsewhere
 	devices   []string
 	libs      []string // of the devices' drivers, read-only
 	env       map[string]string

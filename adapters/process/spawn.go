@@ -80,6 +80,8 @@ type spec struct {
 	heard   []byte
 	pass    []*os.File // inherited after reportW
 
+	limited bool // it sets the rlimit of memory itself, when it is to run the program
+
 	cell cell // for what is run beside it
 }
 
@@ -132,7 +134,7 @@ func (r *Runner) prepare(ctx context.Context, t *supervisor.Run) (*spec, error) 
 		extra.scratch = r.cfg.Disk
 	}
 	if r.limit.name() == (rlimits{}).name() {
-		extra.processes = r.cfg.MaxPIDs
+		extra.processes, extra.memory = r.cfg.MaxPIDs, t.Resources.Memory
 	}
 	r.devices.give(t.Key, &extra)
 	if r.box != nil {

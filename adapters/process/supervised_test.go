@@ -109,8 +109,6 @@ func alive(k adapters.Key) int {
 	return n
 }
 
-var modes = []string{plain, plainRlimit, sandboxed, landlocked1, landlocked2, landlockedRlimit}
-
 func forModes(t *testing.T, f func(*testing.T, *lab)) {
 	for _, mode := range modes {
 		t.Run(strings.ReplaceAll(mode, " ", "_"), func(t *testing.T) {
