@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 
@@ -27,6 +28,7 @@ type RunnerConfig struct {
 	Runtime      string       `json:"runtime,omitempty"`       // e.g. runsc; default the engine's
 	PIDs         int          `json:"pids,omitempty"`          // processes and threads of one task; default 1,024
 	Tmp          pcm.Bytes    `json:"tmp,omitempty"`           // size of /tmp, which counts as memory; default 64 MiB
+	Disk         pcm.Bytes    `json:"disk,omitempty"`          // what one task may keep in its working folder; default 10 GiB
 	GPUs         []string     `json:"gpus,omitempty"`          // nvidia:ID, or device files
 	GPUDevices   []string     `json:"gpu_devices,omitempty"`   // device files that every task with an accelerator gets
 	Logger       *slog.Logger `json:"-"`
@@ -55,6 +57,7 @@ func NewRunner(cfg RunnerConfig) (*Runner, error) {
 	}
 	cfg.PIDs = cmp.Or(max(cfg.PIDs, 0), 1024)
 	cfg.Tmp = cmp.Or(max(cfg.Tmp, 0), 64<<20)
+	cfg.Disk = cmp.Or(max(cfg.Disk, 0), 10<<30)
 	dir, err := filepath.Abs(cfg.Dir)
 	if err != nil {
 		return nil, pcm.Errorf(pcm.Invalid, "folder %q: %w", cfg.Dir, err)
@@ -101,6 +104,8 @@ func (r *Runner) Check(t adapters.Task) error {
 		return pcm.Errorf(pcm.Refused, "this seller runs no services in containers: its node is not root, and can't enter their network")
 	case t.Resources.Memory > 0 && t.Resources.Memory < minMemory:
 		return pcm.Errorf(pcm.Invalid, "memory %s is too little for a container: at least %s", t.Resources.Memory, pcm.Bytes(minMemory))
+	case t.Resources.Disk > r.cfg.Disk:
+		return pcm.Errorf(pcm.Refused, "attempt %s asks for %s of disk, more than this node gives a container: %s (adapters.container.disk)", t.Key, t.Resources.Disk, r.cfg.Disk)
 	case t.Resources.GPU > int64(len(r.cfg.GPUs)):
 		return pcm.Errorf(pcm.Refused, "%d accelerators were asked for, and this seller's containers have %d", t.Resources.GPU, len(r.cfg.GPUs))
 	}
@@ -143,5 +148,12 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 		a.removeContainer()
 		return exit
 	}
-	return a.follow(ctx)
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	go r.watchDisk(ctx, t, stop)
+	exit = a.follow(ctx)
+	if context.Cause(ctx) == errDisk && exit.Outcome != pcm.OutcomeOK {
+		exit.Outcome, exit.Reason = pcm.OutcomeOutput, fmt.Sprintf("kept more than %s in its working folder", r.disk(t))
+	}
+	return exit
 }

@@ -60,7 +60,7 @@ func judge(e end) supervisor.Exit {
 	case oom:
 		x.Outcome, x.Reason = pcm.OutcomeMemory, fmt.Sprintf("used more than its %s of memory", e.limit)
 	case e.blind > 0 && (e.code == 128+int(syscall.SIGKILL) || e.code == 128+int(syscall.SIGTERM) || e.code == 255):
-		x.Outcome, x.Reason = pcm.OutcomeSeller, fmt.Sprintf("its container was killed while the container engine was away for %s: the engine was restarted", e.blind.Round(time.Millisecond))
+		x.Outcome, x.Reason = pcm.OutcomeSeller, fmt.Sprintf("its container was killed while the container engine was away for %s: the engine was restarted, or somebody killed it", e.blind.Round(time.Millisecond))
 	case e.code == 127:
 		x.Outcome, x.Reason = pcm.OutcomeFailed, "exit code 127: its program, or one that it called, was not found in the image"
 	case e.code == 126:

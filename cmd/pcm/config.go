@@ -51,10 +51,11 @@ type Operations struct {
 
 // Adapters are what this machine is sold through.
 type Adapters struct {
-	MaxOutput string  `json:"max_output"` // of one task
-	Process   Process `json:"process"`
-	Wasm      Wasm    `json:"wasm"`
-	Slurm     Slurm   `json:"slurm"`
+	MaxOutput string    `json:"max_output"` // of one task
+	Process   Process   `json:"process"`
+	Wasm      Wasm      `json:"wasm"`
+	Container Container `json:"container"`
+	Slurm     Slurm     `json:"slurm"`
 }
 
 // Process sells native processes.
@@ -133,6 +134,7 @@ func DefaultConfig(dataDir string) Config {
 			Process:   Process{Enabled: true, Sandbox: "auto", Disk: "10GiB", Price: price},
 			Wasm:      Wasm{Enabled: true, Price: price},
 			Slurm:     Slurm{Partitions: []string{}, KeepEnv: []string{}, Price: price},
+			Container: defaultContainer(price),
 		},
 		Store: Store{Quota: "10GiB", Reserve: "512MiB"},
 		Cell:  Cell{Profile: "lan", VoterEligible: true},
@@ -238,6 +240,9 @@ func (c Config) Validate() error {
 		return err
 	}
 	if err := validateSale("adapters.wasm", w.Capacity, w.Slots, w.Price); err != nil {
+		return err
+	}
+	if err := c.Adapters.Container.validate("adapters.container"); err != nil {
 		return err
 	}
 	return c.Adapters.Slurm.validate()

@@ -67,7 +67,7 @@ func nodeConfig(cfg Config, s surroundings) (node.Config, error) {
 func sales(cfg Config, s surroundings) ([]node.Sale, error) {
 	p, w := cfg.Adapters.Process, cfg.Adapters.Wasm
 	cluster := cfg.Adapters.Slurm
-	if !p.Enabled && !w.Enabled && !cluster.Enabled {
+	if !p.Enabled && !w.Enabled && !cluster.Enabled && !cfg.Adapters.Container.Enabled {
 		return nil, nil
 	}
 	self, err := os.Executable()
@@ -105,6 +105,13 @@ func sales(cfg Config, s surroundings) ([]node.Sale, error) {
 	}
 	if cluster.Enabled {
 		sale, err := cluster.sale(cfg.Data, client)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, sale)
+	}
+	if c := cfg.Adapters.Container; c.Enabled {
+		sale, err := c.sale(tasksDir(cfg), client)
 		if err != nil {
 			return nil, err
 		}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
+	"github.com/jointcloud/pcm/adapters/container"
 	"github.com/jointcloud/pcm/adapters/process"
 	"github.com/jointcloud/pcm/adapters/slurm"
 	"github.com/jointcloud/pcm/adapters/supervisor"
@@ -31,7 +32,8 @@ type supervised struct {
 	MaxOutput string `json:"max_output"`
 	Version   string `json:"version"`
 
-	Slurm *slurm.Config `json:"slurm,omitempty"` // nil: not sold
+	Container *container.RunnerConfig `json:"container,omitempty"`
+	Slurm     *slurm.Config           `json:"slurm,omitempty"` // nil: not sold
 }
 
 // superviseCommand is the process outside the daemon that holds tasks' leases.
@@ -74,21 +76,41 @@ func (s supervised) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	runners := append([]supervisor.Runner{proc, web}, clusters...)
+	if s.Container != nil {
+		cfg := *s.Container
+		cfg.Dir, cfg.Logger = s.Dir, log
+		r, err := container.NewRunner(cfg)
+		if err != nil {
+			return err
+		}
+		runners = append(runners, r)
+	}
 	return supervisor.Serve(ctx, supervisor.Config{
-		Dir: s.Dir, Runners: append([]supervisor.Runner{proc, web}, clusters...), Version: s.Version, OutputCap: limit,
+		Dir: s.Dir, Runners: runners, Version: s.Version, OutputCap: limit,
 	})
 }
+
+// tasksDir is the supervisor's folder.
+func tasksDir(cfg Config) string { return filepath.Join(cfg.Data, "tasks") }
 
 // supervisorClient is the daemon's way to the supervisor of its data folder.
 // executable is this program.
 func supervisorClient(cfg Config, executable, version string, log *slog.Logger) (*supervisor.Client, error) {
 	s := supervised{
-		Dir: filepath.Join(cfg.Data, "tasks"), Cache: filepath.Join(cfg.Data, "cache", "wasm"),
+		Dir: tasksDir(cfg), Cache: filepath.Join(cfg.Data, "cache", "wasm"),
 		Sandbox: cfg.Adapters.Process.Sandbox, Network: cfg.Adapters.Process.Network, Disk: cfg.Adapters.Process.Disk, MaxOutput: cfg.Adapters.MaxOutput, Version: version,
 	}
 	if cluster := cfg.Adapters.Slurm; cluster.Enabled {
 		c := cluster.settings(cfg.Data)
 		s.Slurm = &c
+	}
+	if c := cfg.Adapters.Container; c.Enabled {
+		r, err := c.runner()
+		if err != nil {
+			return nil, err
+		}
+		s.Container = &r
 	}
 	same, err := json.Marshal(s)
 	if err != nil {
