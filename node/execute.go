@@ -224,12 +224,16 @@ func (s *seller) meets(st pcm.Step, id pcm.PoolID) error {
 			pool = p.Pool
 		}
 	})
+	return lacks(st, pool)
+}
+
+func lacks(st pcm.Step, pool pcm.Pool) error {
 	d, err := st.Demand(pool.Class)
 	if err != nil {
 		return err
 	}
 	if why := d.Misses(pool); why != "" {
-		return pcm.Errorf(pcm.Refused, "pool %s: %s", id, why)
+		return pcm.Errorf(pcm.Refused, "pool %s: %s", pool.ID, why)
 	}
 	return nil
 }
