@@ -197,7 +197,11 @@ func testCopy(b *bench) {
 	for _, hostile := range [][]string{{"../../out", "x"}, {"/tmp/pcm-out", "x"}, {"l", "->/tmp", "l/pcm-out", "x"}} {
 		a.CopyIn(b.ctx, k, "h", archive(hostile...)) // what counts is what it leaves
 	}
-	for _, folder := range []string{"../up", "/tmp", "root/tmp"} {
+	outside := []string{"../up", "/tmp"}
+	if !strings.Contains(b.logs(k, adapters.Stdout, 0, false), "refused") { // it could make the link
+		outside = append(outside, "root/tmp")
+	}
+	for _, folder := range outside {
 		if err := a.CopyIn(b.ctx, k, folder, archive("pcm-out", "x")); err == nil {
 			t.Errorf("copied into %s", folder)
 		}

@@ -9,16 +9,10 @@ import (
 
 // CopyOut implements adapters.Copier.
 func (a *Adapter) CopyOut(ctx context.Context, k adapters.Key, path string, w io.Writer) error {
-	if _, _, err := a.at(k); err != nil {
-		return err
-	}
 	return a.Pack(ctx, k, path, w)
 }
 
 // CopyIn implements adapters.Copier.
 func (a *Adapter) CopyIn(ctx context.Context, k adapters.Key, folder string, r io.Reader) error {
-	if _, _, err := a.at(k); err != nil {
-		return err
-	}
 	return a.Unpack(ctx, k, folder, r)
 }

@@ -28,7 +28,7 @@ func (a *Attempts) Folder(k adapters.Key) string {
 	return string(folderOf(a.client.cfg.Dir, k.String()))
 }
 
-// Pack writes a file or folder of the attempt's working folder to w, as a tar
+// Pack writes a file or folder of a running attempt's working folder to w, as a tar
 // stream: its entries are named from the last element of name on. Links are
 // packed as such; what is neither file, folder nor link is left out.
 func (a *Attempts) Pack(ctx context.Context, k adapters.Key, name string, w io.Writer) error {
@@ -113,7 +113,7 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
-// Unpack unpacks a tar stream into a folder of the attempt's working folder,
+// Unpack unpacks a tar stream into a folder of a running attempt's working folder,
 // which is made if it is missing. Whatever would come to lie outside, or leads
 // there, is refused, and with it the rest.
 func (a *Attempts) Unpack(ctx context.Context, k adapters.Key, folder string, r io.Reader) error {
@@ -204,7 +204,11 @@ func (a *Attempts) open(k adapters.Key, name string) (*os.Root, string, error) {
 	if name == "" || !local(clean) {
 		return nil, "", pcm.Errorf(pcm.Invalid, "path %.200q leads out of the task's working folder: give a relative path without ..", name)
 	}
-	root, err := os.OpenRoot(folderOf(a.client.cfg.Dir, k.String()).work())
+	f := folderOf(a.client.cfg.Dir, k.String())
+	if f.ended() {
+		return nil, "", pcm.Errorf(pcm.Conflict, "attempt %s has ended: what it left is among its results", k)
+	}
+	root, err := os.OpenRoot(f.work())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, "", pcm.Errorf(pcm.NotFound, "no attempt %s here", k)
 	}

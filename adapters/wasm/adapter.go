@@ -8,6 +8,7 @@ package wasm
 
 import (
 	"context"
+	"io"
 	"maps"
 
 	"github.com/jointcloud/pcm"
@@ -25,7 +26,7 @@ type Config struct {
 	Labels   pcm.Labels
 }
 
-// Adapter is the daemon's side. It implements adapters.Adapter and adapters.Fencer.
+// Adapter is the daemon's side. It implements adapters.Adapter, adapters.Fencer and adapters.Copier.
 type Adapter struct {
 	*supervisor.Attempts
 	cfg Config
@@ -34,6 +35,7 @@ type Adapter struct {
 var (
 	_ adapters.Adapter = (*Adapter)(nil)
 	_ adapters.Fencer  = (*Adapter)(nil)
+	_ adapters.Copier  = (*Adapter)(nil)
 )
 
 // New makes the adapter; client leads to a supervisor that has this package's runner.
@@ -44,6 +46,16 @@ func New(cfg Config, client *supervisor.Client) *Adapter {
 
 // Name implements adapters.Adapter.
 func (a *Adapter) Name() string { return Name }
+
+// CopyOut implements adapters.Copier.
+func (a *Adapter) CopyOut(ctx context.Context, k adapters.Key, path string, w io.Writer) error {
+	return a.Pack(ctx, k, path, w)
+}
+
+// CopyIn implements adapters.Copier.
+func (a *Adapter) CopyIn(ctx context.Context, k adapters.Key, folder string, r io.Reader) error {
+	return a.Unpack(ctx, k, folder, r)
+}
 
 // Pools describes this machine: one pool.
 func (a *Adapter) Pools(ctx context.Context) ([]pcm.Pool, error) {

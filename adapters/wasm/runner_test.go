@@ -335,6 +335,65 @@ func TestFlatMemory(t *testing.T) {
 	}
 }
 
+// After 10,000 runs the supervisor is no bigger than after 2,000, but for what its
+// garbage collector may be behind by.
+func TestTenThousandRuns(t *testing.T) {
+	const most = 16 << 20 // growth
+	module := write(t, adaptertest.Module("_start", 1))
+	box := adaptertest.NewBox(t, "")
+	a := New(Config{}, box.Client())
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	ends, err := a.Watch(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs := func(n int) pcm.Bytes {
+		t.Helper()
+		var g sync.WaitGroup
+		slots := make(chan struct{}, 32)
+		g.Go(func() {
+			for range n {
+				slots <- struct{}{}
+				task := adaptertest.NewTask()
+				task.Module, task.Resources.Memory = module, 1<<20
+				if err := a.Start(ctx, task); err != nil {
+					t.Error(err)
+					cancel()
+					return
+				}
+			}
+		})
+		for left := n; left > 0; {
+			st, ok := <-ends
+			if !ok {
+				t.Fatal("the watch ended")
+			}
+			if st.State != adapters.Ended {
+				continue
+			}
+			if st.Outcome != pcm.OutcomeOK {
+				t.Fatalf("%+v", st)
+			}
+			left--
+			g.Go(func() {
+				if err := a.Remove(ctx, st.Key); err != nil {
+					t.Error(err)
+				}
+				<-slots
+			})
+		}
+		g.Wait()
+		return rss(t, box.PID())
+	}
+	first := runs(2000)
+	last := runs(8000)
+	t.Logf("resident: %s after 2,000 runs, %s after 10,000", first, last)
+	if last > first+most {
+		t.Errorf("memory grows: %s after 2,000 runs, %s after 10,000", first, last)
+	}
+}
+
 func rss(t *testing.T, pid int) pcm.Bytes {
 	t.Helper()
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
