@@ -90,6 +90,9 @@ func (a *Adapter) Pools(ctx context.Context) ([]pcm.Pool, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := a.c.answers(ctx); err != nil {
+		return nil, err // what is known of it may be old
+	}
 	facts, err := a.Facts(ctx)
 	if err != nil {
 		return nil, err
@@ -144,12 +147,11 @@ func (a *Adapter) pool(s share, bound amounts, facts supervisor.Facts) (pcm.Pool
 	}
 	p.Slots = int(min(limit(s.pods, bound.pods, int64(slots)), 1<<20))
 	if s.accelerator != "" {
-		if s.accelerator != a.cfg.Accelerator {
-			return p, false // tasks ask for the one that is configured
-		}
-		p.ID = pcm.PoolID(Name + "-gpu")
+		p.ID = poolOf(s.accelerator)
 		p.Capacity.GPU = limit(s.gpu, bound.gpu, a.cfg.Capacity.GPU)
-		p.Labels["accelerator"] = strings.ToLower(strings.ReplaceAll(s.accelerator, "/", "."))
+		kind, _ := adapters.AcceleratorOf(adapters.NameKubernetes, s.accelerator)
+		kind, _ = adapters.WithProduct(kind, s.product)
+		p.Accelerator = &kind
 	}
 	if s.arch != "" {
 		p.Labels["arch"] = s.arch

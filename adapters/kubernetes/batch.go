@@ -25,11 +25,16 @@ type batchKey struct {
 type batch struct {
 	tasks []adapters.Task
 	full  chan struct{} // closed when all have come, or the time is over
+	timer *time.Timer
+	most  time.Time
 	once  sync.Once
 }
 
-// gather is how long the first of a batch waits for the others.
-const gather = 150 * time.Millisecond
+// How long a batch waits for the next one that belongs to it, and in all.
+const (
+	gather     = 250 * time.Millisecond
+	gatherMost = 3 * time.Second
+)
 
 func newBatches() *batches { return &batches{open: map[batchKey]*batch{}} }
 
@@ -43,9 +48,11 @@ func (b *batches) join(ctx context.Context, t adapters.Task) (array, error) {
 	b.mu.Lock()
 	g := b.open[k]
 	if g == nil {
-		g = &batch{full: make(chan struct{})}
+		g = &batch{full: make(chan struct{}), most: time.Now().Add(gatherMost)}
 		b.open[k] = g
-		time.AfterFunc(gather, func() { b.close(k, g) })
+		g.timer = time.AfterFunc(gather, func() { b.close(k, g) })
+	} else if g.timer.Stop() {
+		g.timer.Reset(min(gather, time.Until(g.most)))
 	}
 	g.tasks = append(g.tasks, t)
 	all := len(g.tasks) >= min(t.Batch, pcm.MaxBatch)
@@ -99,5 +106,5 @@ func (g *batch) place(t adapters.Task) array {
 	k := t.Key
 	k.Index = first
 	n := last - first + 1
-	return array{first: k, n: n, width: max(1, min(t.Width*n/max(len(g.tasks), 1), n))}
+	return array{first: k, n: n, width: max(1, min(t.Width*n/max(len(g.tasks), t.Batch), n))}
 }

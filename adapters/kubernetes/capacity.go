@@ -3,7 +3,6 @@ package kubernetes
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -166,11 +165,7 @@ func (s *census) putNode(o *unstructured.Unstructured) {
 	for k, want := range s.c.set.NodeSelector {
 		v.usable = v.usable && w.Metadata.Labels[k] == want
 	}
-	want := accelerators
-	if s.c.set.Accelerator != "" {
-		want = []string{s.c.set.Accelerator}
-	}
-	for _, name := range want {
+	for _, name := range s.c.set.known() {
 		if quantity(w.Status.Allocatable[name], false) > 0 {
 			v.accelerator = name
 			break
@@ -205,7 +200,7 @@ func (s *census) putPod(o *unstructured.Unstructured) {
 	}
 	for _, c := range w.Spec.Containers {
 		a := amountsOf(c.Resources.Requests, "")
-		for _, name := range append([]string{s.c.set.Accelerator}, accelerators...) {
+		for _, name := range s.c.set.known() {
 			a.gpu = max(a.gpu, quantity(c.Resources.Requests[name], false))
 		}
 		u.amounts = u.plus(a)
@@ -285,9 +280,13 @@ func quantity(v any, milli bool) int64 {
 	return max(n, 0)
 }
 
+// labelProduct is what the vendor's discovery says of a node's accelerators.
+const labelProduct = "nvidia.com/gpu.product"
+
 // share is what one kind of nodes has for us.
 type share struct {
 	accelerator string
+	product     string // what the nodes say that their accelerators are
 	arch, os    string
 	nodes       int
 	amounts
@@ -327,7 +326,7 @@ func (s *census) shares(ctx context.Context) (all []share, bound amounts, ok boo
 		}
 		k := kinds[n.accelerator]
 		if k == nil {
-			k = &share{accelerator: n.accelerator, arch: n.labels["kubernetes.io/arch"], os: n.labels["kubernetes.io/os"]}
+			k = &share{accelerator: n.accelerator, product: n.labels[labelProduct], arch: n.labels["kubernetes.io/arch"], os: n.labels["kubernetes.io/os"]}
 			kinds[n.accelerator] = k
 		}
 		free := n.has.minus(taken[name])
@@ -348,8 +347,4 @@ func least(a, b int64) int64 {
 		return b
 	}
 	return a
-}
-
-func (a amounts) String() string {
-	return fmt.Sprintf("%dm %d %d %d", a.cpu, a.memory, a.gpu, a.pods)
 }

@@ -66,6 +66,9 @@ func connect(set Settings) (*cluster, error) {
 		return nil, pcm.Errorf(pcm.Invalid, "no kubeconfig is named, and this is no pod of a cluster")
 	}
 	config.UserAgent = "pcm"
+	if !strings.Contains(config.Host, "://") {
+		config.Host = "https://" + config.Host
+	}
 	config.QPS, config.Burst = 200, 400 // the server has its own idea of what is fair
 	config.WarningHandler = rest.NoWarnings{}
 	client, err := rest.HTTPClientFor(config)
@@ -157,17 +160,31 @@ func (c *cluster) create(ctx context.Context, r schema.GroupVersionResource, o m
 	return c.in(r).Create(ctx, &unstructured.Unstructured{Object: o}, metav1.CreateOptions{FieldManager: "pcm"})
 }
 
+// answers asks the server for a sign of life.
+func (c *cluster) answers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(c.config.Host, "/")+"/version", nil)
+	if err != nil {
+		return pcm.Errorf(pcm.Invalid, "server %q: %w", c.config.Host, err)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return pcm.Errorf(pcm.Unavailable, "the cluster at %s does not answer: %w", c.config.Host, err)
+	}
+	defer resp.Body.Close()
+	io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10)) // so that the connection can be used again
+	if resp.StatusCode >= 500 {
+		return pcm.Errorf(pcm.Unavailable, "the cluster at %s is not ready: %s", c.config.Host, resp.Status)
+	}
+	return nil
+}
+
 // url names a subresource of a pod.
 func (c *cluster) url(pod, sub string, query url.Values) (*url.URL, error) {
 	base, err := url.Parse(strings.TrimSuffix(c.config.Host, "/"))
 	if err != nil {
 		return nil, pcm.Errorf(pcm.Invalid, "server %q: %w", c.config.Host, err)
-	}
-	if base.Scheme == "" {
-		base, err = url.Parse("https://" + strings.TrimSuffix(c.config.Host, "/"))
-		if err != nil {
-			return nil, pcm.Errorf(pcm.Invalid, "server %q: %w", c.config.Host, err)
-		}
 	}
 	base = base.JoinPath("api/v1/namespaces", c.set.Namespace, "pods", pod, sub)
 	base.RawQuery = query.Encode()

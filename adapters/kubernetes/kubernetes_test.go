@@ -16,7 +16,6 @@ import (
 
 	"github.com/goccy/go-yaml"
 
-	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/adaptertest"
 	"github.com/jointcloud/pcm/adapters/adaptertest/server"
@@ -108,6 +107,7 @@ func settings(k *server.Kubernetes, box string) Settings {
 	return Settings{
 		Kubeconfig: k.Restricted, Namespace: "pcm", Instance: strings.ToLower(filepath.Base(box)),
 		HelperImage: server.HelperImage, DefaultImage: server.HelperImage, Images: []string{"localhost/**"}, Network: true,
+		PullLimit: 15 * time.Second,
 	}
 }
 
@@ -202,5 +202,3 @@ func TestConformance(t *testing.T) {
 		Patience: 3 * time.Minute, Pace: 2 * time.Second, Many: 12, Enough: 1 << 30, Parallel: 6,
 	})
 }
-
-var _ = pcm.OutcomeOK

@@ -167,7 +167,7 @@ func (s Settings) pod(t adapters.Task, g array) object {
 	}
 	main := object{
 		"name": taskContainer, "image": image, "imagePullPolicy": s.PullPolicy, "command": literal(command), "workingDir": workDir, "env": environment(t, g, helped),
-		"volumeMounts": mounts, "resources": s.resources(t.Resources), "securityContext": contained(), "terminationMessagePolicy": "File",
+		"volumeMounts": mounts, "resources": s.resources(t), "securityContext": contained(), "terminationMessagePolicy": "File",
 	}
 	if t.Port > 0 {
 		main["ports"] = []any{object{"containerPort": int64(t.Port)}}
@@ -252,8 +252,8 @@ func (s Settings) helper(name string, mounts []any, command ...string) object {
 }
 
 // resources asks for exactly what was sold.
-func (s Settings) resources(r pcm.Resources) object {
-	all := object{}
+func (s Settings) resources(t adapters.Task) object {
+	all, r := object{}, t.Resources
 	if r.CPU > 0 {
 		all["cpu"] = fmt.Sprintf("%dm", r.CPU)
 	}
@@ -261,9 +261,37 @@ func (s Settings) resources(r pcm.Resources) object {
 		all["memory"] = strconv.FormatInt(int64(r.Memory), 10)
 	}
 	if r.GPU > 0 {
-		all[s.Accelerator] = strconv.FormatInt(r.GPU, 10)
+		name, _ := s.resourceOf(t.Pool)
+		all[name] = strconv.FormatInt(r.GPU, 10)
 	}
 	return object{"requests": all, "limits": all}
+}
+
+// poolOf names the pool of nodes that have an accelerator's resource; "" is none.
+func poolOf(resource string) pcm.PoolID {
+	if resource == "" {
+		return Name
+	}
+	return pcm.PoolID(Name + "-" + strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(resource)))
+}
+
+// known are the resources that count as accelerators, most wanted first.
+func (s Settings) known() []string {
+	if s.Accelerator != "" {
+		return append([]string{s.Accelerator}, accelerators...)
+	}
+	return accelerators
+}
+
+// resourceOf is the accelerator's resource of a pool that poolOf names. Tasks of
+// no known pool get the one that is configured.
+func (s Settings) resourceOf(pool pcm.PoolID) (string, bool) {
+	for _, r := range s.known() {
+		if poolOf(r) == pool {
+			return r, true
+		}
+	}
+	return s.Accelerator, s.Accelerator != ""
 }
 
 // literal keeps the cluster from expanding $(NAME).

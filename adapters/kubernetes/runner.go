@@ -83,6 +83,7 @@ func (r *Runner) Close(context.Context) error {
 
 // Check implements supervisor.Runner.
 func (r *Runner) Check(t adapters.Task) error {
+	_, accelerated := r.set.resourceOf(t.Pool)
 	switch {
 	case t.Module != "" || len(t.Command) == 0 || t.Command[0] == "":
 		return pcm.Errorf(pcm.Invalid, "the kubernetes adapter runs commands; attempt %s has none", t.Key)
@@ -90,8 +91,8 @@ func (r *Runner) Check(t adapters.Task) error {
 		return pcm.Errorf(pcm.Refused, "image %q is not among those that this provider allows", t.Image)
 	case t.Network && !r.set.Network:
 		return pcm.Errorf(pcm.Refused, "this provider gives tasks no network")
-	case t.Resources.GPU > 0 && r.set.Accelerator == "":
-		return pcm.Errorf(pcm.Refused, "this provider has no accelerators")
+	case t.Resources.GPU > 0 && !accelerated:
+		return pcm.Errorf(pcm.Refused, "pool %s has no accelerators", t.Pool)
 	case len(t.Inputs) > maxInputs:
 		return pcm.Errorf(pcm.TooLarge, "%d inputs: at most %d", len(t.Inputs), maxInputs)
 	}
@@ -204,13 +205,16 @@ func (a *attempt) create(ctx context.Context) (supervisor.Exit, bool) {
 	}
 	if a.g.first == a.Key || a.Again {
 		job := a.r.set.job(a.Task, a.g)
+		began := time.Now()
 		for wait := minWait; ; wait = min(2*wait, maxWait) {
 			_, err := a.r.c.create(ctx, jobs, job)
 			if err == nil || apierrors.IsAlreadyExists(err) {
 				break
 			}
 			quota := apierrors.IsForbidden(err) && strings.Contains(err.Error(), "quota")
-			if !away(err) && !quota {
+			// A server that has just begun knows nobody's rights yet.
+			early := (apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err)) && time.Since(began) < rightsMost
+			if !away(err) && !quota && !early {
 				return seller("", "the cluster does not take its Job: "+err.Error()), false
 			}
 			a.Report(adapters.Pending, "NoPod", "the cluster does not take its Job yet: "+err.Error())
@@ -237,6 +241,7 @@ const (
 	checkEvery = 5 * time.Second
 	goneAfter  = 20 * time.Second // until a Job that can't be found is believed to be gone
 	lostAfter  = grace + 30*time.Second
+	rightsMost = 30 * time.Second
 	brokenMost = time.Minute // that a container may fail to be made
 )
 
@@ -296,6 +301,9 @@ func (a *attempt) attend(ctx context.Context) supervisor.Exit {
 func (a *attempt) pod(ctx context.Context, p *podView, deleting *time.Time) (supervisor.Exit, bool) {
 	if p.started && !a.begun {
 		a.begun = true
+		if !p.exited {
+			a.Report(adapters.Pending, p.word, "")
+		}
 		a.Started()
 		a.reader = a.r.read(a.Run, p.name)
 	}

@@ -56,6 +56,8 @@ type Adapters struct {
 	Wasm      Wasm      `json:"wasm"`
 	Container Container `json:"container"`
 	Slurm     Slurm     `json:"slurm"`
+
+	Kubernetes Kubernetes `json:"kubernetes"`
 }
 
 // Process sells native processes.
@@ -134,7 +136,7 @@ func DefaultConfig(dataDir string) Config {
 			Process:   Process{Enabled: true, Sandbox: "auto", Disk: "10GiB", Price: price},
 			Wasm:      Wasm{Enabled: true, Price: price},
 			Slurm:     Slurm{Partitions: []string{}, KeepEnv: []string{}, Price: price},
-			Container: defaultContainer(price),
+			Container: defaultContainer(price), Kubernetes: defaultKubernetes(price),
 		},
 		Store: Store{Quota: "10GiB", Reserve: "512MiB"},
 		Cell:  Cell{Profile: "lan", VoterEligible: true},
@@ -240,6 +242,9 @@ func (c Config) Validate() error {
 		return err
 	}
 	if err := validateSale("adapters.wasm", w.Capacity, w.Slots, w.Price); err != nil {
+		return err
+	}
+	if err := c.Adapters.Kubernetes.validate(); err != nil {
 		return err
 	}
 	if err := c.Adapters.Container.validate("adapters.container"); err != nil {

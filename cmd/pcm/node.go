@@ -67,7 +67,7 @@ func nodeConfig(cfg Config, s surroundings) (node.Config, error) {
 func sales(cfg Config, s surroundings) ([]node.Sale, error) {
 	p, w := cfg.Adapters.Process, cfg.Adapters.Wasm
 	cluster := cfg.Adapters.Slurm
-	if !p.Enabled && !w.Enabled && !cluster.Enabled && !cfg.Adapters.Container.Enabled {
+	if !p.Enabled && !w.Enabled && !cluster.Enabled && !cfg.Adapters.Container.Enabled && !cfg.Adapters.Kubernetes.Enabled {
 		return nil, nil
 	}
 	self, err := os.Executable()
@@ -105,6 +105,13 @@ func sales(cfg Config, s surroundings) ([]node.Sale, error) {
 	}
 	if cluster.Enabled {
 		sale, err := cluster.sale(cfg.Data, client)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, sale)
+	}
+	if k := cfg.Adapters.Kubernetes; k.Enabled {
+		sale, err := k.sale(cfg.Data, client, s.Logger)
 		if err != nil {
 			return nil, err
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/container"
+	"github.com/jointcloud/pcm/adapters/kubernetes"
 	"github.com/jointcloud/pcm/adapters/process"
 	"github.com/jointcloud/pcm/adapters/slurm"
 	"github.com/jointcloud/pcm/adapters/supervisor"
@@ -34,6 +35,8 @@ type supervised struct {
 
 	Container *container.RunnerConfig `json:"container,omitempty"`
 	Slurm     *slurm.Config           `json:"slurm,omitempty"` // nil: not sold
+
+	Kubernetes *kubernetes.Settings `json:"kubernetes,omitempty"`
 }
 
 // superviseCommand is the process outside the daemon that holds tasks' leases.
@@ -76,7 +79,11 @@ func (s supervised) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	runners := append([]supervisor.Runner{proc, web}, clusters...)
+	kube, err := kubernetesRunner(ctx, s.Kubernetes, log)
+	if err != nil {
+		return err
+	}
+	runners := append(append([]supervisor.Runner{proc, web}, clusters...), kube...)
 	if s.Container != nil {
 		cfg := *s.Container
 		cfg.Dir, cfg.Logger = s.Dir, log
@@ -104,6 +111,10 @@ func supervisorClient(cfg Config, executable, version string, log *slog.Logger) 
 	if cluster := cfg.Adapters.Slurm; cluster.Enabled {
 		c := cluster.settings(cfg.Data)
 		s.Slurm = &c
+	}
+	if kube := cfg.Adapters.Kubernetes; kube.Enabled {
+		set := kube.settings(cfg.Data)
+		s.Kubernetes = &set
 	}
 	if c := cfg.Adapters.Container; c.Enabled {
 		r, err := c.runner()
