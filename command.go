@@ -74,6 +74,7 @@ type Op struct {
 	Stop     *Stop     `json:"stop,omitempty" cbor:"17,keyasint,omitempty"`
 	Cancel   *Cancel   `json:"cancel,omitempty" cbor:"18,keyasint,omitempty"`
 	NoteKey  *NoteKey  `json:"note_key,omitempty" cbor:"19,keyasint,omitempty"`
+	Scale    *Scale    `json:"scale,omitempty" cbor:"20,keyasint,omitempty"`
 }
 
 // Kind names the operation, e.g. "award"; "" if none or more than one is set.
@@ -89,7 +90,7 @@ func (o Op) Kind() string {
 		{"start", o.Start != nil}, {"meter", o.Meter != nil}, {"finish", o.Finish != nil},
 		{"accept", o.Accept != nil}, {"abandon", o.Abandon != nil}, {"settle", o.Settle != nil},
 		{"dispute", o.Dispute != nil}, {"stop", o.Stop != nil}, {"cancel", o.Cancel != nil},
-		{"note_key", o.NoteKey != nil},
+		{"note_key", o.NoteKey != nil}, {"scale", o.Scale != nil},
 	} {
 		if k.set {
 			kind, n = k.name, n+1
@@ -132,6 +133,9 @@ type Renew struct {
 type Shape struct {
 	Count   int `json:"count" cbor:"1,keyasint"`
 	Retries int `json:"retries" cbor:"2,keyasint"`
+
+	Service bool `json:"service,omitempty" cbor:"3,keyasint,omitempty"` // its tasks run until the job is cancelled
+	Scale   int  `json:"scale,omitempty" cbor:"4,keyasint,omitempty"`   // of a service: how many of them run at first
 }
 
 // Submit opens a job. The signing peer's account is the buyer, and the peer the
@@ -220,7 +224,8 @@ const (
 	FaultSeller Fault = "seller" // lost, rejected or broken there: costs no retry, but tries are bounded by MaxAttempts
 )
 
-// MaxAttempts bounds the tries of one task, whoever is at fault.
+// MaxAttempts bounds the tries of one task, whoever is at fault. Those of a
+// service's are bounded by MaxServiceTries.
 const MaxAttempts = 1000
 
 // Stop asks the seller to end attempts.
@@ -246,6 +251,13 @@ type Dispute struct {
 	Reason string  `json:"reason" cbor:"3,keyasint"`
 	// Undelivered says that the outputs could not be had from the seller: it gives in by itself.
 	Undelivered bool `json:"undelivered,omitempty" cbor:"4,keyasint,omitempty"`
+}
+
+// Scale sets how many tasks of a service run: those with the lowest indexes.
+type Scale struct {
+	Job   JobID `json:"job" cbor:"1,keyasint"`
+	Step  int   `json:"step" cbor:"2,keyasint"`
+	Count int   `json:"count" cbor:"3,keyasint"` // 0 to the step's count
 }
 
 // Cancel ends a job: what waits is cancelled, what runs will be stopped by its driver.

@@ -207,6 +207,15 @@ func (s Step) Wants() []Feature {
 	return wants
 }
 
+// Outline is what the ledger must know of the step.
+func (s Step) Outline() Shape {
+	o := Shape{Count: s.Count, Retries: s.Retries}
+	if s.Service != nil {
+		o.Service, o.Scale = true, s.Service.Initial(s.Count)
+	}
+	return o
+}
+
 // Limit is the step's time limit: of a service, the period for which a replica is bought.
 func (s Step) Limit() time.Duration {
 	if s.Service != nil {

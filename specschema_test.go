@@ -147,3 +147,18 @@ func TestJobExample(t *testing.T) {
 		t.Errorf("the example shows too little: %d steps, %d tasks", len(spec.Steps), spec.Tasks())
 	}
 }
+
+// The example of a service is one, with a health check.
+func TestServiceExample(t *testing.T) {
+	data, err := os.ReadFile("configs/service.example.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := pcm.ParseSpec(data, "service.example.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := spec.Steps[0].Service; s == nil || s.Health == nil || s.Initial(spec.Steps[0].Count) >= spec.Steps[0].Count {
+		t.Errorf("the example shows %+v", s)
+	}
+}

@@ -227,6 +227,8 @@ func (a *applying) op(peer pcm.PeerID, op *pcm.Op) (pcm.OpResult, bool) {
 		err = a.cancel(op)
 	case op.NoteKey != nil:
 		worth, err = a.noteKey(op.NoteKey)
+	case op.Scale != nil:
+		worth, err = a.scale(op)
 	}
 	if err != nil {
 		return pcm.OpResult{Err: pcm.AsError(err)}, false

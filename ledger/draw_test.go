@@ -64,7 +64,14 @@ func (r *random) submit(t *rapid.T) {
 		Takeover: []pcm.Takeover{"account", "any", "any", "none"}[r.n(t, "takeover", 4)],
 	}
 	for range 1 + r.n(t, "steps", 2) {
-		s.Steps = append(s.Steps, pcm.Shape{Count: 1 + r.n(t, "count", 4), Retries: r.n(t, "retries", 3)})
+		st := pcm.Shape{Count: 1 + r.n(t, "count", 4), Retries: r.n(t, "retries", 3)}
+		if r.rarely(t, "service", 3) {
+			st.Service, st.Retries, st.Scale = true, 0, r.n(t, "scale", st.Count+1)
+		}
+		if r.rarely(t, "odd scale", 20) {
+			st.Scale += st.Count
+		}
+		s.Steps = append(s.Steps, st)
 	}
 	if r.rarely(t, "budget", 3) {
 		s.Budget = pcm.Micro(r.n(t, "of", 20)) * 100_000
@@ -388,6 +395,17 @@ func (r *random) stop(t *rapid.T) {
 func (r *random) cancel(t *rapid.T) {
 	if j := r.someJob(t); j != nil && r.rarely(t, "really", 4) {
 		r.run(t, r.mostly(t, j.submitter), pcm.Op{Cancel: &pcm.Cancel{Job: j.Job, Reason: "enough"}})
+	}
+}
+
+func (r *random) scale(t *rapid.T) {
+	if j := r.someJob(t); j != nil {
+		step := r.n(t, "step", len(j.tasks))
+		s := &pcm.Scale{Job: j.Job, Step: step, Count: r.n(t, "to", len(j.tasks[step])+2)}
+		if r.rarely(t, "flaw", 12) {
+			s.Step, s.Count = s.Step+1, s.Count-1
+		}
+		r.run(t, r.mostly(t, j.submitter), pcm.Op{Scale: s})
 	}
 }
 

@@ -141,6 +141,9 @@ func (j *Job) check(open int, broken func(string, ...any) error) error {
 		return broken("%s holds %s for %d placed tasks; its placements hold %s for %d", j.ID, j.Held, j.Counts()[pcm.TaskPlaced], held, placed)
 	}
 	for s := range j.Steps {
+		if st := &j.Steps[s]; st.Scale < 0 || st.Scale > len(st.Tasks) || !st.Service && st.Scale != 0 {
+			return broken("step %d of %s, with %d tasks, is scaled to %d", s, j.ID, len(st.Tasks), st.Scale)
+		}
 		for i := range j.Steps[s].Tasks {
 			tk := &j.Steps[s].Tasks[i]
 			if (tk.State == pcm.TaskDone) != (tk.Result != nil && tk.Result.Outcome == pcm.OutcomeOK) {

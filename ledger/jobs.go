@@ -61,6 +61,8 @@ type Placement struct {
 type Step struct {
 	Retries int    `cbor:"1,keyasint"`
 	Tasks   []Task `cbor:"2,keyasint"`
+	Service bool   `cbor:"3,keyasint,omitempty"`
+	Scale   int    `cbor:"4,keyasint,omitempty"` // of a service: tasks below this index are to run
 }
 
 // Task is a task of a job.
@@ -116,8 +118,8 @@ func (a *applying) submit(o *pcm.Op) (bool, error) {
 	}
 	total := 0
 	for _, st := range op.Steps {
-		if st.Count < 1 || st.Count > pcm.MaxTasks || st.Retries < 0 || st.Retries > 100 {
-			return false, pcm.Errorf(pcm.Invalid, "a step of %d tasks with %d retries is out of range", st.Count, st.Retries)
+		if err := checkShape(st); err != nil {
+			return false, err
 		}
 		total += st.Count
 	}
@@ -143,7 +145,7 @@ func (a *applying) submit(o *pcm.Op) (bool, error) {
 		for i := range tasks {
 			tasks[i].State = pcm.TaskWaiting
 		}
-		j.Steps = append(j.Steps, Step{Retries: st.Retries, Tasks: tasks})
+		j.Steps = append(j.Steps, Step{Retries: st.Retries, Tasks: tasks, Service: st.Service, Scale: st.Scale})
 	}
 	if op.LastMS > 0 {
 		j.OverdueAt = a.stamp + op.LastMS
@@ -270,8 +272,15 @@ func (a *applying) place(o *pcm.Op) (bool, error) {
 	if a.by.Account != j.Buyer && a.account(t.Seller) == a.by.Account {
 		return false, pcm.Errorf(pcm.Forbidden, "peer %s drives %s for another account and may not sell to it itself", pcm.Short(a.by.Peer), j.ID)
 	}
-	tasks := j.Steps[t.Step].Tasks
+	st := &j.Steps[t.Step]
+	if t.Attempt > st.mostAttempts() {
+		return false, pcm.Errorf(pcm.Invalid, "attempt %d is out of range: 1 to %d", t.Attempt, st.mostAttempts())
+	}
+	tasks := st.Tasks
 	for i := range t.Tasks.All {
+		if st.Parked(i) {
+			return false, pcm.Errorf(pcm.Conflict, "step %d is scaled to %d: task %d is not to run", t.Step, st.Scale, i)
+		}
 		if tasks[i].State != pcm.TaskWaiting || tasks[i].Attempt+1 != t.Attempt {
 			return false, pcm.Errorf(pcm.Conflict, "task %d/%d is %s after %d attempts: attempt %d can't be placed", t.Step, i, tasks[i].State, tasks[i].Attempt, t.Attempt)
 		}
@@ -324,7 +333,7 @@ func checkTerms(t *pcm.Terms) error {
 	if n := t.Tasks.Len(); n < 1 || n > pcm.MaxBatch || t.Width < 1 || t.Width > n {
 		return pcm.Errorf(pcm.Invalid, "a trade has 1 to %d tasks of which at least one runs at a time; these terms have %d and %d", pcm.MaxBatch, n, t.Width)
 	}
-	if t.Attempt < 1 || t.Attempt > pcm.MaxAttempts || t.LimitMS < 1 || t.LimitMS > pcm.MaxTimeLimit.Milliseconds() {
+	if t.Attempt < 1 || t.Attempt > pcm.MaxServiceTries || t.LimitMS < 1 || t.LimitMS > pcm.MaxTimeLimit.Milliseconds() {
 		return pcm.Errorf(pcm.Invalid, "attempt %d or time limit %d ms is out of range", t.Attempt, t.LimitMS)
 	}
 	if len(t.Seller.Public()) == 0 {
@@ -452,7 +461,7 @@ func (a *applying) abandonOne(j *Job, t *Trade, step, i int, op *pcm.Abandon) er
 		return pcm.Errorf(pcm.Conflict, "task %d/%d has no result that could be its own failure", step, i)
 	}
 	if op.Fault == pcm.FaultTask {
-		if tk.Failures >= j.Steps[step].Retries || j.Stopping {
+		if !j.Steps[step].retryLeft(tk) || j.Stopping {
 			return pcm.Errorf(pcm.Conflict, "task %d/%d has no retry left: accept its result", step, i)
 		}
 		tk.Failures++
@@ -465,7 +474,7 @@ func (a *applying) abandonOne(j *Job, t *Trade, step, i int, op *pcm.Abandon) er
 	switch {
 	case j.Stopping:
 		tk.State = pcm.TaskCancelled
-	case tk.Attempt >= pcm.MaxAttempts:
+	case tk.Attempt >= j.Steps[step].mostAttempts():
 		tk.State, tk.Reason = pcm.TaskFailed, fmt.Sprintf("given up after %d attempts; the last: %s", tk.Attempt, op.Reason)
 	}
 	return nil

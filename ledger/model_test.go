@@ -378,6 +378,13 @@ func (m *model) op(by pcm.PeerID, op pcm.Op) verdict {
 		}
 		m.halt(j)
 		return yes(true)
+	case op.Scale != nil:
+		j, s := m.jobs[op.Scale.Job], op.Scale
+		if j == nil || j.ended != "" || j.stopping || me.account != j.buyer || s.Step < 0 || s.Step >= len(j.Steps) || !j.Steps[s.Step].Service || s.Count < 0 || s.Count > j.Steps[s.Step].Count {
+			return verdict{}
+		}
+		j.Steps[s.Step].Scale = s.Count
+		return yes(true)
 	}
 	return verdict{}
 }
@@ -449,12 +456,16 @@ func (m *model) submit(by pcm.PeerID, me *mMember, op *pcm.Submit) bool {
 		if s.Count < 1 || s.Retries < 0 || s.Retries > 100 {
 			return false
 		}
+		if s.Service && (s.Retries > 0 || s.Scale < 0 || s.Scale > s.Count) || !s.Service && s.Scale != 0 {
+			return false
+		}
 		n += s.Count
 	}
 	if n < 1 || n > pcm.MaxTasks || op.Budget < 0 || op.LastMS < 0 || !slices.Contains([]pcm.Takeover{"account", "any", "none"}, op.Takeover) {
 		return false
 	}
 	j := &mJob{Submit: *op, submitter: by, driver: by, buyer: me.account, term: 1, at: m.now, driven: m.now, fence: m.fence(), placed: map[pcm.TradeID]pcm.Terms{}}
+	j.Steps = slices.Clone(op.Steps)
 	for _, s := range op.Steps {
 		step := make([]mTask, s.Count)
 		for i := range step {
@@ -498,6 +509,9 @@ func (m *model) place(by pcm.PeerID, me *mMember, op *pcm.Place) bool {
 		return false
 	}
 	if s := m.members[t.Seller]; me.account != j.buyer && s != nil && s.account == me.account {
+		return false
+	}
+	if s := j.Steps[t.Step]; s.Service && t.Tasks[len(t.Tasks)-1].Hi > s.Scale {
 		return false
 	}
 	for i := range t.Tasks.All {

@@ -150,7 +150,7 @@ func (m *model) abandon(by pcm.PeerID, op *pcm.Abandon) (v verdict) {
 			if a.state == pcm.AttemptFinished || a.state == pcm.AttemptSettled {
 				return false
 			}
-		case a.result == nil || tk.failures >= j.Steps[terms.Step].Retries || j.stopping:
+		case a.result == nil || tk.failures >= j.Steps[terms.Step].Retries && !j.Steps[terms.Step].Service || j.stopping:
 			return false
 		default:
 			tk.failures++

@@ -49,6 +49,7 @@ func TestRandom(t *testing.T) {
 			"drive":    r.drive,
 			"stop":     r.stop,
 			"cancel":   r.cancel,
+			"scale":    r.scale,
 			"burn":     r.burn,
 			"time":     r.time,
 			"keep":     r.keep,
@@ -64,7 +65,7 @@ func TestRandom(t *testing.T) {
 	// The test is worth something only if it came by everything, good and bad.
 	for _, kind := range []string{
 		"enroll", "capacity", "renew", "submit", "drive", "place", "award", "reject", "start", "meter", "finish",
-		"accept", "abandon", "settle", "dispute", "stop", "cancel", "burn",
+		"accept", "abandon", "settle", "dispute", "stop", "cancel", "scale", "burn",
 	} {
 		if seen[kind+" true"] == 0 || seen[kind+" false"] == 0 && kind != "submit" {
 			t.Errorf("%s was taken %d times and refused %d times: no good test of it", kind, seen[kind+" true"], seen[kind+" false"])

@@ -423,6 +423,8 @@ func (s *story) ops(l line) []pcm.Op {
 	case "dispute":
 		_, t := l.trade()
 		return []pcm.Op{{Dispute: &pcm.Dispute{Trade: t.Trade(), Tasks: l.spans(), Reason: reason}}}
+	case "scale":
+		return []pcm.Op{{Scale: &pcm.Scale{Job: l.job(), Step: l.num("step", 0), Count: l.num("to", 1)}}}
 	case "cancel":
 		return []pcm.Op{{Cancel: &pcm.Cancel{Job: l.job(), Reason: reason}}}
 	}
@@ -459,7 +461,7 @@ func (s *story) submit(l line) pcm.Op {
 	for _, n := range strings.Split(l.str("tasks", "1"), ",") { // tasks=3,1: two steps
 		count, err := strconv.Atoi(n)
 		l.must(err)
-		sub.Steps = append(sub.Steps, pcm.Shape{Count: count, Retries: l.num("retries", 0)})
+		sub.Steps = append(sub.Steps, pcm.Shape{Count: count, Retries: l.num("retries", 0), Service: l.HasArg("service"), Scale: l.num("scale", 0)})
 	}
 	return pcm.Op{Submit: sub}
 }

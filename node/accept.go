@@ -203,12 +203,12 @@ func (d *driver) acceptAndSettle(id pcm.TradeID, m *tradeModel) step {
 		if !d.placed(id, s, r.Index) {
 			continue
 		}
-		tk := &st.tasks[r.Index]
-		if r.Outcome == pcm.OutcomeOK || r.Outcome == pcm.OutcomeStopped || d.model.stopping != "" || tk.failures >= st.retries {
+		why, again := d.goesOn(s, r.Index, r)
+		if !again {
 			accept = append(accept, r)
 			continue
 		}
-		why := clip(failure(r))
+		why = clip(why)
 		retry[why] = append(retry[why], r.Index)
 	}
 	var ops []pcm.Op
@@ -246,9 +246,13 @@ func (d *driver) acceptAndSettle(id pcm.TradeID, m *tradeModel) step {
 		for _, res := range accept {
 			d.set(s, res.Index, decided(res.Outcome))
 		}
-		for i := range retried {
-			d.set(s, i, pcm.TaskWaiting)
-			st.tasks[i].failures++
+		for _, res := range results {
+			if !retried[res.Index] {
+				continue
+			}
+			d.set(s, res.Index, pcm.TaskWaiting)
+			st.tasks[res.Index].failures++
+			d.rest(s, res.Index, res, time.Now())
 		}
 		m.ready = slices.DeleteFunc(m.ready, func(o pcm.Result) bool {
 			_, done := pay[o.Index]
@@ -306,7 +310,7 @@ func (d *driver) giveUp(id pcm.TradeID, m *tradeModel, tasks map[int]string, fir
 			for _, i := range list {
 				delete(tasks, i)
 				d.set(m.terms.Step, i, state)
-				if d.model.steps[m.terms.Step].tasks[i].attempt >= pcm.MaxAttempts {
+				if st := &d.model.steps[m.terms.Step]; st.service == nil && st.tasks[i].attempt >= pcm.MaxAttempts {
 					return true
 				}
 			}

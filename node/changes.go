@@ -163,6 +163,8 @@ func describeOp(e *pcm.Event) string {
 		return fmt.Sprintf("%s disputed: %s", many(op.Dispute.Tasks.Len(), "result"), op.Dispute.Reason)
 	case op.Stop != nil:
 		return fmt.Sprintf("%s to stop: %s", many(op.Stop.Tasks.Len(), "task"), op.Stop.Reason)
+	case op.Scale != nil:
+		return fmt.Sprintf("step %d is scaled to %d", op.Scale.Step, op.Scale.Count)
 	case op.Cancel != nil:
 		return "the job was cancelled: " + op.Cancel.Reason
 	}

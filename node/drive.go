@@ -44,6 +44,7 @@ type driver struct {
 	avoid    map[placeKey]avoidance
 	batch    map[placeKey]int // bound on a portion, where credit is short
 	specSent map[pcm.PeerID]bool
+	restarts map[pcm.TaskRef]restart // of services
 }
 
 // jobModel is what a driver knows of its job.
@@ -63,6 +64,9 @@ type stepModel struct {
 	failed    int
 	cancelled int
 	done      int
+
+	service *pcm.Service // nil: none
+	scale   int          // of a service: tasks below this index are to run
 }
 
 type taskModel struct {
@@ -83,6 +87,7 @@ type tradeModel struct {
 	unpaid   map[int]pcm.Result // decided, to be settled
 	fetching int
 	stopSent bool
+	asked    map[int]bool // asked to stop, one by one
 }
 
 type arrival struct {
@@ -95,7 +100,7 @@ func newDriver(n *Node, job pcm.JobID, h heldSpec) *driver {
 	return &driver{
 		n: n, job: job, held: h, wake: make(chan struct{}, 1), shares: map[pcm.PeerID]bool{},
 		trades: map[pcm.TradeID]*tradeModel{}, avoid: map[placeKey]avoidance{}, batch: map[placeKey]int{},
-		specSent: map[pcm.PeerID]bool{},
+		specSent: map[pcm.PeerID]bool{}, restarts: map[pcm.TaskRef]restart{},
 	}
 }
 
@@ -125,7 +130,7 @@ func (ds *drivers) begin(d *driver, term, index, fence uint64) {
 		d.model.unit = unit
 	}
 	for _, st := range d.held.spec.Steps {
-		s := stepModel{retries: st.Retries, tasks: make([]taskModel, st.Count), waiting: st.Count}
+		s := stepModel{retries: st.Retries, tasks: make([]taskModel, st.Count), waiting: st.Count, service: st.Service, scale: st.Outline().Scale}
 		for i := range s.tasks {
 			s.tasks[i].state = pcm.TaskWaiting
 		}
@@ -350,8 +355,8 @@ func (d *driver) read(j *ledger.Job) {
 	if j.Stopping {
 		d.model.stopping = orElse(j.Reason, "cancelled")
 	}
-	for _, st := range j.Steps {
-		s := stepModel{retries: st.Retries, tasks: make([]taskModel, len(st.Tasks))}
+	for n, st := range j.Steps {
+		s := stepModel{retries: st.Retries, tasks: make([]taskModel, len(st.Tasks)), service: d.held.spec.Steps[n].Service, scale: st.Scale}
 		for i := range st.Tasks {
 			tk := &st.Tasks[i]
 			s.tasks[i] = taskModel{tk.State, tk.Attempt, tk.Failures, tk.Trade}
@@ -377,6 +382,7 @@ func (d *driver) read(j *ledger.Job) {
 			case at.State.Live():
 				m.live[i] = true
 				unstopped = unstopped || at.Stop == ""
+				m.asked[i] = at.Stop != ""
 			case at.State == pcm.AttemptFinished && undecided:
 				m.ready = append(m.ready, *at.Result) // fetchAll sees to the outputs
 			case at.State == pcm.AttemptFinished:
@@ -409,7 +415,7 @@ func (d *driver) read(j *ledger.Job) {
 func newTradeModel(t pcm.Terms) *tradeModel {
 	return &tradeModel{
 		terms: t, since: time.Now(), live: map[int]bool{}, failed: map[int]string{},
-		spoiled: map[int]string{}, unpaid: map[int]pcm.Result{},
+		spoiled: map[int]string{}, unpaid: map[int]pcm.Result{}, asked: map[int]bool{},
 	}
 }
 
@@ -468,6 +474,7 @@ func (d *driver) run(ctx context.Context) {
 		}
 		round := d.decide()
 		round = append(round, d.halt()...)
+		round = append(round, d.shrink()...)
 		wait := 30 * time.Second
 		if len(round) < maxRound {
 			var places []step
@@ -603,6 +610,8 @@ func (d *driver) learn(ctx context.Context, e *pcm.Event) {
 	switch {
 	case e.Op != nil && e.Op.Cancel != nil:
 		d.stopping(orElse(e.Op.Cancel.Reason, "cancelled"))
+	case e.Op != nil && e.Op.Scale != nil:
+		d.rescale(e.Op.Scale)
 	case e.Fact != nil && e.Fact.Overdue != nil:
 		d.stopping("its deadline is over")
 	case e.Fact != nil && e.Fact.Ended != nil:

@@ -49,6 +49,7 @@ type run struct {
 	since  adapters.BootTime // when it began; before the machine's boot, if that was elsewhere
 	placed bool              // the back end has it
 	status adapters.Status   // as the back end told it last, or why it is on its way
+	vitals *vitals           // of a service whose health is checked
 }
 
 // adopted is an attempt that the back end has already.
@@ -172,6 +173,11 @@ func (s *seller) ready(x *execution) error {
 	}
 	x.held = h
 	st := h.spec.Steps[t.Step]
+	if st.Service != nil {
+		if err := s.n.cfg.Operations.allows(pcm.FeatureService, t.Buyer == s.n.account); err != nil {
+			return err
+		}
+	}
 	each, err := st.Shape()
 	if err != nil {
 		return err
@@ -367,9 +373,13 @@ func (s *seller) ended(st adapters.Status) {
 		return
 	}
 	x.ended[st.Index] = true
+	sick := x.running[st.Index].sickness()
 	s.mu.Unlock()
 	r := pcm.Result{
 		Index: st.Index, Outcome: st.Outcome, ExitCode: st.ExitCode, Usage: st.Usage, Reason: clip(st.Reason),
+	}
+	if sick != "" && r.Outcome != pcm.OutcomeSeller { // this peer has stopped it, for a fault of its own
+		r.Outcome, r.Reason = pcm.OutcomeFailed, clip(sick)
 	}
 	if r.Outcome != pcm.OutcomeSeller {
 		out, err := s.collect(x, st.Key, r.Outcome != pcm.OutcomeOutput)

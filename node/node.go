@@ -209,6 +209,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{"take over", n.takeOver},
 		{"finish", n.seller.report},
 		{"watch", n.seller.watch},
+		{"health", n.seller.checkHealth},
 		{"meter", n.seller.meter},
 		{"disk", n.watchDisk},
 		{"drain", n.drainPools},

@@ -22,6 +22,15 @@ func (d *driver) place(most int) ([]step, time.Duration) {
 		if d.model.steps[s].waiting == 0 {
 			continue
 		}
+		service := d.model.steps[s].service != nil
+		active = active || service
+		waiting, next := d.waiting(s, time.Now())
+		if next > 0 {
+			wait = min(wait, next)
+		}
+		if len(waiting) == 0 {
+			continue
+		}
 		switch ready, dead := d.needs(s); {
 		case dead:
 			blocked = true
@@ -44,7 +53,8 @@ func (d *driver) place(most int) ([]step, time.Duration) {
 			continue
 		}
 		placed := 0
-		for attempt, tasks := range d.waiting(s) {
+		for _, attempt := range sortedKeys(waiting) {
+			tasks := waiting[attempt]
 			portions := strategy.Deal(len(tasks), ranked, func(c placement.Candidate) int {
 				if n, ok := d.batch[placeKey{Peer: c.Peer, Pool: c.Pool.ID}]; ok {
 					return n
@@ -54,6 +64,9 @@ func (d *driver) place(most int) ([]step, time.Duration) {
 			for _, p := range portions {
 				if len(round) >= most {
 					break
+				}
+				if service { // none may wait for another one's end: that does not come
+					p.Tasks = p.Width
 				}
 				round = append(round, d.award(d.terms(r, s, attempt, tasks[:p.Tasks], p)))
 				tasks = tasks[p.Tasks:]
@@ -90,21 +103,25 @@ func (d *driver) needs(s int) (ready, dead bool) {
 	return ready && !dead, dead
 }
 
-// waiting yields the waiting tasks of a step, by the attempt that comes next, in order.
-func (d *driver) waiting(s int) func(yield func(int, []int) bool) {
-	by := map[int][]int{}
-	for i, tk := range d.model.steps[s].tasks {
-		if tk.state == pcm.TaskWaiting {
-			by[tk.attempt+1] = append(by[tk.attempt+1], i)
+// waiting are the waiting tasks of a step that are to be placed now, by the
+// attempt that comes next, in order; and after what time more of them are, 0 if
+// no time brings that.
+func (d *driver) waiting(s int, now time.Time) (by map[int][]int, next time.Duration) {
+	st := &d.model.steps[s]
+	by = map[int][]int{}
+	for i, tk := range st.tasks {
+		if tk.state != pcm.TaskWaiting || st.parked(i) {
+			continue
 		}
-	}
-	return func(yield func(int, []int) bool) {
-		for _, attempt := range sortedKeys(by) {
-			if !yield(attempt, by[attempt]) {
-				return
+		if rest := d.resting(s, i, now); rest > 0 {
+			if next == 0 || rest < next {
+				next = rest
 			}
+			continue
 		}
+		by[tk.attempt+1] = append(by[tk.attempt+1], i)
 	}
+	return by, next
 }
 
 // takeRoom takes a portion out of what is known to be free, for the rest of the round.

@@ -350,19 +350,19 @@ func (w *attemptWork) Suspend(ctx context.Context, suspend bool) error {
 	return role.Resume(ctx, w.k)
 }
 
-// Look tells how the attempt is.
-func (w *attemptWork) Look(ctx context.Context) (api.Live, error) {
-	v := api.Live{ID: w.k.String(), State: string(adapters.Prepared)}
-	ctx, cancel := context.WithTimeout(ctx, dialTime)
-	defer cancel()
-	list, err := w.adapter().List(ctx)
-	if err != nil {
-		return v, err
+// Look tells how the attempt is, as its back end told last.
+func (w *attemptWork) Look(context.Context) (api.Live, error) {
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	st := w.r.status
+	v := api.Live{
+		ID: w.k.String(), State: string(st.State), Native: st.Native, Reason: st.Reason, Since: st.Started.UTC(),
 	}
-	for _, st := range list {
-		if st.Key == w.k {
-			v.State, v.Native, v.Reason, v.Since = string(st.State), st.Native, st.Reason, st.Started.UTC()
-		}
+	if st.State == "" {
+		v.State = string(adapters.Prepared)
+	}
+	if w.r.vitals != nil {
+		v.Health, v.Check = string(w.r.vitals.state), w.r.vitals.said
 	}
 	return v, nil
 }

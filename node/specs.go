@@ -89,6 +89,9 @@ func (h heldSpec) fits(j *ledger.Job) error {
 		if st.Count != len(j.Steps[i].Tasks) || st.Retries != j.Steps[i].Retries {
 			return pcm.Errorf(pcm.Invalid, "step %d has %d tasks with %d retries, in the ledger %d with %d", i, st.Count, st.Retries, len(j.Steps[i].Tasks), j.Steps[i].Retries)
 		}
+		if (st.Service != nil) != j.Steps[i].Service {
+			return pcm.Errorf(pcm.Invalid, "step %d is a service in the spec or in the ledger, not in both", i)
+		}
 	}
 	return nil
 }

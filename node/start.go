@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"maps"
+	"strconv"
 	"time"
 
 	"github.com/jointcloud/pcm"
@@ -79,7 +81,7 @@ func (s *seller) start(id pcm.TradeID, x *execution, i int, r *run, batch, width
 		ctx, cancel := context.WithTimeout(x.ctx, startTry)
 		err = s.adapters[t.Adapter].Start(ctx, adapters.Task{
 			Key: x.key(i), Job: t.Job, Fence: t.Fence, Count: st.Count, Pool: t.Pool,
-			Command: st.Command, Module: x.module, Args: st.Args, Image: st.Image, Network: st.Network, Env: st.Env,
+			Command: st.Command, Module: x.module, Args: st.Args, Image: st.Image, Network: st.Network, Env: environment(st), Port: portOf(st),
 			Inputs: x.mounts, Outputs: st.Outputs,
 			Resources: t.Each, Limit: time.Duration(t.LimitMS) * time.Millisecond, Deadline: deadline,
 			Batch: batch, Width: width,
@@ -116,6 +118,27 @@ func (s *seller) start(id pcm.TradeID, x *execution, i int, r *run, batch, width
 	if stopped {
 		s.stopOne(x, i, why)
 	}
+}
+
+// portOf is the port on which a step's tasks listen; 0 if they don't.
+func portOf(st pcm.Step) int {
+	if st.Service == nil {
+		return 0
+	}
+	return st.Service.Port
+}
+
+// environment is what a step's tasks are told beside what adapters tell all tasks.
+func environment(st pcm.Step) map[string]string {
+	if st.Service == nil {
+		return st.Env
+	}
+	env := maps.Clone(st.Env)
+	if env == nil {
+		env = map[string]string{}
+	}
+	env["PCM_PORT"] = strconv.Itoa(st.Service.Port)
+	return env
 }
 
 // waits notes why an attempt has not started yet.

@@ -74,7 +74,7 @@ func (n *Node) Submit(ctx context.Context, s api.Submission) (api.Job, error) {
 		LastMS: last.Milliseconds(), Takeover: spec.Takeover,
 	}
 	for _, st := range spec.Steps {
-		op.Steps = append(op.Steps, pcm.Shape{Count: st.Count, Retries: st.Retries})
+		op.Steps = append(op.Steps, st.Outline())
 	}
 	result, err := n.must(ctx, pcm.Op{Submit: op})
 	if err != nil { // they wait for the job to be in the ledger

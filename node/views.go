@@ -191,6 +191,8 @@ func jobView(j *ledger.Job) api.Job {
 	for _, c := range counts {
 		v.Counts.Total += c
 	}
+	v.Counts.Parked = parked(j)
+	v.Counts.Waiting -= v.Counts.Parked
 	if j.Stopping && j.EndedAt == 0 && v.Reason == "" {
 		v.Reason = "cancelled"
 	}
@@ -208,7 +210,7 @@ func (n *Node) jobJustSubmitted(id pcm.JobID, op *pcm.Submit) api.Job {
 		for i := range tasks {
 			tasks[i].State = pcm.TaskWaiting
 		}
-		j.Steps = append(j.Steps, ledger.Step{Retries: s.Retries, Tasks: tasks})
+		j.Steps = append(j.Steps, ledger.Step{Retries: s.Retries, Tasks: tasks, Service: s.Service, Scale: s.Scale})
 	}
 	return jobView(&j)
 }
@@ -311,7 +313,15 @@ func (n *Node) Jobs(ctx context.Context) ([]api.Job, error) {
 func (n *Node) Job(ctx context.Context, id pcm.JobID) (api.Job, error) {
 	n.fresh(ctx)
 	var v api.Job
-	err := n.withJob(id, func(j *ledger.Job) { v = jobView(j) })
+	h, known := n.specs.get(id)
+	err := n.withJob(id, func(j *ledger.Job) {
+		v = jobView(j)
+		if known {
+			v.Services = services(j, &h.spec)
+		} else {
+			v.Services = services(j, nil)
+		}
+	})
 	if err == nil && v.Counts.Waiting > 0 {
 		v.Waiting = n.drivers.why(id)
 	}
@@ -358,6 +368,9 @@ func taskView(j *ledger.Job, s, i int, step string, names map[pcm.PeerID]string)
 	v := api.Task{
 		ID: fmt.Sprintf("%s/%d/%d", j.ID, s, i), Job: j.ID, Step: step, Index: i, State: tk.State, Attempt: tk.Attempt,
 		Seller: tk.Seller, SellerName: names[tk.Seller], Trade: tk.Trade, Reason: tk.Reason, History: slices.Clone(tk.History),
+	}
+	if j.Steps[s].Parked(i) && tk.State == pcm.TaskWaiting {
+		v.Reason = fmt.Sprintf("not to run: the step is scaled to %d", j.Steps[s].Scale)
 	}
 	if r := tk.Result; r != nil {
 		code, use := r.ExitCode, r.Usage

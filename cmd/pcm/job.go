@@ -10,9 +10,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/configs"
@@ -24,7 +26,7 @@ func (a *app) jobCommand() *cobra.Command {
 	c := &cobra.Command{Use: "job", Aliases: []string{"jobs"}, Short: "Run, follow and stop jobs"}
 	c.RunE = a.group(c)
 	c.AddCommand(a.jobRunCommand(), a.jobValidateCommand(), a.jobListCommand(), a.jobDescribeCommand(),
-		a.jobLogsCommand(), a.jobGetCommand(), a.jobStopCommand(), a.jobExplainCommand(), a.jobSchemaCommand())
+		a.jobLogsCommand(), a.jobGetCommand(), a.jobStopCommand(), a.jobScaleCommand(), a.jobSuspendCommand(), a.jobResumeCommand(), a.jobExplainCommand(), a.jobSchemaCommand())
 	return c
 }
 
@@ -230,7 +232,8 @@ func (a *app) jobDescribeCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.print(job, func(t *table) { drawJob(t, job, tasks.Items, trades) })
+			live := lookAt(ctx, c, tasks.Items)
+			return a.print(job, func(t *table) { drawJob(t, job, tasks.Items, trades, live) })
 		},
 	}
 }
@@ -238,7 +241,57 @@ func (a *app) jobDescribeCommand() *cobra.Command {
 // maxDescribed bounds the tasks that 'job describe' shows; a wide table has all.
 const maxDescribed = 50
 
-func drawJob(t *table, j api.Job, tasks []api.Task, trades api.List[api.Trade]) {
+// lookTime bounds asking sellers how tasks are; maxLooked how many tasks.
+const (
+	lookTime  = 3 * time.Second
+	maxLooked = maxDescribed
+)
+
+// lookAt asks the peers that run tasks how these are. Those that don't answer in
+// time are left out: the ledger knows enough.
+func lookAt(ctx context.Context, c *api.Client, tasks []api.Task) map[string]api.Live {
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	var mu sync.Mutex
+	live := map[string]api.Live{}
+	var g errgroup.Group
+	g.SetLimit(fetchers)
+	asked := 0
+	for _, t := range tasks {
+		if t.State != pcm.TaskPlaced || asked == maxLooked {
+			continue
+		}
+		asked++
+		g.Go(func() error {
+			if v, err := c.Look(ctx, string(t.Job), t.Step, t.Index); err == nil {
+				mu.Lock()
+				defer mu.Unlock()
+				live[t.ID] = v
+			}
+			return nil
+		})
+	}
+	g.Wait() // none fails
+	return live
+}
+
+// stateNow is a task's state, with what its seller says of it.
+func stateNow(k api.Task, v api.Live) (state, reason string) {
+	state, reason = string(k.State), k.Reason
+	if v.State == "" {
+		return state + prefixed(", ", k.BackEnd), reason
+	}
+	state = v.State
+	if v.Native != "" && v.Native != v.State {
+		state += " (" + v.Native + ")"
+	}
+	if v.Health != "" && v.State == "running" {
+		state = v.Health
+	}
+	return state, or(reason, or(v.Reason, prefixed("health check: ", v.Check)))
+}
+
+func drawJob(t *table, j api.Job, tasks []api.Task, trades api.List[api.Trade], live map[string]api.Live) {
 	t.pair("Job", "%s", j.ID)
 	t.pair("Name", "%s", j.Name)
 	t.pair("State", "%s%s", j.State, prefixed(": ", j.Reason))
@@ -260,6 +313,13 @@ func drawJob(t *table, j api.Job, tasks []api.Task, trades api.List[api.Trade]) 
 	t.pair("Cost", "%s paid, %s held, in %s%s; %s", j.Paid, j.Held, j.Unit, budget, settled)
 	n := j.Counts
 	t.pair("Tasks", "%d: %d waiting, %d placed, %d done, %d failed, %d cancelled", n.Total, n.Waiting, n.Placed, n.Done, n.Failed, n.Cancelled)
+	for _, s := range j.Services {
+		port := ""
+		if s.Port > 0 {
+			port = fmt.Sprintf(", port %d", s.Port)
+		}
+		t.pair("Service", "%s: scaled to %d of %d, %d placed%s", s.Step, s.Scale, s.Most, s.Placed, port)
+	}
 	t.text("")
 	t.row("TASK", "STATE", "TRY", "SELLER", "EXIT", "TIME", "CPU", "MEMORY", "TRADE", "REASON")
 	left := 0
@@ -283,7 +343,8 @@ func drawJob(t *table, j api.Job, tasks []api.Task, trades api.List[api.Trade]) 
 		if k.Seller != "" {
 			seller = or(k.SellerName, pcm.Short(k.Seller))
 		}
-		t.row(fmt.Sprintf("%s/%d", k.Step, k.Index), string(k.State)+prefixed(", ", k.BackEnd), strconv.Itoa(k.Attempt), seller, exit, wall, cpu, mem, trade, k.Reason)
+		state, reason := stateNow(k, live[k.ID])
+		t.row(fmt.Sprintf("%s/%d", k.Step, k.Index), state, strconv.Itoa(k.Attempt), seller, exit, wall, cpu, mem, trade, reason)
 		for _, h := range k.History {
 			t.row("", "  earlier: "+h)
 		}

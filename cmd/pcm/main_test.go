@@ -1,10 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"flag"
 	"fmt"
+	"io"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -83,6 +87,7 @@ func TestScripts(t *testing.T) {
 			"cancelled": cancelled,
 			"ready":     ready,
 			"operated":  operated,
+			"forwards":  forwards,
 		},
 	})
 }
@@ -130,6 +135,38 @@ func operated(ts *testscript.TestScript, neg bool, args []string) {
 	defer n.Unlock()
 	if got := strings.Join(n.Operations, "\n"); strings.Contains(got, args[0]) == neg {
 		ts.Fatalf("operations: %q", got)
+	}
+}
+
+// forwards ARG… checks that pcm port-forward with these arguments reaches the
+// service of the fake, which returns what it is sent.
+func forwards(ts *testscript.TestScript, neg bool, args []string) {
+	if neg {
+		ts.Fatalf("usage: forwards ARG…")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "pcm", append([]string{"port-forward"}, args...)...)
+	cmd.Env = append(os.Environ(), "PCM_DATA="+ts.Getenv("PCM_DATA"), "HOME="+ts.Getenv("HOME"))
+	out, err := cmd.StdoutPipe()
+	ts.Check(err)
+	ts.Check(cmd.Start())
+	line, err := bufio.NewReader(out).ReadString('\n')
+	ts.Check(err)
+	addr, _, _ := strings.Cut(line, " ")
+	for range 3 {
+		conn, err := net.Dial("tcp", addr)
+		ts.Check(err)
+		fmt.Fprint(conn, "ping")
+		got := make([]byte, 4)
+		if _, err := io.ReadFull(conn, got); err != nil || string(got) != "ping" {
+			ts.Fatalf("the service answered %q, %v", got, err)
+		}
+		conn.Close()
+	}
+	ts.Check(cmd.Process.Signal(os.Interrupt))
+	if err := cmd.Wait(); err != nil {
+		ts.Fatalf("pcm port-forward: %v", err)
 	}
 }
 
@@ -212,6 +249,7 @@ func fakeNode() *apitest.Node {
 	n.AddJob(api.Job{
 		ID: live, Name: "web", State: pcm.JobOpen, Account: "acc-alphaalphaalpha", Submitter: alpha, Driver: alpha, DriverTerm: 1, Takeover: "account",
 		SubmittedAt: at, Unit: "credit", Held: "1", Paid: "0", Counts: api.TaskCounts{Total: 2, Placed: 1, Waiting: 1},
+		Services: []api.ServiceView{{Step: "web", Port: 8080, Scale: 2, Most: 2, Placed: 1}},
 	}, api.Task{ID: string(live) + "/web/0", Job: live, Step: "web", Index: 0, State: pcm.TaskPlaced, Attempt: 1, Seller: beta, SellerName: "beta", Trade: "trd-livelivelivelive"},
 		api.Task{ID: string(live) + "/web/1", Job: live, Step: "web", Index: 1, State: pcm.TaskWaiting, Reason: "no room"})
 	n.Output[string(live)+"/0/0/out/log.txt"] = []byte("a line\n")

@@ -270,6 +270,11 @@ func (c *Client) Cancel(ctx context.Context, id, reason string) (Job, error) {
 	return post[Job](ctx, c, jobURL(id)+"/cancel", CancelRequest{reason})
 }
 
+// Scale sets how many tasks of a service run; step "" is the job's only service.
+func (c *Client) Scale(ctx context.Context, id, step string, count int) (Job, error) {
+	return post[Job](ctx, c, jobURL(id)+"/scale", ScaleRequest{step, count})
+}
+
 // Explain says why a job's tasks are where they are.
 func (c *Client) Explain(ctx context.Context, id string) (Explanation, error) {
 	return get[Explanation](ctx, c, jobURL(id)+"/explain")

@@ -102,6 +102,12 @@ type CancelRequest struct {
 	Reason string `json:"reason,omitempty" maxLength:"200"`
 }
 
+// ScaleRequest says how many tasks of which service are to run.
+type ScaleRequest struct {
+	Step  string `json:"step,omitempty" maxLength:"64" doc:"Name of the step; default: the job's only service."`
+	Count int    `json:"count" minimum:"0" maximum:"100000" doc:"Tasks that are to run: 0 to the step's count."`
+}
+
 // InviteRequest says what the token shall be good for.
 type InviteRequest struct {
 	ValidFor pcm.Duration `json:"valid_for,omitempty" doc:"How long the token can be used; default 24h, at most 720h." example:"24h"`
@@ -312,6 +318,20 @@ func (s *Server) writeRoutes() {
 			reason = "cancelled by its owner"
 		}
 		if err := s.node.Cancel(ctx, id, reason); err != nil {
+			return Job{}, err
+		}
+		return s.node.Job(ctx, id)
+	})
+	type scale struct {
+		JobPath
+		Body ScaleRequest
+	}
+	route(s, true, http.MethodPost, "/v1/jobs/{id}/scale", "scale-job", "Set how many tasks of a service run", func(ctx context.Context, in *scale) (Job, error) {
+		id, err := s.job(ctx, in.Job)
+		if err != nil {
+			return Job{}, err
+		}
+		if err := s.node.Scale(ctx, id, in.Body.Step, in.Body.Count); err != nil {
 			return Job{}, err
 		}
 		return s.node.Job(ctx, id)

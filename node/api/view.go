@@ -128,6 +128,16 @@ type Job struct {
 	Paid        string        `json:"paid"`
 	Counts      TaskCounts    `json:"tasks"`
 	Waiting     string        `json:"waiting,omitempty"` // why tasks have no place, when some wait
+	Services    []ServiceView `json:"services,omitempty"`
+}
+
+// ServiceView is a step of a job that is a service.
+type ServiceView struct {
+	Step   string `json:"step"`           // its name where the spec is known here, else its number
+	Port   int    `json:"port,omitempty"` // where the spec is known here
+	Scale  int    `json:"scale"`          // tasks that are to run
+	Most   int    `json:"most"`           // that it can be scaled to
+	Placed int    `json:"placed"`         // tasks with a seller
 }
 
 // TaskCounts counts a job's tasks by state.
@@ -138,6 +148,7 @@ type TaskCounts struct {
 	Done      int `json:"done"`
 	Failed    int `json:"failed"`
 	Cancelled int `json:"cancelled"`
+	Parked    int `json:"parked,omitempty"` // of a service, beyond its scale: not to run
 }
 
 // Task is one task of a job.
@@ -311,6 +322,8 @@ type Node interface {
 	Explain(ctx context.Context, id pcm.JobID) (Explanation, error)
 	ExplainSpec(ctx context.Context, s Submission) (Explanation, error)
 	Cancel(ctx context.Context, id pcm.JobID, reason string) error
+	// Scale sets how many tasks of a service run; step "" is the job's only service.
+	Scale(ctx context.Context, id pcm.JobID, step string, count int) error
 	// Logs streams one stream of one task, from wherever it is.
 	Logs(ctx context.Context, id pcm.JobID, step, index int, stream string, follow bool) (io.ReadCloser, error)
 	// Fetch writes a task's results (stdout, stderr, out/…) as a tar stream.

@@ -145,3 +145,25 @@ func (f *fakeTask) Suspend(_ context.Context, suspend bool) error {
 func (f *fakeTask) Look(context.Context) (api.Live, error) {
 	return api.Live{ID: f.at, State: "running", Since: Now}, nil
 }
+
+// Scale implements [api.Node].
+func (n *Node) Scale(_ context.Context, id pcm.JobID, step string, count int) error {
+	n.Lock()
+	defer n.Unlock()
+	i, err := n.find(id)
+	if err != nil {
+		return err
+	}
+	for k := range n.jobs[i].Services {
+		v := &n.jobs[i].Services[k]
+		if step != "" && v.Step != step {
+			continue
+		}
+		if count > v.Most {
+			return pcm.Errorf(pcm.Invalid, "step 0 can be scaled to 0 to %d, not to %d", v.Most, count)
+		}
+		v.Scale = count
+		return nil
+	}
+	return pcm.Errorf(pcm.NotFound, "the job has no service %q", step)
+}
