@@ -304,9 +304,6 @@ func (p *poller) watchSpool(ctx context.Context) {
 		}
 		now, fresh := make(map[string]bool, len(names)), false
 		for _, name := range names {
-			if strings.HasSuffix(name, ".new") {
-				continue
-			}
 			now[name] = true
 			if !seen[name] {
 				fresh = true

@@ -4,8 +4,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -202,7 +206,17 @@ func (q *queue) describe(ctx context.Context, group []*attempt, width, gen int) 
 // intend writes down where the attempts will be found.
 func (q *queue) intend(b batch, keys []string, group []*attempt, gen int) error {
 	if len(keys) > 1 {
-		if err := replaceFile(q.r.spool.list(b.Name), []byte(strings.Join(keys, "\n")+"\n")); err != nil {
+		dir := q.r.spool.array(b.Name)
+		err := os.MkdirAll(dir, 0o700)
+		for i, key := range keys {
+			if err == nil {
+				err = os.Symlink(filepath.Join("..", "..", "attempts", key), filepath.Join(dir, strconv.Itoa(i)))
+			}
+			if errors.Is(err, fs.ErrExist) {
+				err = nil
+			}
+		}
+		if err != nil {
 			return pcm.Errorf(pcm.Refused, "can't write to the folder shared with Slurm: %w", err)
 		}
 	}

@@ -112,6 +112,7 @@ func (r *Runner) Sweep([]adapters.Key) error {
 			}
 		}
 	}
+	r.spool.tidyArrays()
 	r.work.Go(func() { r.poller.watchQueue(r.ctx) })
 	r.work.Go(func() { r.poller.watchSpool(r.ctx) })
 	return nil

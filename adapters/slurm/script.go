@@ -20,15 +20,12 @@ var devices = []string{"CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVI
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 // batchScript is what Slurm is given. The attempts' own scripts stand in the
-// shared folder; an array's tasks find theirs by a list of keys.
+// shared folder; an array's tasks find theirs by their index.
 func batchScript(s spool, b batch, keys []string, gen int) string {
 	if b.Count <= 1 {
 		return fmt.Sprintf("#!/bin/sh\nexec /bin/sh %s\n", quote(s.script(keys[0], gen)))
 	}
-	return fmt.Sprintf(`#!/bin/sh
-key=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" %s) && [ -n "$key" ] || exit 75
-exec /bin/sh %s/"$key"/run.%d
-`, quote(s.list(b.Name)), quote(s.attempts()), gen)
+	return fmt.Sprintf("#!/bin/sh\nexec /bin/sh %s/\"$SLURM_ARRAY_TASK_ID\"/run.%d\n", quote(s.array(b.Name)), gen)
 }
 
 // environment is the words that run what follows them in the task's environment,
@@ -95,12 +92,14 @@ job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_JOB_ID:+_$SLURM_ARRAY_TASK
 note() { printf 'job=%s\nhost=%s\nrestarts=%s\n' "$job" "${SLURMD_NODENAME:-$(uname -n)}" "${SLURM_RESTART_COUNT:-0}"; }
 
 # An attempt runs once: the start file is made by one, whoever comes first.
-if ! (set -C; note >"${evidence}start") 2>/dev/null; then
-	note >"${evidence}refused" 2>/dev/null
+set -C
+if ! { note >"${evidence}start"; } 2>/dev/null; then
+	{ note >"${evidence}refused"; } 2>/dev/null
 	exit 75
 fi
+set +C
 leave() { # CODE LINES
-	{ printf 'code=%s\n%s\n' "$1" "$2"; times; } >"${evidence}exit.new" && mv -f "${evidence}exit.new" "${evidence}exit"
+	{ printf 'code=%s\n%s\n' "$1" "$2"; times; echo end; } >"${evidence}exit"
 	exit "$1"
 }
 cd "$work" || leave 75 "fault=its working folder can't be entered on ${SLURMD_NODENAME:-its node}"

@@ -20,12 +20,12 @@ import (
 //	owner            tells our jobs from those of other nodes of the same user
 //	spool/           evidence: see wrapper
 //	attempts/KEY/    script, streams, and with a shared folder of its own the working folder
-//	arrays/NAME      the keys of an array's tasks, one a line
+//	arrays/NAME/N    leads to the folder of the array's N-th attempt
 type spool string
 
 func (s spool) attempts() string             { return filepath.Join(string(s), "attempts") }
 func (s spool) attempt(key string) string    { return filepath.Join(string(s), "attempts", key) }
-func (s spool) list(name string) string      { return filepath.Join(string(s), "arrays", name) }
+func (s spool) array(name string) string     { return filepath.Join(string(s), "arrays", name) }
 func (s spool) events() string               { return filepath.Join(string(s), "spool") }
 func (s spool) intent(key string) string     { return filepath.Join(s.attempt(key), "batch.json") }
 func (s spool) file(key, name string) string { return filepath.Join(s.attempt(key), name) }
@@ -38,7 +38,7 @@ func (s spool) evidence(key string, gen int, what string) string {
 
 // open makes the folders.
 func (s spool) open() error {
-	for _, dir := range []string{s.attempts(), s.list(""), s.events()} {
+	for _, dir := range []string{s.attempts(), s.array(""), s.events()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return pcm.Errorf(pcm.Unavailable, "slurm: can't make the shared folder: %w", err)
 		}
@@ -123,6 +123,9 @@ func (s spool) readBegun(key string, gen int, what string) (begun, bool) {
 func (s spool) readOver(key string, gen int) (over, bool) {
 	data, err := readSmall(s.evidence(key, gen, "exit"))
 	if err != nil {
+		return over{}, false
+	}
+	if !strings.HasSuffix(data, "\nend\n") { // half of it, as yet or for want of space
 		return over{}, false
 	}
 	f := lines(data)
@@ -215,11 +218,16 @@ func replaceFile(name string, data []byte) error {
 
 // forget deletes all of an attempt, when its end is on record elsewhere.
 func (s spool) forget(key string, generations int) {
+	in, ok := s.loadIntent(key)
 	os.RemoveAll(s.attempt(key)) // first: without its script nothing of it can begin any more
 	for gen := 1; gen <= generations; gen++ {
-		for _, what := range []string{"exit", "exit.new", "refused", "start"} {
+		for _, what := range []string{"exit", "refused", "start"} {
 			os.Remove(s.evidence(key, gen, what))
 		}
+	}
+	if ok && in.Index >= 0 && filepath.IsLocal(in.Name) {
+		os.Remove(filepath.Join(s.array(in.Name), strconv.Itoa(in.Index)))
+		os.Remove(s.array(in.Name)) // with its last one
 	}
 }
 
@@ -234,4 +242,15 @@ func (s spool) leftovers(ctx context.Context) []string {
 		keys = append(keys, e.Name())
 	}
 	return keys
+}
+
+// tidyArrays removes what leads to folders that are no more.
+func (s spool) tidyArrays() {
+	names, _ := filepath.Glob(filepath.Join(s.array("*"), "*"))
+	for _, name := range names {
+		if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
+			os.Remove(name)
+			os.Remove(filepath.Dir(name)) // with its last one
+		}
+	}
 }

@@ -2,8 +2,10 @@ package slurm
 
 import (
 	"maps"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -222,6 +224,49 @@ func TestClaim(t *testing.T) {
 	run(2)
 	if _, ok := s.readOver(key, 2); ok {
 		t.Error("what was claimed has run")
+	}
+}
+
+// What attempts leave in the shared folder goes with them.
+func TestForget(t *testing.T) {
+	s := spool(t.TempDir())
+	if err := s.open(); err != nil {
+		t.Fatal(err)
+	}
+	var keys []string
+	for i := range 2 {
+		key := adaptertest.NewTask().Key.String()
+		keys = append(keys, key)
+		for _, dir := range []string{s.attempt(key), s.array("pcm.x")} {
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Symlink(filepath.Join("..", "..", "attempts", key), filepath.Join(s.array("pcm.x"), strconv.Itoa(i))); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.saveIntent(key, intent{Name: "pcm.x", Index: i, Generation: 2}); err != nil {
+			t.Fatal(err)
+		}
+		for gen := 1; gen <= 2; gen++ {
+			if _, err := s.claim(key, gen); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	s.forget(keys[0], 2)
+	if _, err := os.Stat(filepath.Join(s.array("pcm.x"), "1")); err != nil {
+		t.Errorf("the other task of the array: %v", err)
+	}
+	if err := os.RemoveAll(s.attempt(keys[1])); err != nil { // as if it had been left behind
+		t.Fatal(err)
+	}
+	s.tidyArrays()
+	s.forget(keys[1], 2)
+	for _, dir := range []string{s.attempts(), s.array(""), s.events()} {
+		if left, err := readNames(dir); err != nil || len(left) > 0 {
+			t.Errorf("%s holds %v, %v", dir, left, err)
+		}
 	}
 }
 

@@ -175,7 +175,7 @@ PreemptMode=CANCEL
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
 ReturnToService=2
 SlurmctldTimeout=120
-SlurmdTimeout=10
+SlurmdTimeout=60
 SlurmdParameters=config_overrides
 MinJobAge=600
 KillWait=2
