@@ -15,6 +15,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
 
+	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/supervisor"
 )
@@ -31,6 +32,7 @@ type attempt struct {
 	streams streams
 	stop    string // the image's stop signal
 	paused  bool
+	cut     bool // the engine has ended, and its output with it
 	sampler *sampler
 }
 
@@ -342,6 +344,7 @@ func (a *attempt) follow(ctx context.Context) supervisor.Exit {
 			x.CPUMS, x.Memory = u.cpuMS, u.peak
 			return x
 		case err != nil:
+			a.cut = a.cut || streams == nil
 			retry.Reset(time.Second) // the engine is away: the task runs on meanwhile
 			continue
 		}
@@ -365,7 +368,7 @@ func (a *attempt) follow(ctx context.Context) supervisor.Exit {
 			if err := a.streams.again(ctx, a.engine, a.mark.ID); err != nil {
 				retry.Reset(time.Second)
 			} else {
-				streams = a.streams.done
+				streams, a.cut = a.streams.done, false
 			}
 		}
 	}
@@ -389,9 +392,21 @@ func (a *attempt) ended(ctx context.Context, s *container.State) (supervisor.Exi
 			return supervisor.Exit{}, false
 		}
 	}
+	if a.cut { // what the engine has kept
+		cctx, cancel := bounded(ctx)
+		err := a.streams.again(cctx, a.engine, a.mark.ID)
+		cancel()
+		if err != nil {
+			return supervisor.Exit{}, false
+		}
+	}
 	a.streams.drain(5 * time.Second)
 	killed, blind := a.watch.fate(a.track)
 	x := judge(end{state: s, code: code, killed: killed, blind: blind, use: a.used(), limit: a.t.Resources.Memory})
+	// Podman's log is written by a process of the container's own, Docker's by the engine.
+	if a.cut && x.Outcome == pcm.OutcomeOK && a.engine.is("docker") {
+		x.Outcome, x.Reason = pcm.OutcomeSeller, "it ended while the container engine was being restarted: the last of its output may be lost"
+	}
 	a.mark.Exit = &x
 	if err := a.saveMark(); err != nil {
 		a.log.Error("can't note how a container ended", "attempt", a.t.Key.String(), "err", err)

@@ -144,7 +144,9 @@ func conformance(t *testing.T, name string, start func(context.Context) (*server
 }
 
 func TestConformanceDocker(t *testing.T) {
-	conformance(t, "docker", func(ctx context.Context) (*server.Engine, error) { return server.Dockerd(ctx, true) }, nil)
+	conformance(t, "docker", lively, func(s *adaptertest.Subject) {
+		s.Unsupported["back end restarted"] = "Docker loses what a task prints while the engine is down if the task ends before it is back: that attempt is not accepted and runs again"
+	})
 }
 
 // Podman is for the long form: it is slow.

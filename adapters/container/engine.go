@@ -114,6 +114,13 @@ func (e *engine) known(ctx context.Context) (facts, error) {
 	return e.facts(ctx)
 }
 
+// is tells whether the engine, as it was last seen, is the one named.
+func (e *engine) is(name string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.about != nil && e.about.name == name
+}
+
 func goArch(machine string) string {
 	switch machine {
 	case "x86_64":

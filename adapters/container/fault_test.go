@@ -2,6 +2,10 @@ package container
 
 import (
 	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +18,7 @@ import (
 	"github.com/jointcloud/pcm/adapters/adaptertest/server"
 )
 
+func lively(ctx context.Context) (*server.Engine, error) { return server.Dockerd(ctx, true) }
 func mortal(ctx context.Context) (*server.Engine, error) { return server.Dockerd(ctx, false) }
 
 // trial is one adapter on an engine, for tests of what only containers have.
@@ -100,6 +105,57 @@ func TestEngineKills(t *testing.T) {
 	x.until("all containers are removed", func() bool {
 		all, err := x.API.ContainerList(x.ctx, client.ContainerListOptions{All: true})
 		return err == nil && len(all.Items) == 0
+	})
+}
+
+// Where the operator has live-restore on, what runs outlives a crash of Docker,
+// with all that it prints. What it prints and ends before the engine is back may be
+// lost there: that end doesn't count.
+func TestLiveRestore(t *testing.T) {
+	t.Parallel()
+	x := newTrial(t, newRig(t, "docker", lively))
+	on := x.start(x.task("out", "ready", "ticks", "12", "1s", "out", "went on"))
+	over, failed := x.start(x.task("await", "go", "out", "over")), x.start(x.task("await", "go", "exit", "3"))
+	for _, k := range []adapters.Key{on, over, failed} {
+		x.wait(k, adapters.Running)
+	}
+	x.Crash()
+	for _, k := range []adapters.Key{over, failed} {
+		if err := os.WriteFile(filepath.Join(x.ins.Box.Dir, "tasks", k.String(), "work", "go"), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		x.until("it has ended", func() bool { return !alive(k) })
+	}
+	if err := x.Restart(x.ctx); err != nil {
+		t.Fatal(err)
+	}
+	x.expect(x.wait(over, adapters.Ended), pcm.OutcomeSeller, "output may be lost")
+	if st := x.wait(failed, adapters.Ended); st.Outcome != pcm.OutcomeFailed || st.ExitCode != 3 {
+		t.Errorf("ended as %+v", st)
+	}
+	x.expect(x.wait(on, adapters.Ended), pcm.OutcomeOK, "")
+	r, err := x.ins.Adapter.Logs(x.ctx, on, adapters.Stdout, 0, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	out, err := io.ReadAll(r)
+	if err != nil || !strings.HasPrefix(string(out), "ready\ntick 1\n") || strings.Count(string(out), "tick") != 12 || !strings.HasSuffix(string(out), "went on\n") {
+		t.Errorf("stdout %q, %v", out, err)
+	}
+	for _, k := range []adapters.Key{on, over, failed} {
+		if n := x.Starts(nameOf(k)); n != 1 {
+			t.Errorf("attempt %s was started %d times", k, n)
+		}
+	}
+}
+
+// alive tells whether a process of the attempt is alive on this machine.
+func alive(k adapters.Key) bool {
+	all, _ := filepath.Glob("/proc/[0-9]*/environ")
+	return slices.ContainsFunc(all, func(name string) bool {
+		data, _ := os.ReadFile(name)
+		return strings.Contains(string(data), "PCM_ATTEMPT="+k.String()+"\x00")
 	})
 }
 

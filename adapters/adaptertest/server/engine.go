@@ -113,6 +113,9 @@ func (e *Engine) Starts(name string) int {
 // Hang stops the engine until resume is called; containers run on.
 func (e *Engine) Hang() (resume func()) { return e.proc.Hang() }
 
+// Crash ends the engine hard. [Engine.Restart] starts it again.
+func (e *Engine) Crash() { e.proc.Kill() }
+
 // Restart ends the engine as a crash would and starts it again.
 func (e *Engine) Restart(ctx context.Context) error {
 	e.proc.Kill()
