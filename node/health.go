@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jointcloud/pcm"
@@ -146,25 +147,34 @@ func late(ctx context.Context, h *pcm.HealthCheck, err error) error {
 }
 
 func probeCommand(ctx context.Context, role adapters.Execer, k adapters.Key, h pcm.HealthCheck) error {
-	var out strings.Builder
-	w := &firstWords{b: &out}
+	w := &firstWords{}
 	code, err := role.Exec(ctx, k, adapters.Exec{Command: h.Command, Stdout: w, Stderr: w})
 	switch {
 	case err != nil:
 		return late(ctx, &h, err)
 	case code != 0:
-		return pcm.Errorf(pcm.Unavailable, "%s ended with %d%s", h.Command[0], code, prefixed(": ", strings.TrimSpace(strings.ToValidUTF8(out.String(), "?"))))
+		return pcm.Errorf(pcm.Unavailable, "%s ended with %d%s", h.Command[0], code, prefixed(": ", strings.TrimSpace(strings.ToValidUTF8(w.String(), "?"))))
 	}
 	return nil
 }
 
-// firstWords keeps the beginning of what is written to it. A command's two
-// streams are written one at a time or not at all read: it is for a message.
-type firstWords struct{ b *strings.Builder }
+// firstWords keeps the beginning of what is written to it, by two streams at once.
+type firstWords struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
 
 func (w *firstWords) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.b.Write(p[:min(len(p), max(0, 128-w.b.Len()))])
 	return len(p), nil
+}
+
+func (w *firstWords) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.b.String()
 }
 
 func probeHTTP(ctx context.Context, dial func(context.Context) (net.Conn, error), h pcm.HealthCheck) error {

@@ -132,17 +132,16 @@ func (n *Node) serveSession(ctx context.Context, from pcm.Passport, stream netwo
 		s.Fail(err)
 		return
 	}
-	if err := n.serveAttempt(ctx, s, req, asker{account: from.Account, peer: from.Peer, passport: from}); err != nil {
+	if err := n.serveAttempt(ctx, s, req, asker{account: from.Account, peer: from.Peer}); err != nil {
 		n.log.Debug("a session with a task ended", "trade", req.Trade, "task", req.Index, "peer", pcm.Short(from.Peer), "error", err)
 	}
 }
 
 // asker is who wants to work with a task.
 type asker struct {
-	account  pcm.AccountID
-	peer     pcm.PeerID
-	passport pcm.Passport
-	own      bool // through the local API of the peer that runs the task
+	account pcm.AccountID
+	peer    pcm.PeerID
+	own     bool // through the local API of the peer that runs the task
 }
 
 // serveAttempt carries out a session with an attempt that runs here.
