@@ -8,6 +8,7 @@ import (
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
+	"github.com/jointcloud/pcm/adapters/supervisor"
 )
 
 // batches collects tasks of a trade that are started together.
@@ -87,24 +88,81 @@ func shape(t adapters.Task) string {
 	return fmt.Sprintf("%q %q %q %q %q %v %v %v %v %d", t.Command, t.Args, t.Env, targets, t.Outputs, t.Image, t.Resources, t.Network, t.Limit, t.Count)
 }
 
-// place finds the run of consecutive indexes that the task is in, among those
-// that have its shape.
+// place gives the one array that all the tasks make, if they are alike and their indexes
+// follow on each other. Else each has a Job of its own, and a gate keeps the width.
 func (g *batch) place(t adapters.Task) array {
-	have := map[int]bool{}
+	alike := shape(t)
+	first, last := t.Index, t.Index
 	for _, o := range g.tasks {
-		if shape(o) == shape(t) {
-			have[o.Index] = true
+		first, last = min(first, o.Index), max(last, o.Index)
+		if shape(o) != alike {
+			return array{first: t.Key, n: 1, width: t.Width}
 		}
 	}
-	first, last := t.Index, t.Index
-	for have[first-1] {
-		first--
-	}
-	for have[last+1] {
-		last++
+	n := len(g.tasks)
+	if n < t.Batch || last-first+1 != n {
+		return array{first: t.Key, n: 1, width: t.Width}
 	}
 	k := t.Key
 	k.Index = first
-	n := last - first + 1
-	return array{first: k, n: n, width: max(1, min(t.Width*n/max(len(g.tasks), t.Batch), n))}
+	return array{first: k, n: n, width: max(1, min(t.Width, n))}
+}
+
+// gates keep tasks of one trade that have Jobs of their own to their width.
+type gates struct {
+	mu  sync.Mutex
+	all map[batchKey]*gate
+}
+
+// gate counts those inside.
+type gate struct {
+	users, inside int
+	freed         chan struct{} // closed and replaced when one leaves
+}
+
+func newGates() *gates { return &gates{all: map[batchKey]*gate{}} }
+
+// enter waits for a place; one that is inside already comes without. leave must be
+// called if ok.
+func (g *gates) enter(ctx context.Context, t *supervisor.Run, inside bool) (leave func(), ok bool) {
+	k := batchKey{t.Trade, t.Attempt}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	one := g.all[k]
+	if one == nil {
+		one = &gate{freed: make(chan struct{})}
+		g.all[k] = one
+	}
+	one.users++
+	gone := func() {
+		if one.users--; one.users == 0 {
+			delete(g.all, k)
+		}
+	}
+	for !inside && one.inside >= max(t.Width, 1) {
+		freed := one.freed
+		g.mu.Unlock()
+		select {
+		case <-freed:
+			ok = true
+		case <-t.Stopping:
+			ok = false
+		case <-ctx.Done():
+			ok = false
+		}
+		g.mu.Lock()
+		if !ok {
+			gone()
+			return nil, false
+		}
+	}
+	one.inside++
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		one.inside--
+		close(one.freed)
+		one.freed = make(chan struct{})
+		gone()
+	}, true
 }

@@ -27,6 +27,7 @@ type Runner struct {
 	log     *slog.Logger
 	tracker *tracker
 	batches *batches
+	gates   *gates
 	follows chan struct{} // places for live logs
 	merged  atomic.Bool   // the cluster can't tell stderr from stdout
 	facts   atomic.Pointer[supervisor.Facts]
@@ -54,7 +55,7 @@ func NewRunner(ctx context.Context, set Settings, log *slog.Logger) (*Runner, er
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	r := &Runner{set: set, c: c, log: log, tracker: newTracker(c, log), follows: make(chan struct{}, maxFollows), end: cancel}
-	r.batches = newBatches()
+	r.batches, r.gates = newBatches(), newGates()
 	r.facts.Store(&supervisor.Facts{Sandbox: "container"})
 	r.over.Go(func() { r.tracker.run(ctx) })
 	r.over.Go(func() { r.shut(ctx) })
@@ -127,7 +128,7 @@ type attempt struct {
 	sent   bool // inputs
 	asked  bool // to end
 	since  time.Time
-	word   string
+	word   string // kind of what it waits for, since then
 	reader *reader
 }
 
@@ -142,6 +143,13 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 			return seller("PodDeleted", "ended before it was given to the cluster")
 		}
 		a.g = g
+	}
+	if t.Batch > 1 && a.g.single() {
+		leave, ok := r.gates.enter(ctx, t, t.Again && a.wasMade())
+		if !ok {
+			return supervisor.Exit{Outcome: pcm.OutcomeStopped, Code: 128 + int(syscall.SIGTERM)}
+		}
+		defer leave()
 	}
 	a.w = r.tracker.follow(t.Key, a.g.jobName())
 	defer a.w.done()
@@ -310,8 +318,8 @@ func (a *attempt) pod(ctx context.Context, p *podView, deleting *time.Time) (sup
 	if p.exited || p.ended {
 		return a.finish(ctx, p), true
 	}
-	if p.word != a.word {
-		a.word, a.since = p.word, time.Now()
+	if k := kind(p.word); k != a.word {
+		a.word, a.since = k, time.Now()
 	}
 	n := states.Of(p.word)
 	reason := n.Reason

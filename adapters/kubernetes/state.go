@@ -91,3 +91,14 @@ func isBroken(word string) bool {
 	}
 	return false
 }
+
+// kind makes one of words between which a waiting container goes to and fro.
+func kind(word string) string {
+	switch {
+	case isPull(word):
+		return "pull"
+	case isBroken(word):
+		return "broken"
+	}
+	return word
+}

@@ -143,7 +143,7 @@ featureGates: {PodLogsQuerySplitStreams: true}
 		file := k.Path(dir, "image.tar")
 		extra := map[string]string{}
 		if name == TestImage {
-			extra["image.txt"] = "of the image"
+			extra["image.txt"] = "of the image\n"
 		}
 		if err := writeImage(file, name, programs["busybox"], entry, extra); err != nil {
 			return nil, err
