@@ -33,7 +33,8 @@ type Config struct {
 // adapters.Fencer and the roles for running attempts.
 type Adapter struct {
 	*supervisor.Attempts
-	cfg Config
+	cfg  Config
+	gate chan struct{} // held by what enters sandboxes
 }
 
 var (
@@ -49,7 +50,20 @@ var (
 // New makes the adapter; client leads to a supervisor that has this package's runner.
 func New(cfg Config, client *supervisor.Client) *Adapter {
 	cfg.Capacity, cfg.Slots = supervisor.MachineShare(cfg.Capacity, cfg.Slots)
-	return &Adapter{Attempts: client.Attempts(Name), cfg: cfg}
+	return &Adapter{Attempts: client.Attempts(Name), cfg: cfg, gate: make(chan struct{}, maxEntries)}
+}
+
+// maxEntries is how many commands and connections at once go into sandboxes.
+const maxEntries = 128
+
+// enter takes a place among these; leave gives it back.
+func (a *Adapter) enter() (leave func(), err error) {
+	select {
+	case a.gate <- struct{}{}:
+		return func() { <-a.gate }, nil
+	default:
+		return nil, pcm.Errorf(pcm.Busy, "%d commands and connections go into running tasks here: no more at once", maxEntries)
+	}
 }
 
 // Name implements adapters.Adapter.

@@ -8,7 +8,7 @@ import (
 )
 
 func BenchmarkTrue(b *testing.B) {
-	for _, c := range []struct{ name, mode string }{{"none", plain}, {"rlimit", plainRlimit}, {"bwrap", sandboxed}} {
+	for _, c := range []struct{ name, mode string }{{"none", plain}, {"rlimit", plainRlimit}, {"bwrap", sandboxed}, {"landlock", landlocked1}, {"unspaced", landlocked2}} {
 		b.Run(c.name, func(b *testing.B) {
 			needs(b, c.mode)
 			box := adaptertest.NewBox(b, c.mode)

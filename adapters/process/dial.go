@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,6 +19,11 @@ func (a *Adapter) Dial(ctx context.Context, k adapters.Key, port int) (net.Conn,
 	if port < 1 || port > 65535 {
 		return nil, pcm.Errorf(pcm.Invalid, "%d is not a port", port)
 	}
+	leave, err := a.enter()
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	p, target, err := a.at(k)
 	if err != nil {
 		return nil, err
@@ -78,7 +82,7 @@ func (c cell) connect(ctx context.Context) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	unix.SetsockoptTimeval(pair[0], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(time.Second / time.Second)})
+	unix.SetsockoptTimeval(pair[0], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1})
 	var data [1]byte
 	oob := make([]byte, unix.CmsgSpace(4))
 	_, n, _, _, err := unix.Recvmsg(pair[0], data[:], oob, unix.MSG_CMSG_CLOEXEC)

@@ -189,7 +189,7 @@ func (c *cell) refuse() error {
 	if err := unix.Capset(&hdr, &none[0]); err != nil {
 		return os.NewSyscallError("capset", err)
 	}
-	p, err := policy(c.sockets())
+	p, err := policy(c.sockets(), c.Spaced)
 	if err != nil {
 		return err
 	}

@@ -28,6 +28,11 @@ func (a *Adapter) Exec(ctx context.Context, k adapters.Key, x adapters.Exec) (in
 	if len(x.Command) == 0 || x.Command[0] == "" {
 		return 0, pcm.Errorf(pcm.Invalid, "there is no command to run beside attempt %s", k)
 	}
+	leave, err := a.enter()
+	if err != nil {
+		return 0, err
+	}
+	defer leave()
 	p, target, err := a.at(k)
 	if err != nil {
 		return 0, err

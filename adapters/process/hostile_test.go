@@ -83,7 +83,7 @@ func TestKeptIn(t *testing.T) {
 		fmt.Fprintf(&script, "cat /proc/%d/environ /proc/%d/cmdline /proc/%d/mem | head -c 100 | tr '\\0' ' '\n", l.box.PID(), l.box.PID(), l.box.PID())
 		for _, c := range []string{
 			"cat /etc/shadow", "echo x >/usr/x", "echo x >/etc/x", "mount -t tmpfs none /tmp", "unshare -Ur true", "unshare -n true", "chroot / true",
-			fmt.Sprintf("kill -0 %d", l.box.PID()), "nsenter -t 1 -m true", "mknod d b 7 0", "dmesg",
+			fmt.Sprintf("kill -0 %d", l.box.PID()), "nsenter -t 1 -m true", fmt.Sprintf("prlimit --pid %d --nofile=1024:1024", l.box.PID()), fmt.Sprintf("renice 19 -p %d", l.box.PID()), "mknod d b 7 0", "dmesg",
 			fmt.Sprintf("bash -c ': </dev/tcp/127.0.0.1/%d'", outside.Addr().(*net.TCPAddr).Port),
 			"ls " + l.box.Dir, "ls " + home,
 		} {

@@ -36,7 +36,7 @@ func findLandlock(cfg RunnerConfig) (*landlocked, error) {
 	if err != nil || abi < 1 {
 		return nil, errors.New("the kernel has no Landlock, or it is not switched on (lsm= on the kernel's command line)")
 	}
-	if _, err := policy(tcpSockets); err != nil {
+	if _, err := policy(tcpSockets, false); err != nil {
 		return nil, err
 	}
 	l := &landlocked{cfg: cfg}

@@ -37,8 +37,15 @@ const (
 	allSockets
 )
 
-// policy refuses those, and sockets.
-func policy(may sockets) (*seccomp.Policy, error) {
+// shared are the system calls that reach processes and memory of the same user
+// by number: what namespaces keep apart, and Landlock does not.
+var shared = []string{
+	"mq_open", "mq_unlink", "msgctl", "msgget", "msgrcv", "msgsnd", "semctl", "semget", "semop", "semtimedop", "shmat", "shmctl", "shmget",
+	"migrate_pages", "move_pages", "process_madvise", "process_mrelease", "sched_setattr",
+}
+
+// policy refuses those, and sockets; unless spaced, the shared as well.
+func policy(may sockets, spaced bool) (*seccomp.Policy, error) {
 	here, err := arch.GetInfo("")
 	if err != nil {
 		return nil, fmt.Errorf("no filter of system calls for this machine: %w", err)
@@ -47,6 +54,9 @@ func policy(may sockets) (*seccomp.Policy, error) {
 		return slices.DeleteFunc(slices.Clone(names), func(n string) bool { _, ok := here.SyscallNames[n]; return !ok })
 	}
 	no := known(refused...)
+	if !spaced {
+		no = append(no, known(shared...)...)
+	}
 	if may == noSockets {
 		no = append(no, known("socket", "socketcall")...)
 	}
@@ -55,6 +65,12 @@ func policy(may sockets) (*seccomp.Policy, error) {
 		{Name: "clone", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.BitsSet, Value: spaces}}},
 		{Name: "ioctl", Conditions: seccomp.ArgumentConditions{{Argument: 1, Operation: seccomp.Equal, Value: unix.TIOCSTI}}},
 		{Name: "ioctl", Conditions: seccomp.ArgumentConditions{{Argument: 1, Operation: seccomp.Equal, Value: unix.TIOCLINUX}}},
+	}
+	if !spaced { // of itself it may
+		conditions = append(conditions,
+			seccomp.NameWithConditions{Name: "prlimit64", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.NotEqual, Value: 0}}},
+			seccomp.NameWithConditions{Name: "setpriority", Conditions: seccomp.ArgumentConditions{{Argument: 1, Operation: seccomp.NotEqual, Value: 0}}},
+		)
 	}
 	if may == tcpSockets {
 		const stream = unix.SOCK_STREAM | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
@@ -77,7 +93,7 @@ func policy(may sockets) (*seccomp.Policy, error) {
 // writeFilter writes the policy as bubblewrap takes it, and gives the file's
 // name; "" where this machine's system calls are not known.
 func writeFilter(dir string) (string, error) {
-	p, err := policy(allSockets)
+	p, err := policy(allSockets, true)
 	if err != nil {
 		return "", nil
 	}
