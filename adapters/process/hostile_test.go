@@ -230,6 +230,7 @@ func TestAsNobody(t *testing.T) {
 		t.Skip("this is not root")
 	}
 	needs(t, landlockedRlimit)
+	t.Parallel()
 	dir, err := os.MkdirTemp("", "pcm-nobody")
 	if err != nil {
 		t.Fatal(err)
@@ -250,7 +251,7 @@ func TestAsNobody(t *testing.T) {
 	if err := os.Chown(dir, 65534, 65534); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 4*testPatience)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*testPatience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, exe, "-test.run", "^(TestKeptIn|TestNetwork|TestForkBomb|TestFullDisk|TestFlood|TestCommands|TestConformance)$", "-test.v")
 	cmd.Dir = dir

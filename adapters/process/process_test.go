@@ -111,10 +111,11 @@ func script(t *testing.T, task *adapters.Task, steps ...string) {
 
 func instance(mode string) func(*testing.T) adaptertest.Instance {
 	return func(t *testing.T) adaptertest.Instance {
-		box := adaptertest.NewBox(t, mode)
+		box := adaptertest.NewBox(t, mode+" network gpus")
+		cfg := Config{Network: true}
 		return adaptertest.Instance{
-			Adapter: New(Config{}, box.Client()), Box: box,
-			Reconnect: func() adapters.Adapter { return New(Config{}, box.Reconnect()) },
+			Adapter: New(cfg, box.Client()), Box: box,
+			Reconnect: func() adapters.Adapter { return New(cfg, box.Reconnect()) },
 		}
 	}
 }
@@ -127,8 +128,6 @@ func TestConformance(t *testing.T) {
 		t.Run(strings.ReplaceAll(mode, " ", "_"), func(t *testing.T) {
 			needs(t, mode)
 			unsupported := map[string]string{
-				"accelerators":       "those of this machine are not detected",
-				"network":            "tasks in the sandbox have none, others that of the machine",
 				"images":             "a process runs programs of this machine, or what it has as input",
 				"arrays":             "nothing here has a queue: each task is started when there is room for it",
 				"waiting":            "nothing here has a queue: each task is started when there is room for it",
@@ -152,6 +151,7 @@ func TestConformance(t *testing.T) {
 				Name: "process (" + mode + ")",
 				New:  instance(mode), Script: script, Unsupported: unsupported,
 				Missing: func(t *adapters.Task) { t.Command = []string{"no-such-program"} },
+				GPU:     func(_ *testing.T, t *adapters.Task) { t.Resources.GPU = 1 },
 			})
 		})
 	}
