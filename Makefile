@@ -8,7 +8,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.0
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS = -s -w -X main.version=$(VERSION)
 
-.PHONY: all build test test-backends race lint verify generate bench demo clean
+.PHONY: all build test test-backends race lint verify generate bench demo demo-backends clean
 
 all: build
 
@@ -69,6 +69,11 @@ bench: build
 # Three peers of three owners trade, run, lose and audit jobs; under a minute.
 demo: build
 	$(GO) run ./cmd/demo -pcm bin/pcm
+
+# Sites with Kubernetes, Slurm, Docker and processes share one job; as root. What it
+# needs is said if it is missing; .ci/backends installs it.
+demo-backends: build
+	$(GO) run ./cmd/demo -pcm bin/pcm -backends
 
 clean:
 	rm -rf bin

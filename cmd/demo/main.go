@@ -2,6 +2,10 @@
 // of its own on loopback, trade and run jobs, one of them is killed mid-task, and
 // everything is checked. It needs the pcm program and a shell; it leaves nothing
 // running. 'make demo' builds and runs it.
+//
+// With -backends it shows four sites with four back ends instead: Kubernetes,
+// Slurm, Docker and plain processes share one job. It starts private instances of
+// those and stops them; 'make demo-backends' builds and runs it.
 package main
 
 import (
@@ -16,27 +20,50 @@ import (
 	"time"
 )
 
-// limit bounds the whole demo.
-const limit = 2 * time.Minute
+// How long the demo may take, without servers of others and with them.
+const (
+	limit        = 2 * time.Minute
+	limitServers = 5 * time.Minute
+)
 
 func main() {
 	pcmPath := flag.String("pcm", "bin/pcm", "the pcm `PROGRAM`")
 	docs := flag.String("docs", ".", "`FOLDER` whose Markdown documents are counted")
+	backends := flag.Bool("backends", false, "show sites with Kubernetes, Slurm, Docker and processes")
+	manifest := flag.String("rbac", "configs/kubernetes/rbac.yaml", "`FILE` with the rights that Kubernetes gives the node")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	play, most := func(s *stage) []act { return s.peersAct(*docs) }, limit
+	if *backends {
+		play, most = func(s *stage) []act { return s.backendsAct(*docs, *manifest) }, limitServers
+	}
+	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	began := time.Now()
-	if err := run(ctx, *pcmPath, *docs); err != nil {
+	if err := run(ctx, *pcmPath, play); err != nil {
 		fmt.Fprintf(os.Stderr, "\nThe demo failed: %v\n", err)
 		os.Exit(1)
 	}
 	fmt.Printf("\nAll checks passed in %.0f s, and nothing is left running.\n", time.Since(began).Seconds())
 }
 
-// run plays the whole demo and ends what it started, however that goes.
-func run(ctx context.Context, program, docs string) (err error) {
+// act is a part of the demo.
+type act func(context.Context) error
+
+// peersAct is the demo without servers of others.
+func (s *stage) peersAct(docs string) []act {
+	return []act{
+		s.found,
+		func(ctx context.Context) error { return s.wordCount(ctx, docs) },
+		s.webAssembly,
+		s.survive,
+		s.audit,
+	}
+}
+
+// run plays the acts and ends what they started, however that goes.
+func run(ctx context.Context, program string, play func(*stage) []act) (err error) {
 	program, err = filepath.Abs(program)
 	if err != nil {
 		return err
@@ -57,13 +84,7 @@ func run(ctx context.Context, program, docs string) (err error) {
 			err = cleanup
 		}
 	}()
-	for _, act := range []func(context.Context) error{
-		s.found,
-		func(ctx context.Context) error { return s.wordCount(ctx, docs) },
-		s.webAssembly,
-		s.survive,
-		s.audit,
-	} {
+	for _, act := range play(s) {
 		if err := act(ctx); err != nil {
 			if cause := ctx.Err(); cause != nil {
 				return fmt.Errorf("it was interrupted (%w)", cause)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/jointcloud/pcm"
@@ -14,14 +15,18 @@ import (
 	"github.com/jointcloud/pcm/node/nodetest"
 )
 
-// stage is where the demo plays: its folder and its peers.
+// stage is where the demo plays: its folder, its peers, and the servers that they sell.
 type stage struct {
 	program, dir string
 	peers        []*nodetest.Process
+	servers      servers
 }
 
-// cast are the peers, with their configurations.
-var cast = []struct{ name, does, config string }{
+// role is a peer with its configuration.
+type role struct{ name, does, config string }
+
+// cast are the peers of the demo without servers.
+var cast = []role{
 	{"anna", "sells processes", `# anna sells this machine to anybody, as native processes.
 adapters:
   process:
@@ -56,10 +61,28 @@ func (s *stage) peer(name string) *nodetest.Process {
 	panic("no peer is called " + name)
 }
 
-// found starts the peers and joins them.
+// found makes a mesh of the cast.
 func (s *stage) found(ctx context.Context) error {
 	title("1. Three peers of three owners become one mesh")
 	tell("Each is a process of its own, with its own keys and data folder below %s.", s.dir)
+	if err := s.raise(ctx, cast); err != nil {
+		return err
+	}
+	tell("\nThe three form a cell by themselves: a Raft group whose members keep one ledger.")
+	err := nodetest.Await(ctx, func(ctx context.Context) error { return s.whole(ctx, 3) })
+	if err != nil {
+		return err
+	}
+	if _, err := s.show(ctx, "carl", "cell", "status"); err != nil {
+		return err
+	}
+	tell("\ncarl, who sells nothing, sees what the others sell, and at which price:")
+	_, err = s.show(ctx, "carl", "offers")
+	return err
+}
+
+// raise starts peers; the first founds the mesh, and the others join it by its tokens.
+func (s *stage) raise(ctx context.Context, cast []role) error {
 	for i, c := range cast {
 		config := filepath.Join(s.dir, c.name+".yaml")
 		if err := os.WriteFile(config, []byte(c.config), 0o600); err != nil {
@@ -77,7 +100,7 @@ func (s *stage) found(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			fmt.Printf("\nanna$ pcm invite\n%s…\n", token[:48])
+			fmt.Printf("\n%s$ pcm invite\n%s…\n", cast[0].name, token[:48])
 			join = []string{"--join", token}
 		}
 		shown := "pcm up --config " + c.name + ".yaml"
@@ -92,21 +115,11 @@ func (s *stage) found(ctx context.Context) error {
 			return err
 		}
 	}
-	tell("\nThe three form a cell by themselves: a Raft group whose members keep one ledger.")
-	err := nodetest.Await(ctx, func(ctx context.Context) error { return s.whole(ctx) })
-	if err != nil {
-		return err
-	}
-	if _, err := s.show(ctx, "carl", "cell", "status"); err != nil {
-		return err
-	}
-	tell("\ncarl, who sells nothing, sees what the others sell, and at which price:")
-	_, err = s.show(ctx, "carl", "offers")
-	return err
+	return nil
 }
 
 // whole is nil when three voters keep the ledger and all offers are known to all.
-func (s *stage) whole(ctx context.Context) error {
+func (s *stage) whole(ctx context.Context, sold int) error {
 	for _, p := range s.peers {
 		cells, err := p.Client().Cells(ctx)
 		if err != nil {
@@ -122,7 +135,7 @@ func (s *stage) whole(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if voters != len(cast) || len(offers.Items) != 3 {
+		if voters != 3 || len(offers.Items) != sold {
 			return fmt.Errorf("%s sees %d voters and %d offers", p.Name, voters, len(offers.Items))
 		}
 	}
@@ -206,14 +219,33 @@ func (s *stage) end() error {
 		if _, err := p.Stop(); err != nil {
 			errs = append(errs, err)
 		}
+		retire(p)
 	}
 	for _, p := range s.peers {
 		errs = append(errs, p.Sweep())
 	}
+	errs = append(errs, s.servers.close())
 	if left := nodetest.Leftovers(s.dir); len(left) > 0 {
 		errs = append(errs, fmt.Errorf("processes %v are left", left))
 	}
 	return errors.Join(append(errs, os.RemoveAll(s.dir))...)
+}
+
+// retire asks a peer's supervisor to end, and what it runs at its back end with it.
+func retire(p *nodetest.Process) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	pid := p.Supervisor()
+	if pid == 0 {
+		return
+	}
+	syscall.Kill(pid, syscall.SIGTERM)
+	nodetest.Await(ctx, func(context.Context) error { // what does not come to an end by this is swept away
+		if p.Supervisor() == pid {
+			return errors.New("the supervisor still runs")
+		}
+		return nil
+	})
 }
 
 // explain shows the ends of the peers' logs, after a failure.

@@ -11,7 +11,7 @@ import (
 )
 
 // applets are the programs of busybox that images have.
-var applets = []string{"sh", "tar", "cp", "touch", "mkdir", "chmod", "kill", "sleep", "cat", "ls", "true", "false", "env", "id", "rm", "mv", "dd", "wget", "nc", "sort", "head"}
+var applets = []string{"sh", "tar", "cp", "touch", "mkdir", "chmod", "kill", "sleep", "cat", "ls", "true", "false", "env", "id", "rm", "mv", "dd", "wget", "nc", "sort", "head", "awk", "tr", "uname", "wc"}
 
 // writeImage makes an image of busybox and some files, in the format that docker,
 // podman and containerd load. No registry and no daemon is needed.
