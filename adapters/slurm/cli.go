@@ -294,7 +294,7 @@ func (c *cli) partitions(ctx context.Context) ([]partition, error) {
 	var all []partition
 	for line := range strings.Lines(out) {
 		if f := fields(line); f["PartitionName"] != "" {
-			all = append(all, partition{Name: f["PartitionName"], Up: f["State"] == "UP", Default: f["Default"] == "YES", MaxTime: readDuration(f["MaxTime"])})
+			all = append(all, partition{Name: f["PartitionName"], Up: f["State"] == "UP", MaxTime: readDuration(f["MaxTime"])})
 		}
 	}
 	return all, nil

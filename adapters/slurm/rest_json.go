@@ -166,7 +166,6 @@ type restPartition struct {
 	Name    string    `json:"name"`
 	OldTime flexInt   `json:"max_time_limit"` // minutes; to v0.0.38
 	Old     flexWords `json:"state"`
-	Flags   flexWords `json:"flags"`
 	Maximum struct {
 		Time flexInt `json:"time"`
 	} `json:"maximums"`
@@ -179,9 +178,6 @@ func (r restPartition) open() partition {
 	p := partition{Name: r.Name}
 	for _, w := range append(r.Old, r.Partition.State...) {
 		p.Up = p.Up || w == "UP"
-	}
-	for _, f := range r.Flags {
-		p.Default = p.Default || strings.EqualFold(f, "default")
 	}
 	minutes := max(r.OldTime.N, r.Maximum.Time.N)
 	if minutes > 0 && minutes < 1<<31 {

@@ -81,14 +81,20 @@ func open(t testing.TB, cfg Config, client *supervisor.Client) adapters.Adapter 
 	return a
 }
 
-// instance is an adapter with a supervisor of its own on the cluster.
-func instance(t *testing.T, s *server.Slurm, cfg Config) adaptertest.Instance {
+// encode is the mode of a supervisor with these settings.
+func encode(t testing.TB, cfg Config) []byte {
 	t.Helper()
 	mode, err := json.Marshal(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	box := adaptertest.NewBox(t, string(mode))
+	return mode
+}
+
+// instance is an adapter with a supervisor of its own on the cluster.
+func instance(t *testing.T, s *server.Slurm, cfg Config) adaptertest.Instance {
+	t.Helper()
+	box := adaptertest.NewBox(t, string(encode(t, cfg)))
 	cfg.Dir = box.Dir
 	return adaptertest.Instance{
 		Adapter: open(t, cfg, box.Client()), Box: box,

@@ -143,7 +143,6 @@ func (j job) covers(index int) bool {
 type partition struct {
 	Name    string
 	Up      bool
-	Default bool
 	MaxTime time.Duration // 0: none
 }
 
