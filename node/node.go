@@ -187,6 +187,7 @@ func (n *Node) serve() {
 	n.mesh.HandleCall(protoSpec, mesh.Limits{Concurrent: 32}, n.specs.serve)
 	n.mesh.Handle(protoLogs, n.serveLogs)
 	n.mesh.HandleLimited(protoSession, mesh.Limits{Concurrent: maxSessionsPeer}, n.serveSession)
+	n.mesh.HandleCall(protoClock, mesh.Limits{Concurrent: 8}, serveClock)
 	n.mesh.HandleCall(protoCheckpoint, mesh.Limits{Request: maxCheckpointRequest, Concurrent: 8}, n.glass.serve)
 }
 

@@ -272,6 +272,7 @@ func sellFake(n *apitest.Node, price api.Price) {
 		Pool: "local-process", Adapter: "process", Program: "python3", Resources: pcm.Resources{CPU: 100, Memory: 64 << 20}, LimitMS: 3600_000,
 		State: "pending", Native: "PENDING", Reason: "Priority", Awarded: at, Usage: pcm.Usage{CPUMS: 1500, MaxMemory: 3 << 20}, LeaseMS: 9000}}
 	n.RuleList = []api.AccountRule{{ID: string(buyer), Kind: "account", Rule: "deny", Note: "unpaid", Since: at}}
+	n.CheckupView = api.NewCheckup(string(alpha), []api.Finding{{Check: "cell", Status: api.CheckWarn, Text: "2 of 3 voters can be reached from here", Hint: "look at beta"}})
 	n.AuditList = []api.AuditEntry{
 		{ID: "2", At: at, Event: "cordon", Who: "uid 0", Pool: "local-process", Reason: "new disk"},
 		{ID: "1", At: at.Add(-time.Minute), Event: "ended", Buyer: buyer, Peer: beta, Job: "job-eeeeeeeeeeeeeeee", Step: "train", Trade: "trd-eeeeeeeeeeeeeeee", Task: &zero, Attempt: 1,

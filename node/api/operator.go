@@ -30,6 +30,8 @@ type Operator interface {
 	RemoveAccountRule(ctx context.Context, who string) (AccountRule, error)
 
 	AuditLog(ctx context.Context, q AuditQuery) ([]AuditEntry, error) // newest first
+
+	Doctor(ctx context.Context) (Checkup, error)
 }
 
 // States of a pool of this peer.

@@ -138,6 +138,7 @@ func (s *Server) routes() {
 	s.streamRoutes()
 	s.sessionRoutes()
 	s.operatorRoutes()
+	s.checkupRoutes()
 }
 
 // listRoute registers a list that the node returns whole.

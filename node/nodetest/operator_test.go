@@ -169,6 +169,13 @@ func TestOperator(t *testing.T) {
 		t.Errorf("a mistyped pool: %+v", r)
 	}
 
+	// The doctor compares clocks with the others, and finds one thing wrong: without
+	// a sandbox, bert sells to all the same.
+	if r := bert.PCM("doctor", "--config", bert.Config); r.Code != 1 || !strings.Contains(r.Stdout, "of the clocks of 2 connected peers") ||
+		!strings.Contains(r.Stdout, "3 of 3 voters") || !strings.Contains(r.Stdout, "allow_unsandboxed") || !strings.Contains(r.Stdout, " 1 failure.") {
+		t.Errorf("doctor says %+v", r)
+	}
+
 	// All of it is written down.
 	var log api.List[api.AuditEntry]
 	if err := json.Unmarshal([]byte(must(t, bert, "audit", "-o", "json")), &log); err != nil {

@@ -16,12 +16,15 @@ type Seller struct {
 	AttemptList []api.Attempt
 	RuleList    []api.AccountRule
 	AuditList   []api.AuditEntry
+	CheckupView api.Checkup
 	Done        []string // "cordon local-process: reason"
 }
 
 func (n *Node) Pools(context.Context) ([]api.OwnPool, error)            { return read(n, &n.PoolList) }
 func (n *Node) Attempts(context.Context) ([]api.Attempt, error)         { return read(n, &n.AttemptList) }
 func (n *Node) AccountRules(context.Context) ([]api.AccountRule, error) { return read(n, &n.RuleList) }
+
+func (n *Node) Doctor(context.Context) (api.Checkup, error) { return read(n, &n.CheckupView) }
 
 func (n *Node) Pool(_ context.Context, id pcm.PoolID) (api.OwnPool, error) {
 	return n.pool(id, "", func(*api.OwnPool) {})
