@@ -241,6 +241,9 @@ func (m *Mesh) Peers() []PeerRow {
 	now := m.cfg.Now()
 	var out []PeerRow
 	for _, e := range m.roster.rows() {
+		if e.id == m.self { // others have told of it
+			continue
+		}
 		row := PeerRow{Passport: e.passport, SeenAt: e.seenAt}
 		m.mu.Lock()
 		if s := m.sessions[e.id]; s != nil && s.open {
