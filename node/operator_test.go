@@ -191,33 +191,33 @@ func TestAuditLog(t *testing.T) {
 	}
 }
 
-// hung is a back end that answers when its caller has given up.
-type hung struct{ adapters.Adapter }
+// hungEnd is a back end that answers when its caller has given up.
+type hungEnd struct{ adapters.Adapter }
 
-func (hung) Name() string { return "hung" }
+func (hungEnd) Name() string { return "hung" }
 
-func (hung) Pools(ctx context.Context) ([]pcm.Pool, error) {
+func (hungEnd) Pools(ctx context.Context) ([]pcm.Pool, error) {
 	<-ctx.Done()
 	return nil, pcm.Errorf(pcm.Unavailable, "no answer in time")
 }
 
-type healthy struct{ adapters.Adapter }
+type emptyPool struct{ adapters.Adapter }
 
-func (healthy) Name() string { return "healthy" }
+func (emptyPool) Name() string { return "emptyPool" }
 
-func (healthy) Pools(context.Context) ([]pcm.Pool, error) {
-	return []pcm.Pool{{ID: "a", Adapter: "healthy", Slots: 1, Capacity: pcm.Resources{CPU: 1000}}, {ID: "b", Adapter: "healthy"}}, nil
+func (emptyPool) Pools(context.Context) ([]pcm.Pool, error) {
+	return []pcm.Pool{{ID: "a", Adapter: "emptyPool", Slots: 1, Capacity: pcm.Resources{CPU: 1000}}, {ID: "b", Adapter: "emptyPool"}}, nil
 }
 
 func TestCheckBackEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel() // the hung one is at its deadline at once
-	list := CheckBackEnds(ctx, []adapters.Adapter{hung{}, healthy{}})
+	list := CheckBackEnds(ctx, []adapters.Adapter{hungEnd{}, emptyPool{}})
 	if list[0].Status != api.CheckFail || list[0].Hint == "" {
 		t.Errorf("hung: %+v", list[0])
 	}
 	if list[1].Status != api.CheckWarn || !strings.Contains(list[1].Hint, "pool b has no room") {
-		t.Errorf("healthy: %+v", list[1])
+		t.Errorf("one pool without room: %+v", list[1])
 	}
 	if c := api.NewCheckup("x", list); c.OK {
 		t.Error("a failure is good")
