@@ -123,7 +123,7 @@ func (r *rig) instance(t *testing.T) adaptertest.Instance {
 func conformance(t *testing.T, name string, start func(context.Context) (*server.Engine, error), change func(*adaptertest.Subject)) {
 	shared := newRig(t, name, start)
 	s := adaptertest.Subject{
-		Name:   "container (" + name + ")",
+		Name: "container (" + name + ")", Long: name == "podman",
 		New:    shared.instance,
 		Own:    func(t *testing.T) adaptertest.Instance { return newRig(t, name, start).instance(t) },
 		Script: shared.script, Remote: true, Image: "localhost/pcm-test",
