@@ -99,7 +99,7 @@ func TestClusterAway(t *testing.T) {
 	}{{short, pcm.OutcomeFailed, 4, "ready\nalone\n"}, {late, pcm.OutcomeOK, 0, "late\n"}, {long, pcm.OutcomeOK, 0, "ready\nwent on\n"}} {
 		st, err := adaptertest.Wait(ctx, in.Adapter, c.task.Key, adapters.Ended)
 		if err != nil || st.Outcome != c.outcome || st.ExitCode != c.code {
-			t.Errorf("%+v, %v", st, err)
+			t.Errorf("%s: %s %d %q, %v", c.out, st.Outcome, st.ExitCode, st.Reason, err)
 		}
 		if out := output(ctx, t, in.Adapter, c.task.Key); out != c.out {
 			t.Errorf("output %q, expected %q", out, c.out)

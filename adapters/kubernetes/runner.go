@@ -213,7 +213,7 @@ func (a *attempt) create(ctx context.Context) (supervisor.Exit, bool) {
 	}
 	if a.g.first == a.Key || a.Again {
 		job := a.r.set.job(a.Task, a.g)
-		began := time.Now()
+		var denied time.Time
 		for wait := minWait; ; wait = min(2*wait, maxWait) {
 			_, err := a.r.c.create(ctx, jobs, job)
 			if err == nil || apierrors.IsAlreadyExists(err) {
@@ -221,7 +221,11 @@ func (a *attempt) create(ctx context.Context) (supervisor.Exit, bool) {
 			}
 			quota := apierrors.IsForbidden(err) && strings.Contains(err.Error(), "quota")
 			// A server that has just begun knows nobody's rights yet.
-			early := (apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err)) && time.Since(began) < rightsMost
+			early := apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err)
+			if early && denied.IsZero() {
+				denied = time.Now()
+			}
+			early = early && time.Since(denied) < rightsMost
 			if !away(err) && !quota && !early {
 				return seller("", "the cluster does not take its Job: "+err.Error()), false
 			}

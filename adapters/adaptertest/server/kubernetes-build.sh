@@ -47,4 +47,13 @@ if [ ! -x "$cache/kwok" ]; then
   GOFLAGS= GOBIN=$work/bin go install -trimpath -ldflags "-s -w" sigs.k8s.io/kwok/cmd/kwok@$kwok
   mv "$work/bin/kwok" "$cache/kwok"
 fi
+if [ ! -f "$cache/kwok.yaml" ]; then
+  # What its nodes and pods do: all of it at once; pods run until they are deleted.
+  stages=$(GOFLAGS= go mod download -json sigs.k8s.io/kwok@$kwok | sed -n 's/.*"Dir": "\(.*\)",/\1/p')/kustomize/stage
+  for f in node/fast/node-initialize node/heartbeat-with-lease/node-heartbeat-with-lease pod/fast/pod-ready pod/fast/pod-delete; do
+    cat "$stages/$f.yaml"
+    echo "---"
+  done > "$cache/kwok.yaml.new"
+  mv "$cache/kwok.yaml.new" "$cache/kwok.yaml"
+fi
 ls "$cache"

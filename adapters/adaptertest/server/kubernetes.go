@@ -120,13 +120,13 @@ func StartKubernetes(ctx context.Context) (k *Kubernetes, err error) {
 		return nil, err
 	}
 	kcm, err := k.Start("controllers", nil, bin["kube-controller-manager"], "--kubeconfig", k.Path("kcm.kubeconfig"), "--secure-port", "0", "--leader-elect=false",
-		"--use-service-account-credentials", "--service-account-private-key-file", k.Path("sa.key"), "--root-ca-file", k.Path("certs/apiserver.crt"),
+		"--use-service-account-credentials", "--kube-api-qps", "500", "--kube-api-burst", "1000", "--concurrent-job-syncs", "20", "--service-account-private-key-file", k.Path("sa.key"), "--root-ca-file", k.Path("certs/apiserver.crt"),
 		"--node-monitor-period", "2s", "--node-monitor-grace-period", "16s",
 		"--controllers", "*,-nodeipam,-route,-service,-cloud-node-lifecycle,-persistentvolume-binder,-attachdetach,-persistentvolume-expander")
 	if err != nil {
 		return nil, err
 	}
-	sched, err := k.Start("scheduler", nil, bin["kube-scheduler"], "--kubeconfig", k.Path("sched.kubeconfig"), "--secure-port", "0", "--leader-elect=false")
+	sched, err := k.Start("scheduler", nil, bin["kube-scheduler"], "--kubeconfig", k.Path("sched.kubeconfig"), "--secure-port", "0", "--leader-elect=false", "--kube-api-qps", "500", "--kube-api-burst", "1000")
 	if err != nil {
 		return nil, err
 	}
