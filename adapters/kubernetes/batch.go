@@ -100,7 +100,7 @@ func (g *batch) place(t adapters.Task) array {
 		}
 	}
 	n := len(g.tasks)
-	if n < t.Batch || last-first+1 != n {
+	if n < 2 || n < t.Batch && t.Width < t.Batch || last-first+1 != n {
 		return array{first: t.Key, n: 1, width: t.Width}
 	}
 	k := t.Key

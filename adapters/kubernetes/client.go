@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -18,6 +19,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 
 	"github.com/jointcloud/pcm"
 )
@@ -65,6 +67,7 @@ func connect(set Settings) (*cluster, error) {
 	default:
 		return nil, pcm.Errorf(pcm.Invalid, "no kubeconfig is named, and this is no pod of a cluster")
 	}
+	quiet()
 	config.UserAgent = "pcm"
 	if !strings.Contains(config.Host, "://") {
 		config.Host = "https://" + config.Host
@@ -81,6 +84,12 @@ func connect(set Settings) (*cluster, error) {
 	}
 	return &cluster{set, config, client, api}, nil
 }
+
+// quiet keeps the library from writing to our standard error; its errors come to us.
+var quiet = sync.OnceFunc(func() {
+	klog.LogToStderr(false)
+	klog.SetOutput(io.Discard)
+})
 
 // in gives the resource in our namespace.
 func (c *cluster) in(r schema.GroupVersionResource) dynamic.ResourceInterface {
@@ -152,6 +161,14 @@ func (c *cluster) forget(ctx context.Context, job string) error {
 		return nil
 	}
 	return err
+}
+
+// gone tells whether the server says that there is no such Job.
+func (c *cluster) gone(ctx context.Context, job string) bool {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err := c.in(jobs).Get(ctx, job, metav1.GetOptions{})
+	return apierrors.IsNotFound(err)
 }
 
 func (c *cluster) create(ctx context.Context, r schema.GroupVersionResource, o map[string]any) (*unstructured.Unstructured, error) {

@@ -88,6 +88,7 @@ type podView struct {
 	code       int
 	note       string // termination message
 	holding    bool   // the helper that keeps the outputs runs
+	silent     bool   // its node does not answer
 }
 
 func viewPod(o *unstructured.Unstructured) (*podView, error) {
@@ -99,8 +100,14 @@ func viewPod(o *unstructured.Unstructured) (*podView, error) {
 		name: strings.Clone(w.Metadata.Name), node: strings.Clone(w.Spec.NodeName), created: w.Metadata.CreationTimestamp,
 		deleting: w.Metadata.DeletionTimestamp != "", phase: w.Status.Phase, word: w.Status.Phase,
 	}
+	// Of a node that is silent the cluster only takes the pod's readiness back.
+	var unready, whole bool
 	for _, c := range w.Status.Conditions {
 		switch {
+		case c.Type == "Ready":
+			unready = c.Status == "False" || c.Status == "Unknown"
+		case c.Type == "ContainersReady":
+			whole = c.Status == "True"
 		case c.Type == "DisruptionTarget" && c.Status == "True":
 			v.disrupted = c.Reason
 		case c.Type == "PodScheduled" && c.Status == "False" && v.phase == "Pending":
@@ -141,6 +148,7 @@ func viewPod(o *unstructured.Unstructured) (*podView, error) {
 			v.word = "Failed"
 		}
 	}
+	v.silent = unready && whole && v.started && !v.ended
 	if w.Status.Reason != "" && (v.phase == "Failed" || w.Status.Reason == "NodeLost") {
 		v.word, v.message = w.Status.Reason, w.Status.Message
 	}

@@ -107,7 +107,7 @@ func settings(k *server.Kubernetes, box string) Settings {
 	return Settings{
 		Kubeconfig: k.Restricted, Namespace: "pcm", Instance: strings.ToLower(filepath.Base(box)),
 		HelperImage: server.HelperImage, DefaultImage: server.HelperImage, Images: []string{"localhost/**"}, Network: true,
-		PullLimit: 15 * time.Second,
+		PullLimit: 15 * time.Second, LostLimit: 15 * time.Second,
 	}
 }
 

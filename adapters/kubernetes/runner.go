@@ -29,6 +29,7 @@ type Runner struct {
 	batches *batches
 	gates   *gates
 	follows chan struct{} // places for live logs
+	creates chan struct{} // places for requests that make Jobs
 	merged  atomic.Bool   // the cluster can't tell stderr from stdout
 	facts   atomic.Pointer[supervisor.Facts]
 	loose   atomic.Int64 // attempts given up whose pod may still have run
@@ -38,7 +39,10 @@ type Runner struct {
 
 var _ supervisor.Remote = (*Runner)(nil)
 
-const maxFollows = 256 // streams of live output at once; others are read at the end
+const (
+	maxFollows = 256 // streams of live output at once; others are read at the end
+	maxCreates = 32
+)
 
 // NewRunner makes the runner. The cluster need not be there yet.
 func NewRunner(ctx context.Context, set Settings, log *slog.Logger) (*Runner, error) {
@@ -54,7 +58,7 @@ func NewRunner(ctx context.Context, set Settings, log *slog.Logger) (*Runner, er
 		log = slog.New(slog.DiscardHandler)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	r := &Runner{set: set, c: c, log: log, tracker: newTracker(c, log), follows: make(chan struct{}, maxFollows), end: cancel}
+	r := &Runner{set: set, c: c, log: log, tracker: newTracker(c, log), follows: make(chan struct{}, maxFollows), creates: make(chan struct{}, maxCreates), end: cancel}
 	r.batches, r.gates = newBatches(), newGates()
 	r.facts.Store(&supervisor.Facts{Sandbox: "container"})
 	r.over.Go(func() { r.tracker.run(ctx) })
@@ -128,7 +132,8 @@ type attempt struct {
 	sent   bool // inputs
 	asked  bool // to end
 	since  time.Time
-	word   string // kind of what it waits for, since then
+	silent time.Time // since when its node does not answer
+	word   string    // kind of what it waits for, since then
 	reader *reader
 }
 
@@ -215,7 +220,7 @@ func (a *attempt) create(ctx context.Context) (supervisor.Exit, bool) {
 		job := a.r.set.job(a.Task, a.g)
 		var denied time.Time
 		for wait := minWait; ; wait = min(2*wait, maxWait) {
-			_, err := a.r.c.create(ctx, jobs, job)
+			err := a.r.make(ctx, job)
 			if err == nil || apierrors.IsAlreadyExists(err) {
 				break
 			}
@@ -249,6 +254,18 @@ func (a *attempt) create(ctx context.Context) (supervisor.Exit, bool) {
 	return supervisor.Exit{}, true
 }
 
+// make gives a Job to the cluster, one of at most so many at once.
+func (r *Runner) make(ctx context.Context, job object) error {
+	select {
+	case r.creates <- struct{}{}:
+		defer func() { <-r.creates }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	_, err := r.c.create(ctx, jobs, job)
+	return err
+}
+
 const (
 	checkEvery = 5 * time.Second
 	goneAfter  = 20 * time.Second // until a Job that can't be found is believed to be gone
@@ -280,7 +297,7 @@ func (a *attempt) attend(ctx context.Context) supervisor.Exit {
 		case a.asked:
 			return supervisor.Exit{Outcome: pcm.OutcomeStopped, Code: 128 + int(syscall.SIGTERM), Native: "PodDeleted"}
 		case j == nil:
-			if time.Since(began) > goneAfter || a.begun {
+			if (time.Since(began) > goneAfter || a.begun) && a.r.c.gone(ctx, a.w.job) {
 				return seller("JobDeleted", states["JobDeleted"].Reason)
 			}
 		case j.failed != "" || j.complete || !a.g.single() && within(j.failedIndexes, a.Index-a.g.first.Index):
@@ -325,6 +342,9 @@ func (a *attempt) pod(ctx context.Context, p *podView, deleting *time.Time) (sup
 	if k := kind(p.word); k != a.word {
 		a.word, a.since = k, time.Now()
 	}
+	if !p.silent {
+		a.silent = time.Time{}
+	}
 	n := states.Of(p.word)
 	reason := n.Reason
 	if p.message != "" && n.State == adapters.Pending {
@@ -338,13 +358,19 @@ func (a *attempt) pod(ctx context.Context, p *podView, deleting *time.Time) (sup
 			*deleting = time.Now()
 		}
 		if time.Since(*deleting) > lostAfter {
-			a.r.loose.Add(1)
-			a.r.log.Warn("gave up an attempt whose pod may still run", "attempt", a.Key.String(), "node", p.node, "pod", p.name, "so_far", a.r.loose.Load())
-			return seller("NodeLost", fmt.Sprintf("node %s does not answer; the pod may still run there", p.node)), true
+			return a.lost(p), true
 		}
 		a.Report(adapters.Running, "Terminating", states["Terminating"].Reason)
 	case n.State == adapters.Ended:
 		return a.judge(p.word, p.message), true
+	case p.silent:
+		if a.silent.IsZero() {
+			a.silent = time.Now()
+		}
+		if time.Since(a.silent) > a.r.set.LostLimit {
+			return a.lost(p), true
+		}
+		a.Report(adapters.Running, "NodeNotReady", states["NodeNotReady"].Reason)
 	case isPull(p.word) && time.Since(a.since) > a.r.set.PullLimit:
 		outcome := pcm.OutcomeSeller
 		if a.Image != "" {
@@ -372,6 +398,14 @@ func (a *attempt) pod(ctx context.Context, p *podView, deleting *time.Time) (sup
 		a.Report(state, p.word, reason)
 	}
 	return supervisor.Exit{}, false
+}
+
+// lost gives up an attempt whose node does not answer. Its pod may still run:
+// the cluster is told to end it, and makes no other.
+func (a *attempt) lost(p *podView) supervisor.Exit {
+	a.r.loose.Add(1)
+	a.r.log.Warn("gave up an attempt whose pod may still run", "attempt", a.Key.String(), "node", p.node, "pod", p.name, "so_far", a.r.loose.Load())
+	return seller("NodeLost", fmt.Sprintf("node %s does not answer; the pod may still run there", p.node))
 }
 
 // fatal tells whether an error is of our own files.

@@ -26,6 +26,7 @@ type Settings struct {
 	PullPolicy     string            `json:"pull_policy"`      // Always, IfNotPresent or Never
 	PullSecrets    []string          `json:"pull_secrets,omitempty"`
 	PullLimit      time.Duration     `json:"pull_limit"` // how long an image may fail to come
+	LostLimit      time.Duration     `json:"lost_limit"` // how long a node may keep silent
 	ServiceAccount string            `json:"service_account,omitempty"`
 	PriorityClass  string            `json:"priority_class,omitempty"`
 	RuntimeClass   string            `json:"runtime_class,omitempty"`
@@ -49,6 +50,7 @@ const (
 	defaultHelper    = "busybox:stable"
 	defaultUser      = 65534
 	defaultPullLimit = 10 * time.Minute
+	defaultLostLimit = 5 * time.Minute // as long as clusters bear with that by default
 )
 
 // Defaults fills in what was left empty.
@@ -67,6 +69,9 @@ func (s *Settings) Defaults() {
 	}
 	if s.User == 0 {
 		s.User = defaultUser
+	}
+	if s.LostLimit <= 0 {
+		s.LostLimit = defaultLostLimit
 	}
 	if s.PullLimit <= 0 {
 		s.PullLimit = defaultPullLimit
