@@ -283,7 +283,7 @@ func began(s *container.State) bool {
 // running notes that the container runs.
 func (a *attempt) running(ctx context.Context) {
 	a.t.Started()
-	a.sampler = a.meter.sample(a.mark.ID)
+	a.sampler = a.meter.sample(a.t.Key, a.mark.ID, a.t.Used)
 	ictx, cancel := bounded(ctx)
 	defer cancel()
 	// Its process is how it is ended when the engine hangs. Without it there is the cgroup.

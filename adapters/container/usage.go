@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -41,22 +42,23 @@ const cgroupRoot = "/sys/fs/cgroup"
 // asked now and then: short tasks may end before that.
 type meter struct {
 	engine *engine
-	own    bool
+	own    atomic.Bool
 	below  string        // name of the cgroup that holds ours
 	asks   chan struct{} // bounds how many ask the engine at once
+	trees  []string      // the hierarchies that tell about use: several with v1, one with v2
 }
 
 func newMeter(e *engine, home string) *meter {
-	return &meter{engine: e, below: "pcm-container-" + home, asks: make(chan struct{}, 4)}
+	return &meter{engine: e, below: "pcm-container-" + home, asks: make(chan struct{}, 4), trees: hierarchies()}
 }
 
 // prepare finds out whether cgroups of our own can be had with this engine.
 func (m *meter) prepare(about facts) {
-	m.own = about.driver == "cgroupfs" && os.Getuid() == 0 && len(m.controllers()) > 0
+	m.own.Store(about.driver == "cgroupfs" && os.Getuid() == 0 && len(m.trees) > 0)
 }
 
-// controllers are the hierarchies that tell about use: several with v1, one with v2.
-func (m *meter) controllers() []string {
+// hierarchies are the roots of this machine's cgroups.
+func hierarchies() []string {
 	if _, err := os.Stat(filepath.Join(cgroupRoot, "cgroup.controllers")); err == nil {
 		return []string{cgroupRoot}
 	}
@@ -69,7 +71,7 @@ func (m *meter) controllers() []string {
 
 // parent is the cgroup for an attempt, as the engine is told; "": the engine's own.
 func (m *meter) parent(k adapters.Key) string {
-	if !m.own {
+	if !m.own.Load() {
 		return ""
 	}
 	return "/" + m.below + "/" + k.String()
@@ -77,12 +79,12 @@ func (m *meter) parent(k adapters.Key) string {
 
 // read tells what the attempt has used so far.
 func (m *meter) read(k adapters.Key) (u use) {
-	if !m.own {
+	if !m.own.Load() {
 		return u
 	}
 	number := func(file, field string) int64 {
 		var text string
-		for _, c := range m.controllers() {
+		for _, c := range m.trees {
 			if data, err := os.ReadFile(filepath.Join(c, m.parent(k), file)); err == nil {
 				text = string(data)
 				break
@@ -103,10 +105,10 @@ func (m *meter) read(k adapters.Key) (u use) {
 
 // kill ends every process of the attempt, engine or not.
 func (m *meter) kill(k adapters.Key) {
-	if !m.own {
+	if !m.own.Load() {
 		return
 	}
-	for _, c := range m.controllers() {
+	for _, c := range m.trees {
 		filepath.WalkDir(filepath.Join(c, m.parent(k)), func(p string, d fs.DirEntry, err error) error {
 			// Podman's own process for the container has a cgroup beside it, and is spared.
 			if err != nil || !d.IsDir() || d.Name() == "conmon" {
@@ -125,12 +127,12 @@ func (m *meter) kill(k adapters.Key) {
 
 // remove does away with the attempt's cgroup, which may take a moment to become empty.
 func (m *meter) remove(k adapters.Key) {
-	if !m.own {
+	if !m.own.Load() {
 		return
 	}
 	for try := range 20 {
 		left := false
-		for _, c := range m.controllers() {
+		for _, c := range m.trees {
 			var dirs []string
 			filepath.WalkDir(filepath.Join(c, m.parent(k)), func(p string, d fs.DirEntry, err error) error {
 				if err == nil && d.IsDir() {
@@ -154,7 +156,7 @@ func (m *meter) remove(k adapters.Key) {
 
 // clean removes the cgroups that earlier supervisors left empty.
 func (m *meter) clean() {
-	for _, c := range m.controllers() {
+	for _, c := range m.trees {
 		below, _ := filepath.Glob(filepath.Join(c, m.below, "*")) // the pattern is good
 		for _, p := range below {
 			os.Remove(p)
@@ -163,7 +165,7 @@ func (m *meter) clean() {
 	}
 }
 
-// sampler asks the engine for what a container uses, until it is stopped.
+// sampler looks at what a container uses now and then, until it is stopped.
 type sampler struct {
 	stop context.CancelFunc
 	done sync.WaitGroup
@@ -171,18 +173,21 @@ type sampler struct {
 	use  use
 }
 
-func (m *meter) sample(id string) *sampler {
+// sample tells used of it as well.
+func (m *meter) sample(k adapters.Key, id string, used func(cpuMS int64, memory pcm.Bytes)) *sampler {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &sampler{stop: cancel}
-	if m.own {
-		return s
-	}
 	s.done.Go(func() {
 		for wait := 50 * time.Millisecond; ; wait = min(wait*3, 5*time.Second) {
 			select {
 			case <-time.After(wait):
 			case <-ctx.Done():
 				return
+			}
+			if m.own.Load() {
+				u := m.read(k)
+				used(u.cpuMS, u.peak)
+				continue
 			}
 			select {
 			case m.asks <- struct{}{}:
@@ -194,7 +199,9 @@ func (m *meter) sample(id string) *sampler {
 			if err == nil {
 				s.mu.Lock()
 				s.use = s.use.or(u)
+				u = s.use
 				s.mu.Unlock()
+				used(u.cpuMS, u.peak)
 			}
 		}
 	})
