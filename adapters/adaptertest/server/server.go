@@ -211,7 +211,23 @@ func (p *Process) Kill() {
 // Hang stops the process and its group until resume is called.
 func (p *Process) Hang() (resume func()) {
 	p.Signal(syscall.SIGSTOP)
+	// The threads of a process stop one by one, and the last may still answer.
+	for end := time.Now().Add(10 * time.Second); !p.stopped() && time.Now().Before(end); {
+		<-time.After(time.Millisecond)
+	}
 	return sync.OnceFunc(func() { p.Signal(syscall.SIGCONT) })
+}
+
+// stopped tells whether every thread of the process is.
+func (p *Process) stopped() bool {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.PID()))
+	for _, name := range threads {
+		data, err := os.ReadFile(name)
+		if i := bytes.LastIndexByte(data, ')'); err != nil || i < 0 || i+2 >= len(data) || data[i+2] != 'T' {
+			return false
+		}
+	}
+	return err == nil
 }
 
 // Ready waits until f finds nothing wrong. If that doesn't come, or the process
