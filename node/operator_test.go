@@ -203,10 +203,10 @@ func (hungEnd) Pools(ctx context.Context) ([]pcm.Pool, error) {
 
 type emptyPool struct{ adapters.Adapter }
 
-func (emptyPool) Name() string { return "emptyPool" }
+func (emptyPool) Name() string { return "half" }
 
 func (emptyPool) Pools(context.Context) ([]pcm.Pool, error) {
-	return []pcm.Pool{{ID: "a", Adapter: "emptyPool", Slots: 1, Capacity: pcm.Resources{CPU: 1000}}, {ID: "b", Adapter: "emptyPool"}}, nil
+	return []pcm.Pool{{ID: "a", Adapter: "half", Slots: 1, Capacity: pcm.Resources{CPU: 1000}}, {ID: "b", Adapter: "half"}}, nil
 }
 
 func TestCheckBackEnds(t *testing.T) {
