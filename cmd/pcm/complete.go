@@ -66,10 +66,12 @@ func (a *app) complete(root *cobra.Command) {
 		switch c.CommandPath() {
 		case "pcm completion":
 			c.RunE = a.group(c)
-		case "pcm job describe", "pcm job stop", "pcm job logs":
+		case "pcm job describe", "pcm job stop", "pcm job logs", "pcm job scale", "pcm job suspend", "pcm job resume", "pcm port-forward":
 			c.ValidArgsFunction = a.completeJob(cobra.ShellCompDirectiveNoFileComp, cobra.ShellCompDirectiveNoFileComp)
 		case "pcm pool cordon", "pcm pool uncordon", "pcm pool drain", "pcm pool cap", "pcm pool price":
 			c.ValidArgsFunction = a.completePool
+		case "pcm exec": // then a command
+			c.ValidArgsFunction = a.completeJob(cobra.ShellCompDirectiveNoFileComp, cobra.ShellCompDirectiveDefault)
 		case "pcm job get":
 			c.ValidArgsFunction = a.completeJob(cobra.ShellCompDirectiveNoFileComp, cobra.ShellCompDirectiveFilterDirs)
 		case "pcm job explain": // or a file
