@@ -153,9 +153,16 @@ func TestService(t *testing.T) {
 		t.Errorf("the second one is %+v", task)
 	}
 
+	// Whoever drives the job next knows the scale: it is in the ledger.
+	carl.Kill()
+	carl.Up()
+	carl.AwaitJob(j.ID, "it is driven in another term", func(j api.Job) bool { return j.DriverTerm > 1 })
 	bert.Kill()
 	another("it is found where it runs when its seller is gone")
 	healthy(0, "anna")
+	if j, err := carl.Job(t.Context(), string(j.ID)); err != nil || j.Counts.Placed != 1 || j.Counts.Parked != 2 {
+		t.Errorf("after another term began: %+v, %v", j, err)
+	}
 	if r := carl.PCM("job", "stop", string(j.ID)); r.Code != 0 {
 		t.Fatalf("stop: %+v", r)
 	}
