@@ -26,17 +26,16 @@ const image = "localhost/busybox:1"
 
 // missing is nil where this machine has all that the servers need.
 func missing() error {
-	var errs []error
 	if os.Getuid() != 0 {
-		errs = append(errs, errors.New("the private servers have to be started by root"))
+		return errors.New("the private servers have to be started by root")
 	}
 	// What the servers ask for one by one when they start, all at once.
 	_, err := server.Need("dockerd", "containerd", "runc", "ctr", "busybox", "ip", "nsenter", "unshare", "setpriv",
 		"munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "sinfo")
-	if errs = append(errs, err); errors.Join(errs...) == nil {
-		return nil
+	if err != nil {
+		return notHere(err)
 	}
-	return notHere(errors.Join(errs...))
+	return nil
 }
 
 func notHere(err error) error {

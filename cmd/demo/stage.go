@@ -219,8 +219,8 @@ func (s *stage) end() error {
 		if _, err := p.Stop(); err != nil {
 			errs = append(errs, err)
 		}
-		retire(p)
 	}
+	s.retire()
 	for _, p := range s.peers {
 		errs = append(errs, p.Sweep())
 	}
@@ -231,18 +231,21 @@ func (s *stage) end() error {
 	return errors.Join(append(errs, os.RemoveAll(s.dir))...)
 }
 
-// retire asks a peer's supervisor to end, and what it runs at its back end with it.
-func retire(p *nodetest.Process) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+// retire asks the peers' supervisors to end, and what they run at their back ends
+// with them. What does not come to an end by that, is swept away.
+func (s *stage) retire() {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	pid := p.Supervisor()
-	if pid == 0 {
-		return
+	for _, p := range s.peers {
+		if pid := p.Supervisor(); pid != 0 {
+			syscall.Kill(pid, syscall.SIGTERM)
+		}
 	}
-	syscall.Kill(pid, syscall.SIGTERM)
-	nodetest.Await(ctx, func(context.Context) error { // what does not come to an end by this is swept away
-		if p.Supervisor() == pid {
-			return errors.New("the supervisor still runs")
+	nodetest.Await(ctx, func(context.Context) error {
+		for _, p := range s.peers {
+			if p.Supervisor() != 0 {
+				return fmt.Errorf("the supervisor of %s still runs", p.Name)
+			}
 		}
 		return nil
 	})
