@@ -190,7 +190,7 @@ func (s *stage) natively(ctx context.Context, tasks []api.Task) error {
 	err := nodetest.Await(ctx, func(ctx context.Context) error {
 		docker, slurm, kube, err := s.servers.ran(ctx)
 		if err == nil && (docker != pcmSays["studio"] || slurm != pcmSays["campus"] || kube != pcmSays["cloud"]) {
-			err = fmt.Errorf("Docker started %d containers, Slurm completed %d jobs, Kubernetes started %d pods; the ledger has %v", docker, slurm, kube, pcmSays)
+			err = fmt.Errorf("there were %d containers, %d jobs of Slurm and %d pods; the ledger has %v", docker, slurm, kube, pcmSays)
 			if docker > pcmSays["studio"] || slurm > pcmSays["campus"] || kube > pcmSays["cloud"] {
 				err = nodetest.Final(err)
 			}

@@ -39,7 +39,7 @@ func missing() error {
 }
 
 func notHere(err error) error {
-	return fmt.Errorf("this machine lacks something: %w\nOn Debian 12 this installs all of it, as root, and builds Kubernetes once:\n\n  .ci/backends sandbox docker slurm kubernetes\n", err)
+	return fmt.Errorf("this machine lacks something: %w\nOn Debian 12 this installs all of it, as root, and builds Kubernetes once:\n\n  .ci/backends sandbox docker slurm kubernetes", err)
 }
 
 // open starts them, all at the same time.
@@ -140,14 +140,14 @@ func (v *servers) empty(ctx context.Context) error {
 		return err
 	}
 	if n := len(containers.Items); n > 0 {
-		return fmt.Errorf("Docker has %d containers", n)
+		return fmt.Errorf("%d containers are left in Docker", n)
 	}
 	queue, err := v.slurm.Command(ctx, "squeue", "--noheader")
 	if err != nil {
 		return err
 	}
 	if queue != "" {
-		return fmt.Errorf("Slurm has jobs:\n%s", queue)
+		return fmt.Errorf("jobs are left in Slurm:\n%s", queue)
 	}
 	for _, kind := range []string{"/apis/batch/v1/namespaces/pcm/jobs", "/api/v1/namespaces/pcm/pods"} {
 		var list struct{ Items []any }
@@ -155,7 +155,7 @@ func (v *servers) empty(ctx context.Context) error {
 			return err
 		}
 		if n := len(list.Items); n > 0 {
-			return fmt.Errorf("Kubernetes has %d objects at %s", n, kind)
+			return fmt.Errorf("%d objects are left in Kubernetes at %s", n, kind)
 		}
 	}
 	return nil

@@ -79,7 +79,7 @@ func secret() string {
 }
 
 // StartKubernetes starts etcd, API server, controller manager and scheduler.
-func StartKubernetes(ctx context.Context) (k *Kubernetes, err error) {
+func StartKubernetes(ctx context.Context) (*Kubernetes, error) {
 	bin, err := kubernetesPrograms("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet")
 	if err != nil {
 		return nil, err
@@ -88,26 +88,29 @@ func StartKubernetes(ctx context.Context) (k *Kubernetes, err error) {
 	if err != nil {
 		return nil, err
 	}
-	k = &Kubernetes{Folder: f, bin: bin, token: secret()}
-	defer func() {
-		if err != nil {
-			k.Close()
-		}
-	}()
+	k := &Kubernetes{Folder: f, bin: bin, token: secret()}
+	if err := k.start(ctx); err != nil {
+		k.Close()
+		return nil, err
+	}
+	return k, nil
+}
+
+func (k *Kubernetes) start(ctx context.Context) error {
 	ports, err := freePorts(3)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	k.Server = fmt.Sprintf("https://127.0.0.1:%d", ports[0])
 	etcdURL, peerURL := fmt.Sprintf("http://127.0.0.1:%d", ports[1]), fmt.Sprintf("http://127.0.0.1:%d", ports[2])
 	if err := k.accounts(); err != nil {
-		return nil, err
+		return err
 	}
-	k.etcd, err = k.Start("etcd", nil, bin["etcd"], "--name", "t", "--data-dir", k.Path("etcd"), "--unsafe-no-fsync", "--log-level", "warn",
+	k.etcd, err = k.Start("etcd", nil, k.bin["etcd"], "--name", "t", "--data-dir", k.Path("etcd"), "--unsafe-no-fsync", "--log-level", "warn",
 		"--listen-client-urls", etcdURL, "--advertise-client-urls", etcdURL, "--listen-peer-urls", peerURL,
 		"--initial-advertise-peer-urls", peerURL, "--initial-cluster", "t="+peerURL)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	k.apiArgs = []string{"--etcd-servers", etcdURL, "--secure-port", fmt.Sprint(ports[0]), "--bind-address", "127.0.0.1", "--advertise-address", "127.0.0.1",
 		"--cert-dir", k.Path("certs"), "--service-cluster-ip-range", "10.96.0.0/24", "--token-auth-file", k.Path("tokens.csv"), "--authorization-mode", "Node,RBAC",
@@ -117,24 +120,23 @@ func StartKubernetes(ctx context.Context) (k *Kubernetes, err error) {
 		"--feature-gates", "PodLogsQuerySplitStreams=true"}
 	k.client = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} // our own server, on loopback
 	if err := k.startAPI(ctx); err != nil {
-		return nil, err
+		return err
 	}
-	kcm, err := k.Start("controllers", nil, bin["kube-controller-manager"], "--kubeconfig", k.Path("kcm.kubeconfig"), "--secure-port", "0", "--leader-elect=false",
+	kcm, err := k.Start("controllers", nil, k.bin["kube-controller-manager"], "--kubeconfig", k.Path("kcm.kubeconfig"), "--secure-port", "0", "--leader-elect=false",
 		"--use-service-account-credentials", "--kube-api-qps", "500", "--kube-api-burst", "1000", "--concurrent-job-syncs", "20", "--service-account-private-key-file", k.Path("sa.key"), "--root-ca-file", k.Path("certs/apiserver.crt"),
 		"--node-monitor-period", "2s", "--node-monitor-grace-period", "16s",
 		"--controllers", "*,-nodeipam,-route,-service,-cloud-node-lifecycle,-persistentvolume-binder,-attachdetach,-persistentvolume-expander")
 	if err != nil {
-		return nil, err
+		return err
 	}
-	sched, err := k.Start("scheduler", nil, bin["kube-scheduler"], "--kubeconfig", k.Path("sched.kubeconfig"), "--secure-port", "0", "--leader-elect=false", "--kube-api-qps", "500", "--kube-api-burst", "1000")
+	sched, err := k.Start("scheduler", nil, k.bin["kube-scheduler"], "--kubeconfig", k.Path("sched.kubeconfig"), "--secure-port", "0", "--leader-elect=false", "--kube-api-qps", "500", "--kube-api-burst", "1000")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	k.others = []*Process{kcm, sched}
-	err = kcm.Ready(ctx, func(ctx context.Context) error {
+	return kcm.Ready(ctx, func(ctx context.Context) error {
 		return k.Do(ctx, http.MethodGet, "/api/v1/namespaces/default/serviceaccounts/default", nil, nil)
 	})
-	return k, err
 }
 
 // accounts makes keys, tokens and kubeconfigs.
