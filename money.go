@@ -76,12 +76,14 @@ func ParseMicro(s string) (Micro, error) {
 }
 
 // Price is what a pool costs. An attempt pays PerTask, and for as long as it ran
-// the two rates on the CPU and memory that were reserved for it.
+// the three rates on the CPU, memory and accelerators that were reserved for it.
+// Disk has no rate: what a task keeps is bounded, and gone with it.
 type Price struct {
 	Unit       string `json:"unit" cbor:"1,keyasint"`
-	PerTask    Micro  `json:"per_task" cbor:"2,keyasint"`     // for each attempt that was started
-	PerCPUHour Micro  `json:"per_cpu_hour" cbor:"3,keyasint"` // for one core for one hour
-	PerGiBHour Micro  `json:"per_gib_hour" cbor:"4,keyasint"` // for one GiB of memory for one hour
+	PerTask    Micro  `json:"per_task" cbor:"2,keyasint"`                         // for each attempt that was started
+	PerCPUHour Micro  `json:"per_cpu_hour" cbor:"3,keyasint"`                     // for one core for one hour
+	PerGiBHour Micro  `json:"per_gib_hour" cbor:"4,keyasint"`                     // for one GiB of memory for one hour
+	PerGPUHour Micro  `json:"per_gpu_hour,omitempty" cbor:"5,keyasint,omitempty"` // for one accelerator for one hour
 }
 
 // MaxPrice bounds each part of a price: a million units.
@@ -92,7 +94,7 @@ func (p Price) Validate() error {
 	if !ValidName(p.Unit) {
 		return Errorf(Invalid, "price unit %q is not a name of lower-case letters, digits and dashes", p.Unit)
 	}
-	for _, m := range []Micro{p.PerTask, p.PerCPUHour, p.PerGiBHour} {
+	for _, m := range []Micro{p.PerTask, p.PerCPUHour, p.PerGiBHour, p.PerGPUHour} {
 		if m < 0 || m > MaxPrice {
 			return Errorf(Invalid, "price %s %s is out of range: each part is between 0 and %s", m, p.Unit, MaxPrice)
 		}
@@ -106,7 +108,8 @@ func (p Price) Cost(r Resources, d time.Duration) Micro {
 	ms := uint64(max(d, 0) / time.Millisecond)
 	cpu := rate(uint64(p.PerCPUHour), ms, uint64(r.CPU), 1000*3600*1000)
 	mem := rate(uint64(p.PerGiBHour), ms, uint64(r.Memory)>>20, 1024*3600*1000)
-	return AddMicro(p.PerTask, AddMicro(cpu, mem))
+	gpu := rate(uint64(p.PerGPUHour), ms, uint64(r.GPU), 3600*1000)
+	return AddMicro(p.PerTask, AddMicro(AddMicro(cpu, mem), gpu))
 }
 
 // rate is ceil(price × ms × quantity / per), saturating. Amounts of everyday fit

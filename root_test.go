@@ -95,8 +95,10 @@ func TestCostAgainstBigInt(t *testing.T) {
 	amount := rapid.OneOf(rapid.Int64Range(0, 1e7), rapid.Int64Range(0, int64(pcm.MaxPrice)))
 	rapid.Check(t, func(t *rapid.T) {
 		p := pcm.Price{Unit: "credit", PerTask: pcm.Micro(amount.Draw(t, "task")),
-			PerCPUHour: pcm.Micro(amount.Draw(t, "cpu-hour")), PerGiBHour: pcm.Micro(amount.Draw(t, "gib-hour"))}
-		r := pcm.Resources{CPU: pcm.MilliCPU(rapid.Int64Range(0, 1e9).Draw(t, "cpu")), Memory: pcm.Bytes(rapid.Int64Range(0, 4<<50).Draw(t, "memory"))}
+			PerCPUHour: pcm.Micro(amount.Draw(t, "cpu-hour")), PerGiBHour: pcm.Micro(amount.Draw(t, "gib-hour")),
+			PerGPUHour: pcm.Micro(amount.Draw(t, "gpu-hour"))}
+		r := pcm.Resources{CPU: pcm.MilliCPU(rapid.Int64Range(0, 1e9).Draw(t, "cpu")), Memory: pcm.Bytes(rapid.Int64Range(0, 4<<50).Draw(t, "memory")),
+			GPU: rapid.Int64Range(0, 1e6).Draw(t, "gpu")}
 		d := time.Duration(rapid.OneOf(rapid.Int64Range(-5, 1e12), rapid.Int64Range(0, math.MaxInt64)).Draw(t, "ran"))
 		ms := big.NewInt(max(int64(d/time.Millisecond), 0))
 		part := func(price pcm.Micro, quantity, per int64) *big.Int {
@@ -107,6 +109,7 @@ func TestCostAgainstBigInt(t *testing.T) {
 		}
 		want := part(p.PerCPUHour, int64(r.CPU), 1000*3600*1000)
 		want.Add(want, part(p.PerGiBHour, int64(r.Memory)>>20, 1024*3600*1000))
+		want.Add(want, part(p.PerGPUHour, r.GPU, 3600*1000))
 		want.Add(want, big.NewInt(int64(p.PerTask)))
 		if !want.IsInt64() {
 			want.SetInt64(math.MaxInt64)

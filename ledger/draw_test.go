@@ -42,6 +42,9 @@ func (r *random) capacity(t *rapid.T) {
 		if p.Price.PerTask == 0 {
 			p.Price = pcm.Price{Unit: pcm.DefaultUnit}
 		}
+		if r.rarely(t, "accelerators", 3) {
+			p.Capacity.GPU, p.Price.PerGPUHour = int64(r.n(t, "gpus", 5)), pcm.Micro(r.n(t, "gpu price", 3))*7_777_777
+		}
 		p.OwnOnly = r.rarely(t, "own only", 6)
 		c.Pools = append(c.Pools, p)
 	}
@@ -165,6 +168,9 @@ func (r *random) draw(t *rapid.T) (*mJob, *actor, pcm.Terms) {
 	}
 	if p := r.model.pools[ledger.PoolKey{Peer: seller.peer, Pool: "local"}]; p != nil {
 		terms.Offer, terms.Price = p.offer, p.Price
+	}
+	if r.rarely(t, "accelerator", 4) {
+		terms.Each.GPU = int64(1 + r.n(t, "gpus", 2))
 	}
 	switch r.n(t, "flaw", 26) {
 	case 0:

@@ -203,8 +203,8 @@ func TestMoneyDoesNotOverflow(t *testing.T) {
 		anna := c.enrolled("anna", "anna")
 		seller := c.enrolled("bert", map[bool]string{false: "bert", true: "anna"}[own])
 		dear := pool(4)
-		dear.Capacity = pcm.Resources{CPU: 1e9, Memory: 4 << 50}
-		dear.Price = pcm.Price{Unit: "credit", PerTask: pcm.MaxPrice, PerCPUHour: pcm.MaxPrice, PerGiBHour: pcm.MaxPrice}
+		dear.Capacity = pcm.Resources{CPU: 1e9, Memory: 4 << 50, GPU: 1e6}
+		dear.Price = pcm.Price{Unit: "credit", PerTask: pcm.MaxPrice, PerCPUHour: pcm.MaxPrice, PerGiBHour: pcm.MaxPrice, PerGPUHour: pcm.MaxPrice}
 		if r, _ := c.do(seller, pcm.Op{Capacity: &pcm.Capacity{Offer: 1, Pools: []pcm.Pool{dear}, Credit: math.MaxInt64}}); r.First() == nil {
 			t.Error("credit without end is taken")
 		}
@@ -215,7 +215,7 @@ func TestMoneyDoesNotOverflow(t *testing.T) {
 		bought := 0
 		for i := range 8 {
 			for _, limit := range []int64{1, 1000, 3_600_000, pcm.MaxTimeLimit.Milliseconds()} {
-				for _, each := range []pcm.Resources{{CPU: 1e8, Memory: 1 << 50}, {CPU: 1000}, {}} {
+				for _, each := range []pcm.Resources{{CPU: 1e8, Memory: 1 << 50, GPU: 1e5}, {GPU: 1}, {CPU: 1000}, {}} {
 					for _, n := range []int{1, 200} {
 						terms := c.terms(anna, seller, job, span(200*i, 200*i+n), 1)
 						terms.LimitMS, terms.Each = limit, each

@@ -121,6 +121,7 @@ func cost(p pcm.Price, each pcm.Resources, ms int64) pcm.Micro {
 	sum := big.NewInt(int64(p.PerTask))
 	sum.Add(sum, part(p.PerCPUHour, int64(each.CPU), 1000))
 	sum.Add(sum, part(p.PerGiBHour, int64(each.Memory>>20), 1024))
+	sum.Add(sum, part(p.PerGPUHour, each.GPU, 1))
 	return pcm.Micro(sum.Int64())
 }
 

@@ -331,6 +331,7 @@ func (s *story) draw(l line, a *actor) pcm.Terms {
 	t := s.terms(a, seller, l.job(), tasks, l.num("width", tasks.Len()))
 	t.Pool = pcm.PoolID(l.str("pool", "local"))
 	t.LimitMS = l.dur("limit", 100*time.Second).Milliseconds()
+	t.Each.GPU = int64(l.num("gpus", 0))
 	t.Fence = uint64(l.num("fence", int(t.Fence)))
 	t.Attempt = l.num("attempt", t.Attempt)
 	t.Offer = uint64(l.num("offer", int(t.Offer)))
@@ -445,6 +446,8 @@ func (s *story) capacity(l line, a *actor) pcm.Op {
 		p.ID = pcm.PoolID(l.str("pool", "local"))
 		p.Price.PerTask = l.micro("per-task", "0.1")
 		p.Price.PerCPUHour = l.micro("per-cpu-hour", "3.6")
+		p.Price.PerGPUHour = l.micro("per-gpu-hour", "0")
+		p.Capacity.GPU = int64(l.num("gpus", 0))
 		p.OwnOnly = l.HasArg("own-only")
 		p.MaxTime = l.dur("max-time", 0).Milliseconds()
 		c.Pools = []pcm.Pool{p}

@@ -72,6 +72,7 @@ type tariff struct {
 	PerTask    *pcm.Micro `json:"per_task,omitempty"`
 	PerCPUHour *pcm.Micro `json:"per_cpu_hour,omitempty"`
 	PerGiBHour *pcm.Micro `json:"per_gib_hour,omitempty"`
+	PerGPUHour *pcm.Micro `json:"per_gpu_hour,omitempty"`
 }
 
 // over is a price with the tariff's parts in place of its own.
@@ -80,7 +81,9 @@ func (t *tariff) over(p pcm.Price) pcm.Price {
 		return p
 	}
 	p.Unit = orElse(t.Unit, p.Unit)
-	for _, part := range []struct{ set, to *pcm.Micro }{{t.PerTask, &p.PerTask}, {t.PerCPUHour, &p.PerCPUHour}, {t.PerGiBHour, &p.PerGiBHour}} {
+	for _, part := range []struct{ set, to *pcm.Micro }{
+		{t.PerTask, &p.PerTask}, {t.PerCPUHour, &p.PerCPUHour}, {t.PerGiBHour, &p.PerGiBHour}, {t.PerGPUHour, &p.PerGPUHour},
+	} {
 		if part.set != nil {
 			*part.to = *part.set
 		}

@@ -23,9 +23,9 @@ func TestOperatorFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	price := pcm.Micro(500)
+	price, hour := pcm.Micro(500), pcm.Micro(0)
 	err = o.change(func(s *operatorSettings) error {
-		s.Pools["a"] = poolRule{Cordoned: &cordon{Since: time.Unix(1e9, 0), Reason: "why"}, Cap: &poolCap{Slots: 2}, Price: &tariff{PerTask: &price}}
+		s.Pools["a"] = poolRule{Cordoned: &cordon{Since: time.Unix(1e9, 0), Reason: "why"}, Cap: &poolCap{Slots: 2}, Price: &tariff{PerTask: &price, PerGPUHour: &hour}}
 		s.Pools["b"] = poolRule{}
 		return nil
 	})
@@ -36,7 +36,7 @@ func TestOperatorFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, offered := again.offer(pcm.Pool{ID: "a", Slots: 10, Capacity: pcm.Resources{CPU: 4000}, Price: pcm.Price{Unit: "credit", PerTask: 1, PerCPUHour: 7}})
+	p, offered := again.offer(pcm.Pool{ID: "a", Slots: 10, Capacity: pcm.Resources{CPU: 4000}, Price: pcm.Price{Unit: "credit", PerTask: 1, PerCPUHour: 7, PerGPUHour: 8}})
 	if offered || p.Slots != 2 || p.Capacity.CPU != 4000 || p.Price != (pcm.Price{Unit: "credit", PerTask: 500, PerCPUHour: 7}) {
 		t.Errorf("pool %+v, offered %v", p, offered)
 	}

@@ -265,7 +265,7 @@ func (n *Node) PricePool(ctx context.Context, id pcm.PoolID, p api.PriceRequest)
 	for _, k := range []struct {
 		name, text string
 		to         **pcm.Micro
-	}{{"per_task", p.PerTask, &want.PerTask}, {"per_cpu_hour", p.PerCPUHour, &want.PerCPUHour}, {"per_gib_hour", p.PerGiBHour, &want.PerGiBHour}} {
+	}{{"per_task", p.PerTask, &want.PerTask}, {"per_cpu_hour", p.PerCPUHour, &want.PerCPUHour}, {"per_gib_hour", p.PerGiBHour, &want.PerGiBHour}, {"per_gpu_hour", p.PerGPUHour, &want.PerGPUHour}} {
 		if k.text == "" {
 			continue
 		}
@@ -287,7 +287,7 @@ func (n *Node) PricePool(ctx context.Context, id pcm.PoolID, p api.PriceRequest)
 			for _, part := range []struct {
 				now **pcm.Micro
 				was *pcm.Micro
-			}{{&merged.PerTask, old.PerTask}, {&merged.PerCPUHour, old.PerCPUHour}, {&merged.PerGiBHour, old.PerGiBHour}} {
+			}{{&merged.PerTask, old.PerTask}, {&merged.PerCPUHour, old.PerCPUHour}, {&merged.PerGiBHour, old.PerGiBHour}, {&merged.PerGPUHour, old.PerGPUHour}} {
 				if *part.now == nil {
 					*part.now = part.was
 				}

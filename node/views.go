@@ -25,7 +25,11 @@ func logDate(ms int64) time.Time {
 }
 
 func priceView(p pcm.Price) api.Price {
-	return api.Price{Unit: p.Unit, PerTask: p.PerTask.String(), PerCPUHour: p.PerCPUHour.String(), PerGiBHour: p.PerGiBHour.String()}
+	v := api.Price{Unit: p.Unit, PerTask: p.PerTask.String(), PerCPUHour: p.PerCPUHour.String(), PerGiBHour: p.PerGiBHour.String()}
+	if p.PerGPUHour != 0 {
+		v.PerGPUHour = p.PerGPUHour.String()
+	}
+	return v
 }
 
 func (n *Node) connected() int {

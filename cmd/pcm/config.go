@@ -92,6 +92,7 @@ type Price struct {
 	PerTask    Amount `json:"per_task"`
 	PerCPUHour Amount `json:"per_cpu_hour"`
 	PerGiBHour Amount `json:"per_gib_hour"`
+	PerGPUHour Amount `json:"per_gpu_hour"`
 }
 
 // Store bounds the data that tasks read and write.
@@ -118,7 +119,9 @@ type Amount string
 // DefaultConfig is what a node is without any configuration. dataDir is where
 // its data is.
 func DefaultConfig(dataDir string) Config {
-	price := Price{Unit: pcm.DefaultUnit, PerTask: "0.001", PerCPUHour: "1", PerGiBHour: "0.1"}
+	price := Price{Unit: pcm.DefaultUnit, PerTask: "0.001", PerCPUHour: "1", PerGiBHour: "0.1", PerGPUHour: "10"}
+	modules := price
+	modules.PerGPUHour = "0" // they have no accelerators
 	return Config{
 		Data:        dataDir,
 		API:         "127.0.0.1:7420",
@@ -134,7 +137,7 @@ func DefaultConfig(dataDir string) Config {
 		Adapters: Adapters{
 			MaxOutput: "1GiB",
 			Process:   Process{Enabled: true, Sandbox: "auto", Disk: "10GiB", Price: price},
-			Wasm:      Wasm{Enabled: true, Price: price},
+			Wasm:      Wasm{Enabled: true, Price: modules},
 			Slurm:     Slurm{Partitions: []string{}, KeepEnv: []string{}, Price: price},
 			Container: defaultContainer(price), Kubernetes: defaultKubernetes(price),
 		},
@@ -270,6 +273,7 @@ func validateSale(at string, capacity Capacity, slots int, price Price) error {
 		{"price.per_task", func() error { return checkAmount(price.PerTask) }},
 		{"price.per_cpu_hour", func() error { return checkAmount(price.PerCPUHour) }},
 		{"price.per_gib_hour", func() error { return checkAmount(price.PerGiBHour) }},
+		{"price.per_gpu_hour", func() error { return checkAmount(price.PerGPUHour) }},
 		{"price", func() error { p, err := price.pcm(); return firstError(err, p.Validate()) }},
 	}
 	for _, k := range checks {
@@ -296,10 +300,11 @@ func (c Capacity) resources() (r pcm.Resources, err error) {
 // pcm reads the price.
 func (p Price) pcm() (pcm.Price, error) {
 	v := pcm.Price{Unit: p.Unit}
-	var errs [3]error
+	var errs [4]error
 	v.PerTask, errs[0] = pcm.ParseMicro(string(p.PerTask))
 	v.PerCPUHour, errs[1] = pcm.ParseMicro(string(p.PerCPUHour))
 	v.PerGiBHour, errs[2] = pcm.ParseMicro(string(p.PerGiBHour))
+	v.PerGPUHour, errs[3] = pcm.ParseMicro(string(p.PerGPUHour))
 	return v, firstError(errs[:]...)
 }
 

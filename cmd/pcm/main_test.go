@@ -202,10 +202,10 @@ func fakeNode() *apitest.Node {
 	n := apitest.New()
 	at := apitest.Now
 	slots, code := 3, 0
-	price := api.Price{Unit: "credit", PerTask: "0.001", PerCPUHour: "1", PerGiBHour: "0.1"}
+	price := api.Price{Unit: "credit", PerTask: "0.001", PerCPUHour: "1", PerGiBHour: "0.1", PerGPUHour: "10"}
 	pool := pcm.Pool{
 		ID: "local-process", Adapter: "process", Capacity: pcm.Resources{CPU: 2000, Memory: 4 << 30}, Slots: 4, Sandbox: "bubblewrap",
-		Price: pcm.Price{Unit: "credit", PerTask: 1000, PerCPUHour: 1_000_000, PerGiBHour: 100_000},
+		Price: pcm.Price{Unit: "credit", PerTask: 1000, PerCPUHour: 1_000_000, PerGiBHour: 100_000, PerGPUHour: 10_000_000},
 	}
 	n.StatusView.Peers, n.StatusView.Pools = 2, []pcm.Pool{pool}
 	n.StatusView.Disk = api.Disk{Free: 10 << 30, Reserved: 512 << 20, Artifacts: 1 << 20, Quota: 10 << 30}

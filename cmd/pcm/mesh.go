@@ -80,7 +80,8 @@ func drawStatus(t *table, s api.Status) {
 func drawPool(p pcm.Pool) string {
 	s := fmt.Sprintf("%s: %s, %s at %s", p.Adapter, p.Capacity, plural(p.Slots, "slot"), drawPrice(api.Price{
 		Unit: p.Price.Unit, PerTask: p.Price.PerTask.String(), PerCPUHour: p.Price.PerCPUHour.String(), PerGiBHour: p.Price.PerGiBHour.String(),
-	}))
+		PerGPUHour: p.Price.PerGPUHour.String(),
+	}, p.Capacity.GPU))
 	if p.Accelerator != nil {
 		s += ", accelerators " + p.Accelerator.Name()
 	}
@@ -104,6 +105,14 @@ func drawAccelerators(p pcm.Pool) string {
 	return "-"
 }
 
+// drawGPUPrice is what one accelerator of an offer costs for an hour.
+func drawGPUPrice(o api.Offer) string {
+	if o.Pool.Capacity.GPU == 0 {
+		return "-"
+	}
+	return or(o.Price.PerGPUHour, "0")
+}
+
 func drawNetwork(p pcm.Pool) string {
 	if p.Network == nil {
 		return "-"
@@ -119,8 +128,14 @@ func drawFeatures(p pcm.Pool) string {
 	return or(strings.Join(names, ","), "-")
 }
 
-func drawPrice(p api.Price) string {
-	return fmt.Sprintf("%s/task + %s/cpu·h + %s/GiB·h %s", p.PerTask, p.PerCPUHour, p.PerGiBHour, p.Unit)
+// drawPrice is the price of a pool with so many accelerators: what they cost is
+// left out where there are none.
+func drawPrice(p api.Price, gpus int64) string {
+	s := fmt.Sprintf("%s/task + %s/cpu·h + %s/GiB·h", p.PerTask, p.PerCPUHour, p.PerGiBHour)
+	if gpus > 0 {
+		s += fmt.Sprintf(" + %s/gpu·h", or(p.PerGPUHour, "0"))
+	}
+	return s + " " + p.Unit
 }
 
 func (a *app) peersCommand() *cobra.Command {
@@ -165,7 +180,7 @@ func (a *app) offersCommand() *cobra.Command {
 func drawOffers(t *table, l api.List[api.Offer]) {
 	head := []string{"SELLER", "POOL", "ADAPTER", "CPU", "MEMORY", "SLOTS", "FREE", "PER TASK", "PER CPU·H", "PER GIB·H", "UNIT", "AGE"}
 	if t.wide {
-		head = append(head, "PEER", "ACCOUNT", "CELL", "NUMBER", "SANDBOX", "OWN ONLY", "CLASS", "ACCELERATORS", "SOFTWARE", "NETWORK", "FEATURES", "LABELS", "SOURCE", "VALID UNTIL")
+		head = append(head, "PEER", "ACCOUNT", "CELL", "NUMBER", "SANDBOX", "OWN ONLY", "CLASS", "ACCELERATORS", "PER GPU·H", "SOFTWARE", "NETWORK", "FEATURES", "LABELS", "SOURCE", "VALID UNTIL")
 	}
 	t.row(head...)
 	for _, o := range l.Items {
@@ -180,7 +195,7 @@ func drawOffers(t *table, l api.List[api.Offer]) {
 		}
 		if t.wide {
 			row = append(row, string(o.Peer), string(o.Account), string(o.Cell), fmt.Sprint(o.Number), or(o.Pool.Sandbox, "-"),
-				fmt.Sprint(o.Pool.OwnOnly), or(o.Pool.Class, "-"), drawAccelerators(o.Pool), or(o.Pool.Software.String(), "-"), drawNetwork(o.Pool),
+				fmt.Sprint(o.Pool.OwnOnly), or(o.Pool.Class, "-"), drawAccelerators(o.Pool), drawGPUPrice(o), or(o.Pool.Software.String(), "-"), drawNetwork(o.Pool),
 				drawFeatures(o.Pool), or(o.Pool.Labels.String(), "-"), string(o.Source), o.NotAfter.UTC().Format(time.RFC3339))
 		}
 		t.row(row...)

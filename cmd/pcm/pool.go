@@ -51,7 +51,7 @@ func drawPools(t *table, pools []api.OwnPool) {
 		if p.Waiting > 0 {
 			tasks += fmt.Sprintf(", %d wait", p.Waiting)
 		}
-		price := drawPrice(p.Price)
+		price := drawPrice(p.Price, p.Capacity.GPU)
 		if p.PriceSet {
 			price += " (set)"
 		}
@@ -222,18 +222,20 @@ taken until it is within the cap.`,
 
 func (a *app) poolPriceCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "price POOL per_cpu_hour=1,per_task=0.001,… | default", Short: "Set the price of a pool, for new trades", Args: between(2, 8, "a POOL and its price (per_task=0.001,per_cpu_hour=1,per_gib_hour=0.1,unit=credit), or default"),
+		Use: "price POOL per_cpu_hour=1,per_task=0.001,… | default", Short: "Set the price of a pool, for new trades", Args: between(2, 8, "a POOL and its price (per_task=0.001,per_cpu_hour=1,per_gib_hour=0.1,per_gpu_hour=10,unit=credit), or default"),
 		Long: `Sets parts of a pool's price; what is not named stays as it is. default brings
 the configured price back. Trades that are made already keep their price.`,
 		RunE: a.poolAction(func(ctx context.Context, c *api.Client, args []string) (api.OwnPool, error) {
 			if len(args) == 2 && args[1] == "default" {
 				return c.PricePool(ctx, args[0], api.PriceRequest{})
 			}
-			set, err := assignments(args[1:], "per_task", "per_cpu_hour", "per_gib_hour", "unit")
+			set, err := assignments(args[1:], "per_task", "per_cpu_hour", "per_gib_hour", "per_gpu_hour", "unit")
 			if err != nil {
 				return api.OwnPool{}, err
 			}
-			return c.PricePool(ctx, args[0], api.PriceRequest{Unit: set["unit"], PerTask: set["per_task"], PerCPUHour: set["per_cpu_hour"], PerGiBHour: set["per_gib_hour"]})
+			return c.PricePool(ctx, args[0], api.PriceRequest{
+				Unit: set["unit"], PerTask: set["per_task"], PerCPUHour: set["per_cpu_hour"], PerGiBHour: set["per_gib_hour"], PerGPUHour: set["per_gpu_hour"],
+			})
 		}),
 	}
 }

@@ -99,6 +99,7 @@ type PriceRequest struct {
 	PerTask    string `json:"per_task,omitempty" maxLength:"32" example:"0.001"`
 	PerCPUHour string `json:"per_cpu_hour,omitempty" maxLength:"32"`
 	PerGiBHour string `json:"per_gib_hour,omitempty" maxLength:"32"`
+	PerGPUHour string `json:"per_gpu_hour,omitempty" maxLength:"32"`
 }
 
 // Attempt is an attempt that runs or waits at this peer.

@@ -83,6 +83,7 @@ type Price struct {
 	PerTask    string `json:"per_task"`
 	PerCPUHour string `json:"per_cpu_hour"`
 	PerGiBHour string `json:"per_gib_hour"`
+	PerGPUHour string `json:"per_gpu_hour,omitempty"` // missing: 0
 }
 
 // Cell is a cell of the mesh.

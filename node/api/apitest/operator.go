@@ -85,6 +85,9 @@ func (n *Node) PricePool(_ context.Context, id pcm.PoolID, r api.PriceRequest) (
 		if r.PerTask != "" {
 			p.Price.PerTask = r.PerTask
 		}
+		if r.PerGPUHour != "" {
+			p.Price.PerGPUHour = r.PerGPUHour
+		}
 	})
 }
 
