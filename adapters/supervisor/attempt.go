@@ -139,21 +139,41 @@ func (s *Server) guarded(ctx context.Context, r Runner, run *Run) (exit Exit) {
 
 // begun notes that an attempt runs: for the first time, or after it had to wait again.
 func (s *Server) begun(a *attempt) {
+	s.become(a, func(st *status) {
+		if st.State != adapters.Running {
+			st.State, st.Reason = adapters.Running, ""
+		}
+	})
+}
+
+// report notes where an attempt stands that has not ended.
+func (s *Server) report(a *attempt, state adapters.State, native, reason string) {
+	s.become(a, func(st *status) {
+		st.State, st.Native, st.Reason = state, cut(native, maxNative), cut(reason, maxReason)
+	})
+}
+
+// become changes the status of an attempt that has not ended, and tells of that once.
+func (s *Server) become(a *attempt, change func(*status)) {
 	s.mu.Lock()
-	first := a.begun == 0
-	if a.status.State == adapters.Ended || !first && a.status.State == adapters.Running {
+	st := a.status
+	change(&st)
+	first := st.State == adapters.Running && a.begun == 0
+	if a.status.State == adapters.Ended || st.State == adapters.Ended || st == a.status && !first {
 		s.mu.Unlock()
 		return
 	}
 	if first {
-		a.begun, a.status.StartedN = adapters.Now(), time.Now().UnixNano()
+		a.begun, st.StartedN = adapters.Now(), time.Now().UnixNano()
 	}
-	a.status.State, a.status.Reason = adapters.Running, ""
-	at, _ := a.due()
-	s.alarm.by(at)
-	s.broadcast(a.status)
-	begun, wall := a.begun, a.status.StartedN
-	_, remote := s.runners[a.status.Runner].(Remote)
+	a.status = st
+	if first {
+		at, _ := a.due()
+		s.alarm.by(at)
+	}
+	s.broadcast(st)
+	begun, wall := a.begun, st.StartedN
+	_, remote := s.runners[st.Runner].(Remote)
 	s.mu.Unlock()
 	if first && remote {
 		if err := a.folder.storeBegin(begun, wall); err != nil {
@@ -169,22 +189,6 @@ func (s *Server) used(a *attempt, cpuMS int64, memory pcm.Bytes) {
 	if u := &a.status.Usage; a.status.State != adapters.Ended {
 		u.CPUMS, u.MaxMemory = max(u.CPUMS, cpuMS), max(u.MaxMemory, memory)
 	}
-}
-
-// report notes where an attempt stands that has not ended.
-func (s *Server) report(a *attempt, state adapters.State, native, reason string) {
-	if state == adapters.Running {
-		s.begun(a)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	st := a.status
-	st.State, st.Native, st.Reason = state, cut(native, maxNative), cut(reason, maxReason)
-	if a.status.State == adapters.Ended || state == adapters.Ended || st == a.status {
-		return
-	}
-	a.status = st
-	s.broadcast(st)
 }
 
 const maxNative = 64

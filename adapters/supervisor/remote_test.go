@@ -68,7 +68,6 @@ func (r *remote) Run(ctx context.Context, run *Run) Exit {
 		return Exit{Outcome: pcm.OutcomeSeller, Code: 1, Native: "CA"}
 	}
 	io.WriteString(run.Stdout, "from its begin\n")
-	run.Started()
 	run.Report(adapters.Running, "R", "")
 	run.Used(40, 1<<20)
 	if run.Command[0] == "suspend" {
@@ -221,16 +220,23 @@ func TestReportedStates(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.finish(suspended.Key)
-	got := map[adapters.Key][]adapters.State{}
-	for st := range watch {
-		if n := len(got[st.Key]); n == 0 || got[st.Key][n-1] != st.State {
-			got[st.Key] = append(got[st.Key], st.State)
+	got := map[adapters.Key][]string{}
+	for ended := 0; ended < 2; {
+		st, ok := <-watch
+		if !ok {
+			t.Fatal("the watch ended")
 		}
-		if st.State == adapters.Ended && len(got) == 2 && got[waits.Key][len(got[waits.Key])-1] == got[suspended.Key][len(got[suspended.Key])-1] {
-			break
+		if st.State != adapters.Pending || len(got[st.Key]) == 0 { // the first may be told before the back end's word is known
+			got[st.Key] = append(got[st.Key], strings.TrimSpace(string(st.State)+" "+st.Native))
+		}
+		if st.State == adapters.Pending {
+			got[st.Key][0] = "pending"
+		}
+		if st.State == adapters.Ended {
+			ended++
 		}
 	}
-	want := map[adapters.Key]string{waits.Key: "[pending ended]", suspended.Key: "[pending running suspended ended]"}
+	want := map[adapters.Key]string{waits.Key: "[pending ended CA]", suspended.Key: "[pending running R suspended S ended F]"}
 	for k, w := range want {
 		if states := fmt.Sprint(got[k]); states != w {
 			t.Errorf("%s went through %s, not %s", k, states, w)
