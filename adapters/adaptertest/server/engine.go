@@ -38,6 +38,8 @@ type Engine struct {
 	stop  context.CancelFunc
 	done  sync.WaitGroup
 
+	linger time.Duration // how long its processes may outlive it
+
 	mu     sync.Mutex
 	starts map[string]int // by name of container
 }
@@ -201,6 +203,9 @@ func (e *Engine) Close() error {
 	}
 	if e.below != nil {
 		e.below.Stop(10 * time.Second)
+	}
+	for end := time.Now().Add(e.linger); time.Now().Before(end) && len(e.processes()) > 0; {
+		<-time.After(50 * time.Millisecond)
 	}
 	err := e.Folder.Close()
 	if err == nil && len(left) > 0 {
