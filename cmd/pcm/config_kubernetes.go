@@ -45,11 +45,11 @@ func defaultKubernetes(price Price) Kubernetes {
 	}
 }
 
-// settings is what daemon and supervisor both need of it. The data folder's name
-// tells what is ours in the cluster from what is another node's.
-func (k Kubernetes) settings(data string) kubernetes.Settings {
+// settings is what daemon and supervisor both need of it. The instance tells what
+// is ours in the cluster from what is another node's.
+func (k Kubernetes) settings(instance string) kubernetes.Settings {
 	s := kubernetes.Settings{
-		Kubeconfig: k.Kubeconfig, Context: k.Context, Namespace: k.Namespace, Instance: "i-" + string(pcm.DigestOf([]byte(data)))[:16],
+		Kubeconfig: k.Kubeconfig, Context: k.Context, Namespace: k.Namespace, Instance: instance,
 		HelperImage: k.HelperImage, DefaultImage: k.DefaultImage, Images: k.Images, PullPolicy: k.PullPolicy, PullSecrets: k.PullSecrets,
 		PullLimit: time.Duration(k.PullMinutes) * time.Minute, ServiceAccount: k.ServiceAccount, PriorityClass: k.PriorityClass,
 		RuntimeClass: k.RuntimeClass, NodeSelector: k.NodeSelector, User: int64(k.User), Network: k.Network, Accelerator: k.Accelerator, Measure: k.Measure,
@@ -85,14 +85,14 @@ func (k Kubernetes) validate() error {
 		return &pcm.FieldError{Field: "adapters.kubernetes.pull_minutes", Err: pcm.Errorf(pcm.Invalid, "%d is out of range: 1 to %d", k.PullMinutes, 24*60)}
 	}
 	if k.Enabled {
-		if err := k.settings("/").Validate(); err != nil {
+		if err := k.settings("i-0").Validate(); err != nil {
 			return &pcm.FieldError{Field: "adapters.kubernetes", Err: err}
 		}
 	}
 	return validateSale("adapters.kubernetes", k.Capacity, k.Slots, k.Price)
 }
 
-func (k Kubernetes) sale(data string, client *supervisor.Client, log *slog.Logger) (node.Sale, error) {
+func (k Kubernetes) sale(instance string, client *supervisor.Client, log *slog.Logger) (node.Sale, error) {
 	price, err := k.Price.pcm()
 	if err != nil {
 		return node.Sale{}, err
@@ -102,7 +102,7 @@ func (k Kubernetes) sale(data string, client *supervisor.Client, log *slog.Logge
 		return node.Sale{}, err
 	}
 	// It watches the cluster as long as this process lives.
-	a, err := kubernetes.New(context.Background(), kubernetes.Config{Settings: k.settings(data), Capacity: capacity, Slots: k.Slots, Logger: log}, client)
+	a, err := kubernetes.New(context.Background(), kubernetes.Config{Settings: k.settings(instance), Capacity: capacity, Slots: k.Slots, Logger: log}, client)
 	return node.Sale{Price: price, Adapter: a}, err
 }
 

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters/slurm"
@@ -32,10 +33,15 @@ type Slurm struct {
 	Price        Price    `json:"price"`
 }
 
-// settings is what daemon and supervisor both need of it.
-func (s Slurm) settings(data string) slurm.Config {
+// settings is what daemon and supervisor both need of it. In the shared folder
+// each node has one of its own: what is in it is that node's to delete.
+func (s Slurm) settings(data, instance string) slurm.Config {
+	shared := s.SharedFolder
+	if shared != "" {
+		shared = strings.TrimSuffix(shared, "/") + "/pcm-" + instance // not cleaned: Validate sees what was given
+	}
 	return slurm.Config{
-		Dir: filepath.Join(data, "tasks"), Shared: s.SharedFolder, URL: s.URL, User: s.User, TokenFile: s.TokenFile, TokenEnv: s.TokenEnv,
+		Dir: filepath.Join(data, "tasks"), Shared: shared, URL: s.URL, User: s.User, TokenFile: s.TokenFile, TokenEnv: s.TokenEnv,
 		Commands: s.Commands, Conf: s.Conf, Partitions: s.Partitions, Account: s.Account, QOS: s.QOS, Constraint: s.Constraint,
 		Reservation: s.Reservation, KeepEnv: s.KeepEnv, AllowOthers: s.AllowOthers, Slots: s.Slots,
 	}
@@ -43,7 +49,7 @@ func (s Slurm) settings(data string) slurm.Config {
 
 func (s Slurm) validate() error {
 	if s.Enabled {
-		if err := s.settings("/").Validate(); err != nil {
+		if err := s.settings("/", "i-0").Validate(); err != nil {
 			return &pcm.FieldError{Field: "adapters.slurm", Err: err}
 		}
 	}
@@ -58,12 +64,12 @@ func (s Slurm) environ() []string {
 	return nil
 }
 
-func (s Slurm) sale(data string, client *supervisor.Client) (node.Sale, error) {
+func (s Slurm) sale(data, instance string, client *supervisor.Client) (node.Sale, error) {
 	price, err := s.Price.pcm()
 	if err != nil {
 		return node.Sale{}, err
 	}
-	a, err := slurm.New(s.settings(data), client)
+	a, err := slurm.New(s.settings(data, instance), client)
 	return node.Sale{Price: price, Adapter: a}, err
 }
 

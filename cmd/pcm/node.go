@@ -74,7 +74,11 @@ func sales(cfg Config, s surroundings) ([]node.Sale, error) {
 	if err != nil {
 		return nil, pcm.Errorf(pcm.Internal, "can't find this program's own file: %w", err)
 	}
-	client, err := supervisorClient(cfg, self, s.Version, s.Logger)
+	own, err := instance(cfg.Data)
+	if err != nil {
+		return nil, err
+	}
+	client, err := supervisorClient(cfg, own, self, s.Version, s.Logger)
 	if err != nil {
 		return nil, err
 	}
@@ -104,14 +108,14 @@ func sales(cfg Config, s surroundings) ([]node.Sale, error) {
 		list = append(list, node.Sale{Price: price, Adapter: wasm.New(wasm.Config{Capacity: capacity, Slots: w.Slots}, client)})
 	}
 	if cluster.Enabled {
-		sale, err := cluster.sale(cfg.Data, client)
+		sale, err := cluster.sale(cfg.Data, own, client)
 		if err != nil {
 			return nil, err
 		}
 		list = append(list, sale)
 	}
 	if k := cfg.Adapters.Kubernetes; k.Enabled {
-		sale, err := k.sale(cfg.Data, client, s.Logger)
+		sale, err := k.sale(own, client, s.Logger)
 		if err != nil {
 			return nil, err
 		}

@@ -102,18 +102,18 @@ func (s supervised) serve(ctx context.Context) error {
 func tasksDir(cfg Config) string { return filepath.Join(cfg.Data, "tasks") }
 
 // supervisorClient is the daemon's way to the supervisor of its data folder.
-// executable is this program.
-func supervisorClient(cfg Config, executable, version string, log *slog.Logger) (*supervisor.Client, error) {
+// instance is its name at back ends, executable this program.
+func supervisorClient(cfg Config, instance, executable, version string, log *slog.Logger) (*supervisor.Client, error) {
 	s := supervised{
 		Dir: tasksDir(cfg), Cache: filepath.Join(cfg.Data, "cache", "wasm"),
 		Sandbox: cfg.Adapters.Process.Sandbox, Network: cfg.Adapters.Process.Network, Disk: cfg.Adapters.Process.Disk, MaxOutput: cfg.Adapters.MaxOutput, Version: version,
 	}
 	if cluster := cfg.Adapters.Slurm; cluster.Enabled {
-		c := cluster.settings(cfg.Data)
+		c := cluster.settings(cfg.Data, instance)
 		s.Slurm = &c
 	}
 	if kube := cfg.Adapters.Kubernetes; kube.Enabled {
-		set := kube.settings(cfg.Data)
+		set := kube.settings(instance)
 		s.Kubernetes = &set
 	}
 	if c := cfg.Adapters.Container; c.Enabled {
