@@ -259,6 +259,8 @@ func (a *attempt) start(ctx context.Context) (exit supervisor.Exit, ended bool) 
 		a.kill()
 		return give(ctx, err), true
 	case err != nil:
+		// An engine that crashed amid the start may not know what it has started.
+		a.meter.kill(a.t.Key)
 		return startExit(a.t, a.image, err), true
 	}
 	if unattached != nil {

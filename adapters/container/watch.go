@@ -24,6 +24,7 @@ type watcher struct {
 	mu      sync.Mutex
 	tracks  map[string]*track    // by name of container
 	orphans map[string]time.Time // containers of ours without an attempt: since when
+	lost    time.Time            // since when the engine is away; zero: it is not
 	running bool
 	closed  bool
 	stop    context.CancelFunc
@@ -83,7 +84,7 @@ func (w *watcher) begin() {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	w.running, w.stop = true, cancel
+	w.running, w.stop, w.lost = true, cancel, time.Time{}
 	w.done.Go(func() { defer cancel(); w.loop(ctx) })
 }
 
@@ -100,12 +101,19 @@ func (w *watcher) close() {
 // ask notes that we are about to send a signal.
 func (w *watcher) ask(t *track) { w.mu.Lock(); t.asked = true; w.mu.Unlock() }
 
-// fate is what is known of a container's end.
+// fate is what is known of a container's end. The attempt may look at its
+// container before this watcher is back at an engine that was away.
 func (w *watcher) fate(t *track) (killed string, blind time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if !w.lost.IsZero() {
+		t.blind = max(t.blind, time.Since(w.lost))
+	}
 	return t.killed, t.blind
 }
+
+// away notes since when the engine is; zero: it is back.
+func (w *watcher) away(since time.Time) { w.mu.Lock(); w.lost = since; w.mu.Unlock() }
 
 // idle tells whether the loop is to end, and ends it.
 func (w *watcher) idle(since time.Time) bool {
@@ -133,6 +141,7 @@ func (w *watcher) loop(ctx context.Context) {
 		}
 		if lost.IsZero() || time.Since(began) > 2*wait {
 			lost, wait = time.Now(), 100*time.Millisecond
+			w.away(lost)
 			w.log.Warn("the container engine is away", "err", err)
 		}
 		if w.idle(busy) {
@@ -173,6 +182,7 @@ func (w *watcher) follow(ctx context.Context, busy, last *time.Time, lost time.T
 			return err
 		}
 	}
+	w.away(time.Time{})
 	tick := time.NewTicker(compareEvery)
 	defer tick.Stop()
 	for {
