@@ -19,7 +19,7 @@ build:
 test:
 	PCM_TEST_SERVERS=none $(GO) test -timeout 10m ./...
 
-# Every adapter against its real server. What it finds is what docs/adapters.md
+# Every adapter against its real server, then peers whose back ends fail. What it finds is what docs/adapters.md
 # says, or it fails; with MATRIX=-write it writes that page anew. The long form takes
 # podman and what else not every run has: make test-backends LONG=podman
 BACKENDS = docker slurm kubernetes
@@ -31,8 +31,9 @@ SPACE := $(subst ,, )
 test-backends:
 	.ci/backends sandbox $(BACKENDS) $(LONG)
 	@mkdir -p bin && rm -f bin/matrix.json
-	PCM_TEST_REQUIRE=bubblewrap,$(subst $(SPACE),$(COMMA),$(strip $(BACKENDS) $(LONG))) PCM_TEST_MATRIX=$(CURDIR)/bin/matrix.json \
-		$(GO) test -count=1 -timeout 20m ./adapters/...; tests=$$?; \
+	export PCM_TEST_REQUIRE=bubblewrap,$(subst $(SPACE),$(COMMA),$(strip $(BACKENDS) $(LONG))); \
+	PCM_TEST_MATRIX=$(CURDIR)/bin/matrix.json $(GO) test -count=1 -timeout 20m ./adapters/...; tests=$$?; \
+	$(GO) test -count=1 -timeout 20m -parallel 3 -run '^Test(Docker|Slurm|Kube)' ./node/nodetest || tests=$$?; \
 		$(GO) run ./adapters/adaptertest/matrix -run bin/matrix.json $(MATRIX) && exit $$tests
 
 race:
