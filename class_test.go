@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -83,6 +84,45 @@ func TestClassFiles(t *testing.T) {
 				t.Errorf("%s has precision %s", k.Name, p)
 			}
 		}
+	}
+}
+
+// TestKnownSpeeds: what the files say of speeds is plausible. Narrower numbers are
+// never slower, matrix units aside, and a stated speed is within what one device of
+// this decade does.
+func TestKnownSpeeds(t *testing.T) {
+	// Each is at least as fast as those before it, where it is stated.
+	orders := [][]pcm.Precision{{"fp64", "fp32", "tf32", "bf16", "int8"}, {"fp32", "tf32", "fp16", "fp8"}, {"bf16", "fp16", "int8"}, {"fp16", "fp8"}}
+	stated := 0
+	for _, k := range pcm.KnownAccelerators() {
+		for _, order := range orders {
+			before := pcm.Precision("")
+			for _, p := range order {
+				rate, ok := k.TOPS[p]
+				if !ok {
+					continue
+				}
+				if before != "" && rate < k.TOPS[before] {
+					t.Errorf("%s does %s at %s and %s at %s", k.Name, k.TOPS[before], before, rate, p)
+				}
+				before = p
+			}
+		}
+		for p, rate := range k.TOPS {
+			stated++
+			if rate < 1000 || rate > 20_000_000 {
+				t.Errorf("%s at %s: %s TOPS", k.Name, p, rate)
+			}
+		}
+		if half, eighth := k.TOPS["fp16"], k.TOPS["int8"]; half > 0 && eighth > 4*half {
+			t.Errorf("%s: int8 at %s is more than four times fp16 at %s", k.Name, eighth, half)
+		}
+		if n := k.Name; !strings.HasSuffix(n, "."+strconv.FormatInt(int64(k.Memory>>30), 10)+"g") {
+			t.Errorf("%s has %s", n, k.Memory)
+		}
+	}
+	if stated < 100 {
+		t.Errorf("%d speeds are stated", stated)
 	}
 }
 
