@@ -113,11 +113,11 @@ func (a *app) copyOut(ctx context.Context, c *api.Client, t api.Task, from, to s
 	r, w := io.Pipe()
 	go func() { w.CloseWithError(c.CopyOut(ctx, string(t.Job), t.Step, t.Index, from, w)) }()
 	defer r.Close()
-	var src io.Reader = r
-	if base := path.Base(path.Clean(from)); rename != "" && rename != base {
-		src = renamed(r, base, rename)
+	base := path.Base(path.Clean(from))
+	if rename == "" {
+		rename = base
 	}
-	files, size, err := untar(src, dir)
+	files, size, err := untar(asked(r, base, rename), dir)
 	if err != nil {
 		return err
 	}
@@ -127,11 +127,16 @@ func (a *app) copyOut(ctx context.Context, c *api.Client, t api.Task, from, to s
 	})
 }
 
-// renamed is an archive whose entries begin with another name.
-func renamed(r io.Reader, from, to string) io.Reader {
+// maxLinks bounds how many links a copy may hold.
+const maxLinks = 100_000
+
+// asked is an archive of the file or folder from, under the name to. What the
+// other side sends beside it is refused, as is what would go through a link that
+// it sent before: into a folder with other files, only what was asked for is written.
+func asked(r io.Reader, from, to string) io.Reader {
 	pr, pw := io.Pipe()
 	go func() {
-		tr, tw := tar.NewReader(r), tar.NewWriter(pw)
+		tr, tw, links := tar.NewReader(r), tar.NewWriter(pw), map[string]bool{}
 		for {
 			h, err := tr.Next()
 			if errors.Is(err, io.EOF) {
@@ -142,13 +147,10 @@ func renamed(r io.Reader, from, to string) io.Reader {
 				return
 			}
 			if err == nil {
-				name := path.Clean(h.Name)
-				if rest, ok := strings.CutPrefix(name, from+"/"); ok {
-					h.Name = path.Join(to, rest)
-				} else if name == from || from == "." {
-					h.Name = path.Join(to, strings.TrimPrefix(name, from))
+				if err = askedFor(h, from, to, links); err == nil {
+					err = tw.WriteHeader(&tar.Header{Typeflag: h.Typeflag, Name: h.Name, Linkname: h.Linkname, Mode: h.Mode & 0o777, Size: h.Size})
 				}
-				if err = tw.WriteHeader(h); err == nil {
+				if err == nil {
 					_, err = io.Copy(tw, tr)
 				}
 			}
@@ -159,6 +161,31 @@ func renamed(r io.Reader, from, to string) io.Reader {
 		}
 	}()
 	return pr
+}
+
+// askedFor renames an entry of an archive of from, unless it is none.
+func askedFor(h *tar.Header, from, to string, links map[string]bool) error {
+	name, ok := path.Clean(h.Name), true
+	if from != "." {
+		name, ok = strings.CutPrefix(name+"/", from+"/")
+		name = path.Clean(name)
+	}
+	if !ok || !filepath.IsLocal(name) {
+		return pcm.Errorf(pcm.Refused, "the copy of %q holds %q, which was not asked for", from, h.Name)
+	}
+	for dir := name; dir != "."; {
+		if dir = path.Dir(dir); links[dir] {
+			return pcm.Errorf(pcm.Refused, "the copy of %q holds %q, which would go through the link %q", from, h.Name, dir)
+		}
+	}
+	if h.Typeflag == tar.TypeSymlink {
+		if len(links) >= maxLinks {
+			return pcm.Errorf(pcm.TooLarge, "the copy of %q holds more than %d links: copy parts of it", from, maxLinks)
+		}
+		links[name] = true
+	}
+	h.Name = path.Join(to, name)
+	return nil
 }
 
 // copyIn copies into a task.

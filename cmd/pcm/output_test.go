@@ -225,3 +225,51 @@ func TestLockData(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// A copy writes what was asked for under the name that was asked for, and
+// nothing else of the folder that it goes to, whatever the other side sends.
+func TestCopyWritesWhatWasAsked(t *testing.T) {
+	file := func(name string) entry { return entry{name: name, kind: tar.TypeReg, mode: 0o644, body: "new"} }
+	link := func(name, to string) entry { return entry{name: name, kind: tar.TypeSymlink, link: to} }
+	for _, tt := range []struct {
+		name, from, to string
+		entries        []entry
+		made           string // "": it is refused
+	}{
+		{"a file", "log.txt", "log.txt", []entry{file("log.txt")}, "log.txt"},
+		{"renamed", "log.txt", "mine", []entry{file("log.txt")}, "mine"},
+		{"a folder", "d", "copy", []entry{{name: "d/", kind: tar.TypeDir}, file("d/.hidden"), link("d/l", "../copy")}, "copy/.hidden"},
+		{"the whole working folder", ".", "copy", []entry{{name: "./", kind: tar.TypeDir}, file("./.hidden")}, "copy/.hidden"},
+		{"into a folder", ".", ".", []entry{file(".hidden")}, ".hidden"},
+		{"something else", "log.txt", "log.txt", []entry{file("log.txt"), file(".keep")}, ""},
+		{"a name that begins alike", "log", "log", []entry{file("log.txt")}, ""},
+		{"back out", "d", "d", []entry{file("d/../.keep")}, ""},
+		{"back out of the renamed", ".", "copy", []entry{file("../.keep")}, ""},
+		{"through a link", "d", "d", []entry{link("d", "old"), file("d/.keep")}, ""},
+		{"through a link, deep down", "d", "d", []entry{link("d/l", "../old"), file("d/l/e/.keep")}, ""},
+	} {
+		dir := t.TempDir()
+		for _, kept := range []string{".keep", "old/.keep", "log.txt"} {
+			if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, kept)), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, kept), []byte("old"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, _, err := untar(asked(archive(t, tt.entries...), tt.from, tt.to), dir)
+		if (err == nil) != (tt.made != "") || err != nil && pcm.ErrorCode(err) != pcm.Refused {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		if tt.made != "" {
+			if got, err := os.ReadFile(filepath.Join(dir, tt.made)); string(got) != "new" {
+				t.Errorf("%s: %q, %v", tt.name, got, err)
+			}
+		}
+		for _, kept := range []string{".keep", "old/.keep"} {
+			if got, err := os.ReadFile(filepath.Join(dir, kept)); string(got) != "old" {
+				t.Errorf("%s: %s holds %q, %v", tt.name, kept, got, err)
+			}
+		}
+	}
+}
