@@ -106,7 +106,7 @@ func (a *Adapter) CopyOut(ctx context.Context, k adapters.Key, name string, w io
 		if entries++; entries > maxEntries {
 			return pcm.Errorf(pcm.TooLarge, "%q holds more than %d files: copy parts of it", name, maxEntries)
 		}
-		n, err := at.pack(out, p, path.Join(path.Base(name), strings.TrimPrefix(strings.TrimPrefix(p, name), "/")), left)
+		n, err := at.pack(out, p, entryName(name, p), left)
 		if left -= n; left <= 0 {
 			return pcm.Errorf(pcm.TooLarge, "%q holds more than %s: copy parts of it", name, pcm.Bytes(maxCopied))
 		}
@@ -116,6 +116,14 @@ func (a *Adapter) CopyOut(ctx context.Context, k adapters.Key, name string, w io
 		err = out.Close()
 	}
 	return copyFault(k, err)
+}
+
+// entryName is the name of p in an archive of name, in which it lies.
+func entryName(name, p string) string {
+	if name == "." {
+		return p
+	}
+	return path.Join(path.Base(name), strings.TrimPrefix(p, name))
 }
 
 // pack writes one entry: a folder, a file, or a link that stays inside.

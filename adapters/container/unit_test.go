@@ -17,6 +17,17 @@ import (
 	"github.com/jointcloud/pcm/adapters"
 )
 
+func TestEntryName(t *testing.T) {
+	for _, c := range [][3]string{
+		{".", ".", "."}, {".", ".hidden", ".hidden"}, {".", "d/.hidden", "d/.hidden"},
+		{"a/d", "a/d", "d"}, {"a/d", "a/d/.hidden", "d/.hidden"}, {".h", ".h/x", ".h/x"},
+	} {
+		if got := entryName(c[0], c[1]); got != c[2] {
+			t.Errorf("%s in an archive of %s is called %s, want %s", c[1], c[0], got, c[2])
+		}
+	}
+}
+
 func TestAllowedImages(t *testing.T) {
 	m, err := newImages(nil, RunnerConfig{DefaultImage: "debian:12", Images: []string{"docker.io/library/busybox:*", "registry.example/team/*"}})
 	if err != nil {
