@@ -252,7 +252,7 @@ func (d *driver) acceptAndSettle(id pcm.TradeID, m *tradeModel) step {
 			}
 			d.set(s, res.Index, pcm.TaskWaiting)
 			st.tasks[res.Index].failures++
-			d.rest(s, res.Index, res, time.Now())
+			d.rest(s, res.Index, res, time.Since(m.since), time.Now())
 		}
 		m.ready = slices.DeleteFunc(m.ready, func(o pcm.Result) bool {
 			_, done := pay[o.Index]

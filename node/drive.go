@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -704,9 +705,11 @@ func (d *driver) cancelRest() []step {
 	}}
 }
 
-// clip cuts a reason to the length that commands allow.
+// clip makes a reason one that commands can hold: UTF-8, or nobody could read the
+// command, and of bounded length. What tasks and back ends say may be neither.
 func clip(reason string) string {
 	const most = 256
+	reason = strings.ToValidUTF8(reason, "?")
 	if len(reason) <= most {
 		return reason
 	}

@@ -47,18 +47,21 @@ func (d *driver) goesOn(step, i int, r pcm.Result) (why string, again bool) {
 	return failure(r), st.service.Restart != pcm.RestartNever
 }
 
-// rest has a service's task wait before it is tried again.
-func (d *driver) rest(step, i int, r pcm.Result, now time.Time) {
+// rest has a service's task wait before it is tried again. It can't have run for
+// longer than this peer saw of it since the award: what a seller says beyond that,
+// and a period that was over soon, doesn't get it placed anew at once.
+func (d *driver) rest(step, i int, r pcm.Result, seen time.Duration, now time.Time) {
 	if d.model.steps[step].service == nil {
 		return
 	}
 	k := pcm.TaskRef{Step: step, Index: i}
-	if r.Outcome == pcm.OutcomeStopped || r.Outcome == pcm.OutcomeTimeLimit {
+	ran := min(r.Usage.Wall(), seen)
+	if r.Outcome == pcm.OutcomeStopped || r.Outcome == pcm.OutcomeTimeLimit && ran >= d.held.spec.Steps[step].Limit()/2 {
 		delete(d.restarts, k)
 		return
 	}
 	p := d.restarts[k]
-	if r.Usage.Wall() >= lasting {
+	if ran >= lasting {
 		p.soon = 0
 	}
 	p.until = now.Add(min(firstPause<<min(p.soon, 20), mostPause))

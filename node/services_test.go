@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -62,7 +63,7 @@ func TestServicePauses(t *testing.T) {
 	d, now := servingDriver(2, 2, pcm.RestartAlways), time.Now()
 	var pauses []time.Duration
 	for range 12 {
-		d.rest(0, 0, pcm.Result{Outcome: pcm.OutcomeFailed}, now)
+		d.rest(0, 0, pcm.Result{Outcome: pcm.OutcomeFailed}, time.Hour, now)
 		pauses = append(pauses, d.resting(0, 0, now))
 	}
 	if pauses[0] != time.Second || pauses[3] != 8*time.Second || pauses[11] != 5*time.Minute || !slices.IsSorted(pauses) {
@@ -72,11 +73,21 @@ func TestServicePauses(t *testing.T) {
 	if len(by[1]) != 1 || by[1][0] != 1 || next != 5*time.Minute {
 		t.Errorf("to be placed %v, more in %s", by, next)
 	}
-	d.rest(0, 0, pcm.Result{Outcome: pcm.OutcomeFailed, Usage: pcm.Usage{WallMS: lasting.Milliseconds()}}, now)
+	lasted := pcm.Result{Outcome: pcm.OutcomeFailed, Usage: pcm.Usage{WallMS: lasting.Milliseconds()}}
+	d.rest(0, 0, lasted, time.Hour, now)
 	if p := d.resting(0, 0, now); p != time.Second {
 		t.Errorf("after one that lasted: %s", p)
 	}
-	d.rest(0, 0, pcm.Result{Outcome: pcm.OutcomeTimeLimit}, now)
+	d.rest(0, 0, lasted, time.Minute, now)
+	if p := d.resting(0, 0, now); p != 2*time.Second {
+		t.Errorf("after one that lasted by its seller's word alone: %s", p)
+	}
+	over := pcm.Result{Outcome: pcm.OutcomeTimeLimit, Usage: pcm.Usage{WallMS: pcm.DefaultPeriod.Milliseconds()}}
+	d.rest(0, 0, over, time.Minute, now)
+	if p := d.resting(0, 0, now); p != 4*time.Second {
+		t.Errorf("after a period that its seller cut short: %s", p)
+	}
+	d.rest(0, 0, over, pcm.DefaultPeriod+time.Minute, now)
 	if p := d.resting(0, 0, now); p != 0 {
 		t.Errorf("after its period: %s", p)
 	}
@@ -208,6 +219,30 @@ func TestProbes(t *testing.T) {
 	defer cancel()
 	if err := probeHTTP(ctx, silent, pcm.HealthCheck{HTTP: "/ok", Timeout: "5s"}); err == nil || !strings.Contains(err.Error(), "no answer within 5s") {
 		t.Errorf("a silent service: %v", err)
+	}
+	garbage := func(context.Context) (net.Conn, error) {
+		near, far := net.Pipe()
+		go func() {
+			http.ReadRequest(bufio.NewReader(far))
+			io.WriteString(far, "HTTP/1.1 500 \xff\xfe\r\nContent-Length: 0\r\n\r\n")
+		}()
+		return near, nil
+	}
+	err := probeHTTP(t.Context(), garbage, pcm.HealthCheck{HTTP: "/ok"})
+	if err == nil {
+		t.Fatal("status 500 is good")
+	}
+	// What a service says may not keep its seller from reporting.
+	s, _, req, x := workingTrade(t, pcm.Step{})
+	x.running[0].vitals = &vitals{unhealthy, clip(err.Error())}
+	s.adapters["slow"] = &emptyResults{Adapter: s.adapters["slow"]}
+	s.ended(adapters.Status{Key: x.key(0), State: adapters.Ended, Outcome: pcm.OutcomeStopped})
+	s.reports.mu.Lock()
+	raw := pcm.MustMarshal(pcm.Op{Finish: &pcm.Finish{Trade: req.Trade, Results: s.reports.results[req.Trade]}})
+	s.reports.mu.Unlock()
+	var op pcm.Op
+	if err := pcm.Unmarshal(raw, &op); err != nil || len(op.Finish.Results) != 1 {
+		t.Errorf("a report that nobody can read: %v", err)
 	}
 	_, end, _, _ := workingTrade(t, pcm.Step{})
 	if err := probeCommand(t.Context(), end, adapters.Key{}, pcm.HealthCheck{Command: []string{"fail"}}); err == nil || err.Error() != "fail ended with 300: no" {
