@@ -118,9 +118,8 @@ func (r resetOnClose) Close() error { return r.Stream.Reset() }
 type closeGently struct{ network.Stream }
 
 func (c closeGently) Close() error {
-	err := c.Stream.Close()
-	c.Stream.SetReadDeadline(time.Now()) // nothing more is wanted
-	return err
+	c.Stream.SetDeadline(time.Now()) // lets go of who waits to read or write: on QUIC, closing alone does not
+	return c.Stream.Close()
 }
 
 // serveSession serves other peers.
@@ -301,15 +300,15 @@ func (w *attemptWork) CopyIn(ctx context.Context, folder string, r io.Reader) er
 	return role.CopyIn(ctx, w.k, folder, r)
 }
 
-// service is what a trade's step says of itself as a service; nil if it is none,
-// or if that is not known yet.
-func (s *seller) service(x *execution) *pcm.Service {
+// service is what a trade's step says of itself as a service, nil if it is none;
+// and whether that is known yet.
+func (s *seller) service(x *execution) (svc *pcm.Service, known bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !x.prepared || x.terms.Step >= len(x.held.spec.Steps) {
-		return nil
+		return nil, false
 	}
-	return x.held.spec.Steps[x.terms.Step].Service
+	return x.held.spec.Steps[x.terms.Step].Service, true
 }
 
 // dialTime bounds the making of a connection to a service.
@@ -321,8 +320,10 @@ func (w *attemptWork) Dial(ctx context.Context, port int) (net.Conn, error) {
 	if !ok {
 		return nil, w.s.lacks(w.x, pcm.FeatureService)
 	}
-	own := w.s.service(w.x)
+	own, known := w.s.service(w.x)
 	switch {
+	case !known:
+		return nil, pcm.Errorf(pcm.Unavailable, "this peer has not got the job's spec again since it started: try again in a moment")
 	case own == nil:
 		return nil, pcm.Errorf(pcm.Refused, "the task is not a service: give its step 'service: {port: …}'")
 	case port == 0:

@@ -5,9 +5,13 @@ import (
 	"context"
 	"io"
 	"net"
+	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
@@ -263,5 +267,44 @@ func TestSessionDial(t *testing.T) {
 	go c.Write(api.FrameStdin, []byte("hello"))
 	if kind, data, err := c.Read(); kind != api.FrameStdout || string(data) != "hello" || err != nil {
 		t.Errorf("frame %d %q, %v", kind, data, err)
+	}
+}
+
+// stuckStream is a stream whose other side reads nothing. As with QUIC's, only a
+// deadline or a reset lets go of a write.
+type stuckStream struct {
+	network.Stream
+	late chan struct{}
+	once sync.Once
+}
+
+func (s *stuckStream) SetDeadline(t time.Time) error {
+	if !t.After(time.Now()) {
+		s.once.Do(func() { close(s.late) })
+	}
+	return nil
+}
+
+func (s *stuckStream) Close() error                    { return nil }
+func (s *stuckStream) SetReadDeadline(time.Time) error { return nil }
+
+func (s *stuckStream) Write([]byte) (int, error) {
+	<-s.late
+	return 0, os.ErrDeadlineExceeded
+}
+
+// Whoever reads nothing can't hold a session for ever.
+func TestSlowReaderLetsGo(t *testing.T) {
+	s := api.NewSession(closeGently{&stuckStream{late: make(chan struct{})}})
+	wrote := make(chan error, 1)
+	go func() { wrote <- s.Write(api.FrameStdout, []byte("hello")) }()
+	s.Close()
+	select {
+	case err := <-wrote:
+		if err == nil {
+			t.Error("written, though nobody reads")
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("a write goes on after the session was closed")
 	}
 }
