@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/jointcloud/pcm"
@@ -274,7 +275,13 @@ func frameError(data []byte) error {
 	if err := pcm.Unmarshal(data, &e); err != nil || e.Message == "" {
 		return pcm.Errorf(pcm.Unavailable, "the session ended with an error that can't be read")
 	}
-	return &pcm.Error{Code: e.Code, Message: strings.ToValidUTF8(e.Message, "?")}
+	text := strings.Map(func(r rune) rune { // it comes from another peer, and is shown on a terminal
+		if r != '\n' && r != '\t' && !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, e.Message)
+	return &pcm.Error{Code: e.Code, Message: text}
 }
 
 // writer sends what is written to it as frames of one kind.
