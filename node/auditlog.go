@@ -127,6 +127,10 @@ func (a *auditLog) write(e api.AuditEntry, sync bool) {
 		n, err = a.f.Write(append(line, '\n'))
 		a.size += int64(n)
 		a.dirty = true
+		if err != nil { // a part may stand there, if the disk is full: open ends that line
+			a.f.Close()
+			a.f = nil
+		}
 	}
 	if err == nil && sync {
 		err = a.f.Sync()

@@ -186,6 +186,21 @@ func TestAuditLog(t *testing.T) {
 	if list, err := a.read(since, all); err != nil || len(list) != 2 || list[0].Event != "deny" {
 		t.Errorf("after a cut line: %+v, %v", list, err)
 	}
+	_, err = a.f.WriteString(`{"id":"9","ev`) // as on a disk that is full
+	if err == nil {
+		err = a.f.Close()
+	}
+	if err == nil {
+		a.f, err = os.Open(a.path(0))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.write(api.AuditEntry{Event: "lost"}, true)
+	a.write(api.AuditEntry{Event: "allow"}, true)
+	if list, err := a.read(since, all); err != nil || len(list) != 3 || list[0].Event != "allow" {
+		t.Errorf("after a disk was full: %+v, %v", list, err)
+	}
 	if err := a.close(); err != nil {
 		t.Fatal(err)
 	}
