@@ -135,7 +135,15 @@ func (s *seller) begin(id pcm.TradeID, t pcm.Terms, live pcm.Spans, known map[in
 // it can't, it rejects what has not started; what runs goes on.
 func (s *seller) prepare(id pcm.TradeID, x *execution) {
 	defer close(x.idle)
-	if err := s.ready(x); err != nil {
+	err := s.veto(x)
+	if err != nil && s.holds(x) {
+		s.reject(id, x, clip(err.Error())) // what runs goes on, and must be known as well as before
+		err = nil
+	}
+	if err == nil {
+		err = s.ready(x)
+	}
+	if err != nil {
 		if s.n.run.Err() != nil || x.ctx.Err() != nil {
 			return
 		}
@@ -149,20 +157,29 @@ func (s *seller) prepare(id pcm.TradeID, x *execution) {
 	s.next(id, x)
 }
 
-// ready checks this peer's own rules and brings spec, inputs and module here.
+// veto is this peer's own rule about what is new.
+func (s *seller) veto(x *execution) error {
+	if s.n.draining.Load() {
+		return pcm.Errorf(pcm.Unavailable, "this peer is going down and takes no new work")
+	}
+	if err := s.n.operator.mayBuy(x.terms); err != nil {
+		return err
+	}
+	return s.n.operator.drainingPool(x.terms.Pool)
+}
+
+// holds tells whether something of a trade runs here.
+func (s *seller) holds(x *execution) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(x.running) > 0
+}
+
+// ready brings spec, inputs and module here, and checks the award by them.
 func (s *seller) ready(x *execution) error {
 	t := x.terms
 	if s.adapters[t.Adapter] == nil {
 		return pcm.Errorf(pcm.Refused, "adapter %s is no longer in use here", t.Adapter)
-	}
-	if s.n.draining.Load() {
-		return pcm.Errorf(pcm.Unavailable, "this peer is going down and takes no new work")
-	}
-	if err := s.n.operator.mayBuy(t); err != nil {
-		return err
-	}
-	if err := s.n.operator.drainingPool(t.Pool); err != nil {
-		return err
 	}
 	h, err := s.spec(x)
 	if err != nil {
@@ -237,6 +254,11 @@ func lacks(st pcm.Step, pool pcm.Pool) error {
 	d, err := st.Demand(pool.Class)
 	if err != nil {
 		return err
+	}
+	for _, f := range st.Wants() {
+		if !pool.Has(f) {
+			return pcm.Errorf(pcm.Refused, "pool %s doesn't offer %s, which the task asks for", pool.ID, f)
+		}
 	}
 	if why := d.Misses(pool); why != "" {
 		return pcm.Errorf(pcm.Refused, "pool %s: %s", pool.ID, why)

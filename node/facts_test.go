@@ -47,6 +47,9 @@ func TestSellerChecksDemands(t *testing.T) {
 		{pcm.Step{Resources: pcm.Ask{Accelerator: "a100.80g"}}, "", "pool gpu: wants accelerator a100.80g, the pool has nvidia v100.32g"},
 		{pcm.Step{Resources: pcm.Ask{Software: []string{"cuda>=12"}}}, "", "cuda 11.8"},
 		{pcm.Step{Resources: pcm.Ask{Fabric: "infiniband"}}, "", "infiniband"},
+		{pcm.Step{Network: true}, "", "doesn't offer network"},
+		{pcm.Step{Service: &pcm.Service{Port: 80}}, "", "doesn't offer service"},
+		{pcm.Step{Image: "debian:12"}, "", "doesn't offer image"},
 		{pcm.Step{Class: "gpu.a100.80g"}, "", "a100.80g"},
 		{pcm.Step{Class: "gpu.a100.80g"}, "gpu.a100.80g", ""}, // that is what it was sold as
 		{pcm.Step{Class: "gpu.a100.80g", Resources: pcm.Ask{Accelerator: "a100.80g"}}, "gpu.a100.80g", "v100.32g"},

@@ -153,6 +153,20 @@ func TestService(t *testing.T) {
 		t.Errorf("the second one is %+v", task)
 	}
 
+	// Whom its seller has denied since buys nothing new there. What runs goes on,
+	// is looked after and reached, though the seller has been restarted.
+	must(t, bert, "account", "deny", "carl")
+	bert.Kill()
+	bert.Up()
+	healthy(0, "bert")
+	nodetest.Eventually(t, "it is reached after its seller's restart", func(ctx context.Context) error {
+		id, err := ask(ctx, url+"/")
+		if err == nil && !seen[id] {
+			err = fmt.Errorf("another one answers: %s", id)
+		}
+		return err
+	})
+
 	// Whoever drives the job next knows the scale: it is in the ledger.
 	carl.Kill()
 	carl.Up()
