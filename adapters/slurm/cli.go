@@ -107,8 +107,10 @@ func oneLine(s string) string {
 }
 
 func (c *cli) submit(ctx context.Context, b batch) (int64, error) {
+	// All that run leaves in the environment goes along. With NONE, or a list, Slurm
+	// would have a login shell of the user say what it has, for each task of an array.
 	args := []string{
-		"--parsable", "--export=NONE", "--no-requeue", "--job-name=" + b.Name, "--comment=" + b.Comment,
+		"--parsable", "--export=ALL", "--no-requeue", "--job-name=" + b.Name, "--comment=" + b.Comment,
 		"--output=/dev/null", "--error=/dev/null", "--input=/dev/null", "--chdir=" + b.Dir, "--nodes=1", "--ntasks=1",
 		"--cpus-per-task=" + strconv.FormatInt(b.cpus(), 10), "--open-mode=append",
 	}

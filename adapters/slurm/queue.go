@@ -19,7 +19,9 @@ import (
 
 const (
 	maxArray   = 1000                   // Slurm's MaxArraySize is 1,001 by default
-	collect    = 100 * time.Millisecond // how long tasks of a trade wait for each other
+	collect    = 100 * time.Millisecond // how long tasks of a trade wait for the next
+	collectAll = 3 * time.Second        // and all of them, on a machine that is slow to bring them
+	gather     = 250 * time.Millisecond // how long room for a few waits for room for more
 	maxBackOff = 30 * time.Second
 )
 
@@ -35,6 +37,7 @@ type queue struct {
 type trade struct {
 	waiting []*attempt
 	out     int         // submitted, not ended
+	first   time.Time   // when the first of those came that are being collected; zero: none are
 	timer   *time.Timer // until those that wait are submitted; nil: none set
 }
 
@@ -47,22 +50,38 @@ func (q *queue) of(id pcm.TradeID) *trade {
 	return t
 }
 
-// add has the attempt submitted, soon and together with others.
+// add has the attempt submitted, soon and together with others. Each that comes
+// has them wait for the next: what misses its array is let out in small groups.
 func (q *queue) add(a *attempt) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	t := q.of(a.Trade)
 	t.waiting = append(t.waiting, a)
-	if a.Batch <= 1 || len(t.waiting) >= min(a.Batch, maxArray) {
-		q.flush(a.Trade, t)
-	} else if t.timer == nil {
-		t.timer = time.AfterFunc(collect, func() {
-			q.mu.Lock()
-			defer q.mu.Unlock()
-			t.timer = nil
-			q.flush(a.Trade, t)
-		})
+	if t.first.IsZero() {
+		t.first = time.Now()
 	}
+	wait := min(collect, time.Until(t.first.Add(collectAll)))
+	if a.Batch <= 1 || len(t.waiting) >= min(a.Batch, maxArray) || wait <= 0 {
+		q.flush(t)
+	} else {
+		q.later(t, wait)
+	}
+}
+
+// later submits what waits after some time, and no sooner. q.mu is held.
+func (q *queue) later(t *trade, wait time.Duration) {
+	if t.timer != nil {
+		t.timer.Stop()
+	}
+	var timer *time.Timer
+	timer = time.AfterFunc(wait, func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		if t.timer == timer {
+			q.flush(t)
+		}
+	})
+	t.timer = timer
 }
 
 // adopt counts an attempt that Slurm has already.
@@ -88,17 +107,30 @@ func (q *queue) done(a *attempt) {
 	if !found {
 		t.out--
 	}
-	if len(t.waiting) == 0 && t.out <= 0 && t.timer == nil {
-		delete(q.trades, a.Trade)
-	} else if t.timer == nil {
-		q.flush(a.Trade, t)
+	if len(t.waiting) == 0 {
+		if t.out <= 0 {
+			delete(q.trades, a.Trade)
+		}
+		return
+	}
+	width := t.waiting[0].Width
+	switch free := width - t.out; {
+	case !t.first.IsZero(): // more are about to come
+	case width <= 0, t.out <= 0, free >= max(1, width/4):
+		q.flush(t)
+	case free > 0 && t.timer == nil:
+		q.later(t, gather)
 	}
 }
 
 // flush submits as much as may be. No more than the trade's width run at once:
-// the first array has Slurm see to that; what follows while it runs is let out
-// one for one. q.mu is held.
-func (q *queue) flush(id pcm.TradeID, t *trade) {
+// the first array has Slurm see to that; what follows while it runs is let out as
+// room comes. q.mu is held.
+func (q *queue) flush(t *trade) {
+	if t.timer != nil {
+		t.timer.Stop()
+	}
+	t.first, t.timer = time.Time{}, nil
 	for len(t.waiting) > 0 {
 		n, width := min(len(t.waiting), maxArray), t.waiting[0].Width
 		if width > 0 && t.out > 0 {
@@ -113,7 +145,6 @@ func (q *queue) flush(id pcm.TradeID, t *trade) {
 		t.out += n
 		q.r.work.Go(func() { q.submit(group, width, 1) })
 	}
-	_ = id
 }
 
 // submit brings attempts to Slurm, whatever time that takes it. They count as out.

@@ -128,7 +128,7 @@ pid=$!
 watch() {
 	trap 'kill "$nap"; exit 0' TERM
 	most=0 nap='' told='' pause=0.1
-	while :; do
+	while kill -0 "$pid"; do # a TERM that came before the trap is lost
 		while read -r name value _; do
 			case $name in VmHWM:) [ "$value" -le "$most" ] || { most=$value; echo "$most" >"$dir/peak"; } ;; esac
 		done <"/proc/$pid/status"
