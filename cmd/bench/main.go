@@ -2,9 +2,10 @@
 // start and idle cost, the latency of one job on a cell of three, the throughput
 // of arrays, and how long the loss of a seller takes to mend. Each figure is
 // printed beside its target; a missed target does not fail the run, since figures
-// depend on the machine, but a wrong result does.
+// depend on the machine, but a wrong result does. The part backends is run only when
+// it is named: it starts the servers of other back ends, as root, and takes long.
 //
-//	go run ./cmd/bench -pcm bin/pcm [-only up,job,array,module,loss] [-quick]
+//	go run ./cmd/bench -pcm bin/pcm [-only up,job,array,module,loss,backends] [-servers slurm] [-quick]
 package main
 
 import (
@@ -29,20 +30,40 @@ type bench struct {
 	many int // tasks of an array
 	mods int // runs of the Go module
 	keep bool
+
+	tasks   int             // of an array on a back end
+	rounds  int             // of each such array
+	servers map[string]bool // that are measured; none: all
 }
 
 func main() {
 	var b bench
-	var only string
+	var only, servers string
 	var quick bool
 	flag.StringVar(&b.pcm, "pcm", "bin/pcm", "the program to measure")
-	flag.StringVar(&only, "only", "", "parts to run, separated by commas: up, job, array, module, loss (default: all)")
+	flag.StringVar(&only, "only", "", "parts to run, separated by commas: up, job, array, module, loss (default: these), backends")
+	flag.StringVar(&servers, "servers", "", "back ends to measure, separated by commas: process, slurm, container, kubernetes (default: all)")
+	flag.IntVar(&b.tasks, "tasks", 0, "tasks of an array on a back end (default: 1000)")
+	flag.IntVar(&b.rounds, "rounds", 3, "how often each back end runs it")
 	flag.BoolVar(&quick, "quick", false, "a tenth of everything, for a first look")
 	flag.BoolVar(&b.keep, "keep", false, "keep the data folders and logs")
 	flag.Parse()
 	b.idle, b.jobs, b.many, b.mods = 60*time.Second, 200, 2000, 200
 	if quick {
 		b.idle, b.jobs, b.many, b.mods = 6*time.Second, 20, 200, 20
+		b.rounds = 1
+	}
+	if b.tasks <= 0 {
+		b.tasks = b.many / 2
+	}
+	b.rounds = max(b.rounds, 1)
+	for name := range strings.SplitSeq(servers, ",") {
+		if name != "" {
+			if b.servers == nil {
+				b.servers = map[string]bool{}
+			}
+			b.servers[name] = true
+		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := b.run(ctx, only)
@@ -60,7 +81,7 @@ type part struct {
 }
 
 func (b *bench) run(ctx context.Context, only string) error {
-	parts := []part{{"up", b.up}, {"job", b.job}, {"array", b.array}, {"module", b.module}, {"loss", b.loss}}
+	parts := []part{{"up", b.up}, {"job", b.job}, {"array", b.array}, {"module", b.module}, {"loss", b.loss}, {"backends", b.backends}}
 	wanted := map[string]bool{}
 	for name := range strings.SplitSeq(only, ",") {
 		if name != "" {
@@ -95,7 +116,7 @@ func (b *bench) run(ctx context.Context, only string) error {
 	fmt.Printf("machine: %d cores, %s, load %s; append of 4 KiB and fsync: p50 %s, p99 %s\n",
 		runtime.NumCPU(), runtime.Version(), loadAverage(), ms(p50), ms(p99))
 	for _, p := range parts {
-		if len(wanted) > 0 && !wanted[p.name] {
+		if len(wanted) > 0 && !wanted[p.name] || len(wanted) == 0 && p.name == "backends" { // that takes servers, and long
 			continue
 		}
 		if err := p.run(ctx); err != nil {

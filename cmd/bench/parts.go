@@ -83,7 +83,11 @@ func (b *bench) trivial() (wasm, native pcm.Step, err error) {
 
 // runJob submits a job of one step and waits until all of it is settled.
 func runJob(ctx context.Context, p *peer, step pcm.Step, strategy string) (api.Job, time.Duration, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	return runJobWithin(ctx, 5*time.Minute, p, step, strategy)
+}
+
+func runJobWithin(ctx context.Context, most time.Duration, p *peer, step pcm.Step, strategy string) (api.Job, time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	begun := time.Now()
 	j, err := p.c.Submit(ctx, api.Submission{Spec: pcm.Spec{Name: "bench", Strategy: strategy, Steps: []pcm.Step{step}}})

@@ -32,6 +32,8 @@ type settings struct {
 	sandbox string // of the process adapter
 	price   string // of a task there; "": the default
 	token   string
+
+	adapters string // the section of the configuration, in place of the one made of the above
 }
 
 // config is a peer's configuration: any free ports, its name as a label, so that
@@ -42,8 +44,7 @@ listen: [/ip4/127.0.0.1/udp/0/quic-v1, /ip4/127.0.0.1/tcp/0]
 labels: {site: %[1]s}
 credit_limit: 1000000
 adapters:
-  process: {sandbox: %[2]s, allow_unsandboxed: true, price: {per_task: %[3]s}}
-log: {level: warn, format: json}
+%[2]slog: {level: warn, format: json}
 `
 
 // start starts a peer and waits until it is ready.
@@ -53,7 +54,8 @@ func (b *bench) start(ctx context.Context, name string, s settings) (*peer, erro
 	if p.data, err = os.MkdirTemp(b.dir, name+"-"); err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(filepath.Join(p.data, "config.yaml"), fmt.Appendf(nil, config, name, s.sandbox, cmp.Or(s.price, "0.001")), 0o600); err != nil {
+	section := cmp.Or(s.adapters, fmt.Sprintf("  process: {sandbox: %s, allow_unsandboxed: true, price: {per_task: %s}}\n", s.sandbox, cmp.Or(s.price, "0.001")))
+	if err := os.WriteFile(filepath.Join(p.data, "config.yaml"), fmt.Appendf(nil, config, name, section), 0o600); err != nil {
 		return nil, err
 	}
 	log, err := os.Create(filepath.Join(p.data, "log"))
