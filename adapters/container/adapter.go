@@ -105,7 +105,7 @@ func (a *Adapter) Pools(ctx context.Context) ([]pcm.Pool, error) {
 	}
 	slices.Sort(features)
 	return []pcm.Pool{{
-		ID: Name, Adapter: Name, Capacity: capacity, Slots: cmp.Or(a.cfg.Slots, 64*max(f.cpus, 1)), Labels: labels,
+		ID: Name, Adapter: Name, Capacity: capacity, Accelerator: runner.Accelerator, Slots: cmp.Or(a.cfg.Slots, 64*max(f.cpus, 1)), Labels: labels,
 		Features: features, Sandbox: runner.Sandbox, OwnOnly: a.cfg.OwnOnly,
 	}}, nil
 }

@@ -4,12 +4,14 @@ import (
 	"context"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
 	"github.com/moby/moby/api/types/container"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters"
 )
 
 // gpus hands the accelerators out, each to one task at a time.
@@ -105,4 +107,59 @@ func (g *gpus) give(host *container.HostConfig, cfg *container.Config, mine []st
 	if len(ascend) > 0 {
 		cfg.Env = append(cfg.Env, "ASCEND_VISIBLE_DEVICES="+strings.Join(ascend, ","))
 	}
+}
+
+// Split parts the accelerators of this machine in those that a configuration gives
+// to containers, and the rest, most numerous kind first. What it names and can't be found is in neither.
+func Split(named []string, all []adapters.Devices) (mine, rest []adapters.Devices) {
+	for _, kind := range all {
+		m, r := kind, kind
+		m.Each, r.Each = nil, nil
+		for i, d := range kind.Each {
+			if slices.ContainsFunc(named, func(name string) bool { return isDevice(name, kind, d, i, all) }) {
+				m.Each = append(m.Each, d)
+			} else {
+				r.Each = append(r.Each, d)
+			}
+		}
+		if len(m.Each) > 0 {
+			mine = append(mine, m)
+		}
+		if len(r.Each) > 0 {
+			rest = append(rest, r)
+		}
+	}
+	slices.SortStableFunc(rest, func(a, b adapters.Devices) int { return len(b.Each) - len(a.Each) })
+	return mine, rest
+}
+
+// isDevice tells whether a name of the configuration is device d, the i-th of its
+// kind. NVIDIA's indexes count the GPUs of all kinds: they tell where there is one.
+func isDevice(name string, kind adapters.Devices, d adapters.Device, i int, all []adapters.Devices) bool {
+	id, ok := strings.CutPrefix(name, nvidia)
+	if !ok {
+		return slices.Contains(d.Nodes, name)
+	}
+	if kind.Accelerator.Vendor != "nvidia" {
+		return false
+	}
+	if strings.EqualFold(id, d.ID) {
+		return true
+	}
+	kinds := 0
+	for _, k := range all {
+		if k.Accelerator.Vendor == "nvidia" {
+			kinds++
+		}
+	}
+	return kinds == 1 && kind.Accelerator.Slice == "" && id == strconv.Itoa(i)
+}
+
+// alike is what all that are named are; nil if that can't be told, or they differ.
+func alike(named []string, all []adapters.Devices) *pcm.Accelerator {
+	mine, _ := Split(named, all)
+	if len(mine) != 1 || len(mine[0].Each) != len(named) || mine[0].Accelerator.Validate() != nil {
+		return nil
+	}
+	return &mine[0].Accelerator
 }

@@ -17,21 +17,22 @@ import (
 
 // RunnerConfig says where the engine is and how tasks are kept in.
 type RunnerConfig struct {
-	Dir          string       `json:"-"`                       // the supervisor's folder, as in supervisor.Config
-	Socket       string       `json:"socket,omitempty"`        // default DefaultSocket
-	DefaultImage string       `json:"default_image,omitempty"` // for tasks that name none; "": such tasks are refused
-	Images       []string     `json:"images,omitempty"`        // that tasks may name, * standing for anything; the default image always is
-	Pull         string       `json:"pull,omitempty"`          // default missing
-	Auth         string       `json:"auth,omitempty"`          // path of a Docker config.json with the registries' credentials
-	User         string       `json:"user,omitempty"`          // UID:GID; default the supervisor's own, 65534:65534 where that is root
-	Network      string       `json:"network,omitempty"`       // of the engine, for tasks that ask for one; "": they get none
-	Runtime      string       `json:"runtime,omitempty"`       // e.g. runsc; default the engine's
-	PIDs         int          `json:"pids,omitempty"`          // processes and threads of one task; default 1,024
-	Tmp          pcm.Bytes    `json:"tmp,omitempty"`           // size of /tmp, which counts as memory; default 64 MiB
-	Disk         pcm.Bytes    `json:"disk,omitempty"`          // what one task may keep in its working folder; default 10 GiB
-	GPUs         []string     `json:"gpus,omitempty"`          // nvidia:ID, or device files
-	GPUDevices   []string     `json:"gpu_devices,omitempty"`   // device files that every task with an accelerator gets
-	Logger       *slog.Logger `json:"-"`
+	Dir          string             `json:"-"`                       // the supervisor's folder, as in supervisor.Config
+	Socket       string             `json:"socket,omitempty"`        // default DefaultSocket
+	DefaultImage string             `json:"default_image,omitempty"` // for tasks that name none; "": such tasks are refused
+	Images       []string           `json:"images,omitempty"`        // that tasks may name, * standing for anything; the default image always is
+	Pull         string             `json:"pull,omitempty"`          // default missing
+	Auth         string             `json:"auth,omitempty"`          // path of a Docker config.json with the registries' credentials
+	User         string             `json:"user,omitempty"`          // UID:GID; default the supervisor's own, 65534:65534 where that is root
+	Network      string             `json:"network,omitempty"`       // of the engine, for tasks that ask for one; "": they get none
+	Runtime      string             `json:"runtime,omitempty"`       // e.g. runsc; default the engine's
+	PIDs         int                `json:"pids,omitempty"`          // processes and threads of one task; default 1,024
+	Tmp          pcm.Bytes          `json:"tmp,omitempty"`           // size of /tmp, which counts as memory; default 64 MiB
+	Disk         pcm.Bytes          `json:"disk,omitempty"`          // what one task may keep in its working folder; default 10 GiB
+	GPUs         []string           `json:"gpus,omitempty"`          // nvidia:ID, or device files
+	GPUDevices   []string           `json:"gpu_devices,omitempty"`   // device files that every task with an accelerator gets
+	Devices      []adapters.Devices `json:"-"`                       // the machine's accelerators, as far as they were found: they tell what GPUs are
+	Logger       *slog.Logger       `json:"-"`
 }
 
 // Runner is the supervisor's side. It implements supervisor.Remote: containers
@@ -89,7 +90,9 @@ func (r *Runner) Name() string { return Name }
 func (r *Runner) Remote() {}
 
 // Facts implements supervisor.Runner.
-func (r *Runner) Facts() supervisor.Facts { return supervisor.Facts{Sandbox: Name} }
+func (r *Runner) Facts() supervisor.Facts {
+	return supervisor.Facts{Sandbox: Name, GPU: int64(len(r.cfg.GPUs)), Accelerator: alike(r.cfg.GPUs, r.cfg.Devices)}
+}
 
 // Check implements supervisor.Runner.
 func (r *Runner) Check(t adapters.Task) error {

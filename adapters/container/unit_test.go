@@ -178,6 +178,59 @@ func TestAccelerators(t *testing.T) {
 	}
 }
 
+// TestAcceleratorsNamed: what the named ones are is told by what was found, and
+// nobody else gets them.
+func TestAcceleratorsNamed(t *testing.T) {
+	kind := func(name, vendor string, each ...adapters.Device) adapters.Devices {
+		a, ok := pcm.FindAccelerator(name)
+		if !ok || a.Vendor != vendor {
+			t.Fatalf("%s is %+v", name, a)
+		}
+		return adapters.Devices{Accelerator: a.Accelerator, Each: each}
+	}
+	a100 := kind("a100.80g", "nvidia", adapters.Device{ID: "GPU-0a"}, adapters.Device{ID: "GPU-0b"})
+	t4 := kind("t4.16g", "nvidia", adapters.Device{ID: "GPU-0c"})
+	npu := kind("ascend910b.64g", "huawei", adapters.Device{ID: "0", Nodes: []string{"/dev/davinci0"}}, adapters.Device{ID: "1", Nodes: []string{"/dev/davinci1"}})
+	slice := a100
+	slice.Accelerator = a100.Accelerator.Sliced("3g.40gb", 7)
+	for _, c := range []struct {
+		what  string
+		named []string
+		found []adapters.Devices
+		want  string // of the pool; "": not stated
+		rest  int
+	}{
+		{"by index", []string{"nvidia:0", "nvidia:1"}, []adapters.Devices{a100, npu}, "a100.80g", 2},
+		{"one of two by index", []string{"nvidia:1"}, []adapters.Devices{a100}, "a100.80g", 1},
+		{"by UUID, among several kinds", []string{"nvidia:gpu-0c"}, []adapters.Devices{a100, t4}, "t4.16g", 2},
+		{"by index, among several kinds", []string{"nvidia:0"}, []adapters.Devices{a100, t4}, "", 3},
+		{"not all alike", []string{"nvidia:GPU-0a", "nvidia:GPU-0c"}, []adapters.Devices{a100, t4}, "", 1},
+		{"by device file", []string{"/dev/davinci1"}, []adapters.Devices{a100, npu}, "ascend910b.64g", 3},
+		{"slices by index", []string{"nvidia:0"}, []adapters.Devices{slice}, "", 2},
+		{"slices by UUID", []string{"nvidia:GPU-0b"}, []adapters.Devices{slice}, "a100.3g.40gb", 1},
+		{"one that isn't there", []string{"nvidia:0", "nvidia:7"}, []adapters.Devices{a100}, "", 1},
+		{"nothing was found", []string{"nvidia:0"}, nil, "", 0},
+		{"none named", nil, []adapters.Devices{a100}, "", 2},
+	} {
+		r, err := NewRunner(RunnerConfig{Socket: "unix:///nowhere.sock", GPUs: c.named, Devices: c.found})
+		if err != nil {
+			t.Fatalf("%s: %v", c.what, err)
+		}
+		f, got := r.Facts(), ""
+		if f.Accelerator != nil {
+			got = f.Accelerator.Name()
+		}
+		_, rest := Split(c.named, c.found)
+		n := 0
+		for _, d := range rest {
+			n += len(d.Each)
+		}
+		if got != c.want || f.GPU != int64(len(c.named)) || n != c.rest {
+			t.Errorf("%s: %d of %q, %d left; want %q, %d", c.what, f.GPU, got, n, c.want, c.rest)
+		}
+	}
+}
+
 func TestConfig(t *testing.T) {
 	for _, bad := range []RunnerConfig{
 		{Socket: "tcp://127.0.0.1:2375"}, {Socket: "/var/run/docker.sock"}, {Socket: "unix://relative"}, {User: "nobody"}, {User: "1"}, {User: "-1:5"},

@@ -67,7 +67,12 @@ func (s supervised) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	proc, err := process.NewRunner(process.RunnerConfig{Dir: s.Dir, Sandbox: s.Sandbox, Network: s.Network, Disk: disk, Devices: adapters.DetectAccelerators(ctx, adapters.Machine{}), Logger: log})
+	found := adapters.DetectAccelerators(ctx, adapters.Machine{})
+	rest := found
+	if s.Container != nil {
+		_, rest = container.Split(s.Container.GPUs, found) // what containers have, processes don't
+	}
+	proc, err := process.NewRunner(process.RunnerConfig{Dir: s.Dir, Sandbox: s.Sandbox, Network: s.Network, Disk: disk, Devices: rest, Logger: log})
 	if err != nil {
 		return err
 	}
@@ -86,7 +91,7 @@ func (s supervised) serve(ctx context.Context) error {
 	runners := append(append([]supervisor.Runner{proc, web}, clusters...), kube...)
 	if s.Container != nil {
 		cfg := *s.Container
-		cfg.Dir, cfg.Logger = s.Dir, log
+		cfg.Dir, cfg.Logger, cfg.Devices = s.Dir, log, found
 		r, err := container.NewRunner(cfg)
 		if err != nil {
 			return err
