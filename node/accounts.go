@@ -35,14 +35,16 @@ const deniedMark = "forbidden: "
 
 // mayBuy is the seller's own rule: what is denied always wins; where something is
 // allowed, only that and the own account may buy. Rules for peers are about who
-// drives the job.
-func (o *operator) mayBuy(t pcm.Terms) error {
+// drives the job, of the account drives; to allow a peer lets nobody in for whose
+// account it drives, or any account could wait for it to take its job over.
+func (o *operator) mayBuy(t pcm.Terms, drives pcm.AccountID) error {
 	if t.Buyer == o.n.account && t.Driver == o.n.self {
 		return nil
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	buyer, driver := o.set.Accounts[string(t.Buyer)].Rule, o.set.Accounts[string(t.Driver)].Rule
+	allowed := buyer == ruleAllow || driver == ruleAllow && drives == t.Buyer
 	allows := false
 	for _, r := range o.set.Accounts {
 		allows = allows || r.Rule == ruleAllow
@@ -52,7 +54,7 @@ func (o *operator) mayBuy(t pcm.Terms) error {
 		return pcm.Errorf(pcm.Forbidden, "%saccount %s may not buy here", deniedMark, pcm.Short(t.Buyer))
 	case driver == ruleDeny:
 		return pcm.Errorf(pcm.Forbidden, "%speer %s may not buy here", deniedMark, pcm.Short(t.Driver))
-	case allows && t.Buyer != o.n.account && buyer != ruleAllow && driver != ruleAllow:
+	case allows && t.Buyer != o.n.account && !allowed:
 		return pcm.Errorf(pcm.Forbidden, "%saccount %s is not among those that may buy here", deniedMark, pcm.Short(t.Buyer))
 	}
 	return nil

@@ -162,7 +162,13 @@ func (s *seller) veto(x *execution) error {
 	if s.n.draining.Load() {
 		return pcm.Errorf(pcm.Unavailable, "this peer is going down and takes no new work")
 	}
-	if err := s.n.operator.mayBuy(x.terms); err != nil {
+	var drives pcm.AccountID
+	s.n.cell.View(func() {
+		if m, ok := s.n.state.Member(x.terms.Driver); ok {
+			drives = m.Account
+		}
+	})
+	if err := s.n.operator.mayBuy(x.terms, drives); err != nil {
 		return err
 	}
 	return s.n.operator.drainingPool(x.terms.Pool)

@@ -96,6 +96,7 @@ func TestMayBuy(t *testing.T) {
 	own, self := key()
 	friend, friendPeer := key()
 	other, otherPeer := key()
+	accounts := map[pcm.PeerID]pcm.AccountID{self: own, friendPeer: friend, otherPeer: other}
 	for name, c := range map[string]struct {
 		rules  map[string]string
 		buyer  pcm.AccountID
@@ -108,6 +109,7 @@ func TestMayBuy(t *testing.T) {
 		"somebody else denied":  {map[string]string{string(other): ruleDeny}, friend, friendPeer, true},
 		"allowed account":       {map[string]string{string(friend): ruleAllow}, friend, friendPeer, true},
 		"allowed peer":          {map[string]string{string(friendPeer): ruleAllow}, friend, friendPeer, true},
+		"another's, by that":    {map[string]string{string(friendPeer): ruleAllow}, other, friendPeer, false},
 		"not allowed":           {map[string]string{string(friend): ruleAllow}, other, otherPeer, false},
 		"the own account":       {map[string]string{string(friend): ruleAllow}, own, self, true},
 		"own, by another":       {map[string]string{string(friend): ruleAllow}, own, otherPeer, true},
@@ -118,7 +120,7 @@ func TestMayBuy(t *testing.T) {
 		for who, rule := range c.rules {
 			o.set.Accounts[who] = accountRule{Rule: rule}
 		}
-		err := o.mayBuy(pcm.Terms{Buyer: c.buyer, Driver: c.driver})
+		err := o.mayBuy(pcm.Terms{Buyer: c.buyer, Driver: c.driver}, accounts[c.driver])
 		if (err == nil) != c.may || err != nil && !strings.HasPrefix(err.Error(), deniedMark) {
 			t.Errorf("%s: %v", name, err)
 		}
