@@ -76,7 +76,7 @@ func (a *Adapter) Pools(ctx context.Context) ([]pcm.Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := a.engine.facts(ctx)
+	f, err := a.engine.current(ctx)
 	if err != nil {
 		return nil, err
 	}

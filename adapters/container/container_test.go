@@ -157,6 +157,6 @@ func TestConformancePodman(t *testing.T) {
 	conformance(t, "podman", server.Podman, func(s *adaptertest.Subject) {
 		s.Env = []string{"HOSTNAME", "TERM", "container"} // which it can't be talked out of
 		s.Long = true
-		s.Patience, s.Parallel, s.Many = 3*time.Minute, 2, 6
+		s.Patience, s.Parallel = 3*time.Minute, 2
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -28,9 +29,21 @@ type engine struct {
 	*client.Client
 	socket string // its path
 
-	mu    sync.Mutex
-	about *facts
+	turns chan struct{} // of those who have containers made and started
+
+	asking chan struct{} // of the one who asks for facts
+	mu     sync.Mutex
+	about  *facts
+	asked  time.Time // when
 }
+
+// factsAge is how long what an engine says of itself is believed. Podman looks at
+// each container before it answers that, and so waits for all that it does.
+const factsAge = time.Minute
+
+// startsAtOnce bounds how many containers are being started at once: engines do
+// that one after the other, more or less, and calls beyond that only time out.
+var startsAtOnce = max(8, 4*runtime.NumCPU())
 
 // facts are what an engine says of itself.
 type facts struct {
@@ -61,7 +74,7 @@ func openEngine(socket string) (*engine, error) {
 	if err != nil {
 		return nil, pcm.Errorf(pcm.Invalid, "container engine at %q: %w", socket, err)
 	}
-	return &engine{Client: c, socket: path}, nil
+	return &engine{Client: c, socket: path, turns: make(chan struct{}, startsAtOnce), asking: make(chan struct{}, 1)}, nil
 }
 
 // bounded gives ctx a deadline if it has none that is earlier.
@@ -71,13 +84,15 @@ func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 
 // facts asks the engine about itself.
 func (e *engine) facts(ctx context.Context) (facts, error) {
-	ctx, cancel := bounded(ctx)
+	vctx, cancel := bounded(ctx)
 	defer cancel()
-	v, err := e.ServerVersion(ctx, client.ServerVersionOptions{})
+	v, err := e.ServerVersion(vctx, client.ServerVersionOptions{})
 	if err != nil {
 		return facts{}, e.fault(err)
 	}
-	res, err := e.Info(ctx, client.InfoOptions{})
+	ictx, cancel := bounded(ctx)
+	defer cancel()
+	res, err := e.Info(ictx, client.InfoOptions{})
 	if err != nil {
 		return facts{}, e.fault(err)
 	}
@@ -97,21 +112,56 @@ func (e *engine) facts(ctx context.Context) (facts, error) {
 			f.init = c.Version != "" && c.Version != "N/A"
 		}
 	}
-	e.mu.Lock()
-	e.about = &f
-	e.mu.Unlock()
 	return f, nil
 }
 
 // known are the facts as they were last seen; asked for if they never were.
-func (e *engine) known(ctx context.Context) (facts, error) {
-	e.mu.Lock()
-	f := e.about
-	e.mu.Unlock()
-	if f != nil {
+func (e *engine) known(ctx context.Context) (facts, error) { return e.seen(ctx, false) }
+
+// current are facts of an engine that answers now.
+func (e *engine) current(ctx context.Context) (facts, error) {
+	pctx, cancel := bounded(ctx)
+	defer cancel()
+	if _, err := e.Ping(pctx, client.PingOptions{}); err != nil {
+		return facts{}, e.fault(err)
+	}
+	return e.seen(ctx, true)
+}
+
+// seen are the facts, asked for by one at a time. If fresh, they are asked for again
+// when they are old; an engine that is too busy to tell is believed to be as it was.
+func (e *engine) seen(ctx context.Context, fresh bool) (facts, error) {
+	last := func() *facts {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if e.about == nil || fresh && time.Since(e.asked) > factsAge {
+			return nil
+		}
+		return e.about
+	}
+	if f := last(); f != nil {
 		return *f, nil
 	}
-	return e.facts(ctx)
+	select {
+	case e.asking <- struct{}{}:
+		defer func() { <-e.asking }()
+	case <-ctx.Done():
+		return facts{}, e.fault(ctx.Err())
+	}
+	if f := last(); f != nil {
+		return *f, nil
+	}
+	f, err := e.facts(ctx)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case err == nil:
+		e.about = &f
+	case e.about == nil || !away(err):
+		return facts{}, err
+	}
+	e.asked = time.Now()
+	return *e.about, nil
 }
 
 // is tells whether the engine, as it was last seen, is the one named.
