@@ -1,18 +1,21 @@
 package container
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
 
 	"github.com/jointcloud/pcm"
 )
@@ -97,6 +100,12 @@ func (e *engine) facts(ctx context.Context) (facts, error) {
 		return facts{}, e.fault(err)
 	}
 	info := res.Info
+	if uid, err := e.owner(ictx); err != nil {
+		return facts{}, e.fault(err)
+	} else if uid != 0 || slices.ContainsFunc(info.SecurityOptions, func(o string) bool { return strings.HasPrefix(o, "name=rootless") }) {
+		return facts{}, pcm.Errorf(pcm.Unavailable, "the container engine at %s runs without root (as user %d): it would ignore limits where it can't set them, "+
+			"and number users in its own way; give the socket of one that runs as root, or sell processes instead", e.socket, uid)
+	}
 	f := facts{
 		name: "docker", version: v.Version, os: info.OSType, arch: goArch(info.Architecture), cpus: info.NCPU, memory: pcm.Bytes(info.MemTotal),
 		driver: info.CgroupDriver, cgroups: "v" + info.CgroupVersion, runtime: info.DefaultRuntime,
@@ -113,6 +122,25 @@ func (e *engine) facts(ctx context.Context) (facts, error) {
 		}
 	}
 	return f, nil
+}
+
+// owner is the user who listens at the socket.
+func (e *engine) owner(ctx context.Context) (uid uint32, err error) {
+	c, err := new(net.Dialer).DialContext(ctx, "unix", e.socket)
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err = cmp.Or(cerr, err); err != nil {
+		return 0, err
+	}
+	return cred.Uid, nil
 }
 
 // known are the facts as they were last seen; asked for if they never were.
