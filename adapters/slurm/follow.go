@@ -63,7 +63,9 @@ func (r *Runner) follow(ctx context.Context, a *attempt) supervisor.Exit {
 			if !began {
 				a.Started()
 			}
-			return r.finish(ctx, a, o, out, errs)
+			exit := r.finish(ctx, a, o, out, errs)
+			exit.Wall = r.spool.lasted(a.key, in.Generation)
+			return exit
 		}
 		if exit, ok := r.consider(ctx, a, start, began, &endSeen); ok {
 			r.drain(ctx, out, errs)

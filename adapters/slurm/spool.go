@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jointcloud/pcm"
 )
@@ -118,6 +119,19 @@ func (s spool) readBegun(key string, gen int, what string) (begun, bool) {
 	b := begun{Job: f["job"], Host: f["host"]}
 	b.Restarts, _ = strconv.Atoi(f["restarts"])
 	return b, true
+}
+
+// lasted is the time between begin and end, both by the clock of the shared folder.
+func (s spool) lasted(key string, gen int) time.Duration {
+	start, err := os.Stat(s.evidence(key, gen, "start"))
+	if err != nil {
+		return 0
+	}
+	exit, err := os.Stat(s.evidence(key, gen, "exit"))
+	if err != nil {
+		return 0
+	}
+	return max(0, exit.ModTime().Sub(start.ModTime()))
 }
 
 func (s spool) readOver(key string, gen int) (over, bool) {

@@ -206,6 +206,15 @@ func TestClaim(t *testing.T) {
 	if out, _ := readSmall(s.file(key, "stdout")); out != "it's me\n" {
 		t.Errorf("stdout %q", out)
 	}
+	end := time.Now()
+	for what, at := range map[string]time.Time{"start": end.Add(-1500 * time.Millisecond), "exit": end} {
+		if err := os.Chtimes(s.evidence(key, 1, what), at, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if took := s.lasted(key, 1); took != 1500*time.Millisecond || s.lasted(key, 2) != 0 {
+		t.Errorf("it lasted %s; one without an end %s", took, s.lasted(key, 2))
+	}
 	run(1) // once more, as after a requeue
 	if _, ok := s.readBegun(key, 1, "refused"); !ok {
 		t.Error("a second copy was not refused")

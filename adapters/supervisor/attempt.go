@@ -75,7 +75,9 @@ func (s *Server) run(ctx context.Context, a *attempt, r Runner, t adapters.Task,
 		defer s.watchOutputs(ctx, a, t, out)()
 	}
 
+	given := adapters.Now()
 	exit := s.guarded(ctx, r, run)
+	exit.Wall = min(exit.Wall, time.Duration(adapters.Now()-given))
 	stdout.close()
 	stderr.close()
 
@@ -205,7 +207,7 @@ func (s *Server) ended(a *attempt, exit Exit, v *verdict) {
 	st.Native = cut(exit.Native, maxNative)
 	st.Usage = pcm.Usage{CPUMS: max(st.Usage.CPUMS, exit.CPUMS), MaxMemory: max(st.Usage.MaxMemory, exit.Memory)}
 	if begun != 0 {
-		st.Usage.WallMS = time.Duration(adapters.Now() - begun).Milliseconds()
+		st.Usage.WallMS = max(time.Duration(adapters.Now()-begun), exit.Wall).Milliseconds()
 		st.Usage.GPUMS = a.gpus * st.Usage.WallMS
 	}
 	switch {

@@ -67,6 +67,11 @@ func (r *remote) Run(ctx context.Context, run *Run) Exit {
 		<-ctx.Done()
 		return Exit{Outcome: pcm.OutcomeSeller, Code: 1, Native: "CA"}
 	}
+	if run.Command[0] == "late" { // what happens there is learnt at its end
+		<-j.end
+		run.Started()
+		return Exit{Outcome: pcm.OutcomeOK, Wall: time.Hour}
+	}
 	io.WriteString(run.Stdout, "from its begin\n")
 	run.Report(adapters.Running, "R", "")
 	run.Used(40, 1<<20)
@@ -192,6 +197,28 @@ func TestRemoteIsFencedAfterALoss(t *testing.T) {
 	st := d.wait(task.Key, adapters.Ended)
 	if took := time.Duration(adapters.Now() - began); st.Outcome != pcm.OutcomeSeller || !strings.HasPrefix(st.Reason, "lease ended") || took < reattach {
 		t.Errorf("after %s: %+v", took, st)
+	}
+}
+
+// A begin that is learnt late costs its seller nothing, and nobody can be billed
+// for more time than there was.
+func TestWallOfTheBackEnd(t *testing.T) {
+	c := &cluster{jobs: map[string]*clusterJob{}, begins: map[string]int{}}
+	d, _ := serveRemote(t, shortDir(t), c)
+	began := time.Now()
+	late, limited := newTask("late"), newTask("run")
+	limited.Limit = 50 * time.Millisecond // in which the other runs, too
+	for _, task := range []adapters.Task{late, limited} {
+		if err := d.a.Start(t.Context(), task); err != nil {
+			t.Fatal(err)
+		}
+		d.wait(late.Key, adapters.Pending)
+	}
+	d.wait(limited.Key, adapters.Ended)
+	c.finish(late.Key)
+	st := d.wait(late.Key, adapters.Ended)
+	if most := time.Since(began).Milliseconds(); st.Usage.WallMS < 50 || st.Usage.WallMS > most {
+		t.Errorf("it ran for %d ms, not for 50 to %d", st.Usage.WallMS, most)
 	}
 }
 

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"io"
+	"time"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
@@ -89,6 +90,10 @@ type Exit struct {
 	Native  string // the back end's own word; "" where there is none
 	CPUMS   int64  // user and system
 	Memory  pcm.Bytes
+	// How long it ran, if the back end knows better than who learns of begin and end
+	// a moment later. It counts where it is more than was seen, up to what has
+	// passed since the runner was given the attempt.
+	Wall time.Duration
 }
 
 // Environ is the whole environment of a task, sorted: the spec's variables and
