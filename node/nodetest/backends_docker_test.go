@@ -34,12 +34,13 @@ func docker(t *testing.T) (*site, *server.Engine) {
 }
 
 // TestDockerSellerKilled: the peer that sells containers is killed, alone right
-// after a start, then with its supervisor.
+// after a start, then with its supervisor, then for longer than a lease.
 func TestDockerSellerKilled(t *testing.T) {
 	t.Parallel()
 	s, e := docker(t)
 	s.killedAtStart()
 	s.bothKilled()
+	s.bothAway()
 	s.startedOnce(e.Started())
 }
 

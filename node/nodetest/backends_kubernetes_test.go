@@ -67,12 +67,13 @@ func (c *cluster) started() (n int) {
 }
 
 // TestKubernetesSellerKilled: the peer that sells a namespace is killed, alone
-// right after a start, then with its supervisor.
+// right after a start, then with its supervisor, then for longer than a lease.
 func TestKubernetesSellerKilled(t *testing.T) {
 	t.Parallel()
 	c := kubernetes(t, 1)
 	c.killedAtStart()
 	c.bothKilled()
+	c.bothAway()
 	c.startedOnce(c.started())
 }
 

@@ -236,6 +236,40 @@ func (s *site) bothKilled() {
 	}
 }
 
+// bothAway: bert's daemon and supervisor are killed and stay away beyond the lease.
+// What ran on alone is ended when they are back, and its task done once more.
+func (s *site) bothAway() {
+	s.Helper()
+	j := s.carl.Send(lasting(2, 240, 2), "")
+	s.begun(j.ID, 2)
+	syscall.Kill(s.bert.Supervisor(), syscall.SIGKILL)
+	s.bert.Kill()
+	s.within("the attempts are lost", func(ctx context.Context) error {
+		l, err := s.anna.Trades(ctx, api.Query{Job: j.ID})
+		if err == nil && (len(l.Items) != 1 || l.Items[0].States[pcm.AttemptLost] != 2) {
+			err = fmt.Errorf("trades %+v", l.Items)
+		}
+		return err
+	})
+	s.bert.Up()
+	if n, told := s.audit(j.ID); !strings.Contains(told, "did not renew the lease") {
+		s.Errorf("%d overlaps; the buyer is told:\n%s", n, told)
+	}
+	s.within("what was lost has ended", func(context.Context) error {
+		for k, ran := range s.runs(j.ID) {
+			if ago := adapters.Now() - ran.last; time.Duration(ago) < 2*time.Second {
+				return fmt.Errorf("%s was seen %s ago", k, time.Duration(ago))
+			}
+		}
+		return nil
+	})
+	for k, ran := range s.runs(j.ID) {
+		if long := time.Duration(ran.last - ran.first); long > 200*time.Second {
+			s.Errorf("%s ran to its end, for %s", k, long)
+		}
+	}
+}
+
 // stands: the back end stands still for half a minute. What runs is not failed,
 // what ends meanwhile is learnt after, what is submitted meanwhile waits.
 func (s *site) stands(hang func() (resume func())) {
