@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters/adaptertest"
 	"github.com/jointcloud/pcm/adapters/adaptertest/server"
 )
@@ -51,6 +52,13 @@ func TestDockerRestarted(t *testing.T) {
 	s, e := docker(t)
 	j := s.carl.Send(lasting(3, 30, 1), "")
 	s.begun(j.ID, 3)
+	// Docker leaks what holds a container that it was killed amid the start of.
+	s.within("the starts are on record", func(ctx context.Context) error {
+		if n := trades(t, s.carl, j.ID)[0].States[pcm.AttemptStarted]; n < 3 {
+			return fmt.Errorf("%d are", n)
+		}
+		return nil
+	})
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := e.Restart(ctx); err != nil {
