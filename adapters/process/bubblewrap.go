@@ -42,7 +42,7 @@ func findBubblewrap(cfg RunnerConfig) (*bubblewrap, error) {
 	}
 	b.spaces = []string{
 		"--unshare-all", "--unshare-user", "--die-with-parent", "--cap-drop", "ALL",
-		"--uid", "65534", "--gid", "65534", "--hostname", "task", "--proc", "/proc", "--dev", "/dev",
+		"--uid", "65534", "--gid", "65534", "--hostname", "task", "--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev",
 	}
 	for _, p := range parts {
 		switch {
@@ -149,6 +149,12 @@ func (b *bubblewrap) prepare(t *supervisor.Run, extra surroundings) (*spec, erro
 	}
 	if err := s.reports(); err != nil {
 		return nil, err
+	}
+	if ours(b.path) {
+		if err := s.runPrivate(); err != nil {
+			s.close()
+			return nil, err
+		}
 	}
 	if b.filter != "" {
 		f, err := os.Open(b.filter)

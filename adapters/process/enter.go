@@ -11,7 +11,7 @@ import (
 	"time"
 	"unsafe"
 
-	seccomp "github.com/elastic/go-seccomp-bpf"
+	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,6 +24,14 @@ const allSpaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | un
 // enter goes where the task is, runs this program there in the next role, and
 // ends as that does.
 func (c *cell) enter() error {
+	program := "/proc/self/exe"
+	if c.Walls == SandboxBubblewrap && !landlocks() { // which else keeps the command from it; see join
+		own, err := private(program)
+		if err != nil {
+			return err
+		}
+		program = fmt.Sprintf("/proc/self/fd/%d", own.Fd())
+	}
 	for _, dir := range c.Groups {
 		if err := put(dir, "cgroup.procs", strconv.Itoa(os.Getpid())); err != nil {
 			return fmt.Errorf("can't enter its control group: %w", err)
@@ -36,7 +44,7 @@ func (c *cell) enter() error {
 	if startOf(c.Target) != c.Since { // another process has its number
 		return errors.New("the task's process has ended")
 	}
-	self, err := unix.Open("/proc/self/exe", unix.O_PATH|unix.O_CLOEXEC, 0)
+	self, err := unix.Open(program, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError("open", err)
 	}
@@ -147,15 +155,16 @@ func (c *cell) join() error {
 	if err := os.Chdir(work); err != nil {
 		return err
 	}
-	switch c.Walls {
-	case SandboxLandlock:
-		if err := c.confine(work); err != nil {
-			return err
-		}
-	case SandboxBubblewrap:
-		if err := c.refuse(); err != nil {
-			return err
-		}
+	var err error
+	switch {
+	case c.Walls == SandboxNone:
+	case c.Walls == SandboxBubblewrap && !landlocks():
+		err = c.refuse()
+	default: // Landlock beside bubblewrap, too: until the command is run, this program of the host's is /proc/self/exe
+		err = c.confine(work)
+	}
+	if err != nil {
+		return err
 	}
 	program, err := lookPath(c.Command[0], work, c.Env)
 	if err != nil {
@@ -163,6 +172,11 @@ func (c *cell) join() error {
 	}
 	bound(0, c.Memory)
 	return execError(c.Command[0], syscall.Exec(program, c.Command, c.Env))
+}
+
+func landlocks() bool {
+	abi, err := ll.LandlockGetABIVersion()
+	return err == nil && abi > 0
 }
 
 func (c *cell) sockets() sockets {
@@ -193,7 +207,7 @@ func (c *cell) refuse() error {
 	if err != nil {
 		return err
 	}
-	return seccomp.LoadFilter(seccomp.Filter{NoNewPrivs: true, Policy: *p})
+	return loadFilter(p)
 }
 
 // dialTimeout bounds a connection to a port of a task.

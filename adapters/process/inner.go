@@ -161,6 +161,10 @@ func (c *cell) run(report *os.File) error {
 		bound(0, c.Memory)
 		return execError(c.Command[0], syscall.Exec(program, c.Command, c.Env))
 	}
+	// Its other threads keep what this one gave up: its memory and its program are not for the task.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return os.NewSyscallError("dumpable", err)
+	}
 	// As the first process it must outlive the task's own and bury the orphans.
 	// A signal that it doesn't take would end it, or be inherited as ignored.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE)
@@ -221,7 +225,7 @@ func (c *cell) landlock(work string) error {
 	}
 	var rules []landlock.Rule
 	if c.Spaced {
-		rules = append(rules, landlock.RODirs("/"), refer(work), rw("/tmp", "/run", "/dev/shm", "/proc"), landlock.PathAccess(readWrite|ll.AccessFSIoctlDev, "/dev"))
+		rules = append(rules, landlock.RODirs("/"), refer(work), rw("/tmp", "/run", "/dev/shm"), landlock.PathAccess(readWrite|ll.AccessFSIoctlDev, "/dev"))
 		if c.Network {
 			all.Scoped = ll.ScopeAbstractUnixSocket // those go by the network, which is the host's
 		}
@@ -327,7 +331,8 @@ func (c *cell) view() error {
 	if err := os.MkdirAll(in("/proc"), 0o755); err != nil {
 		return err
 	}
-	if err := mount("proc", in("/proc"), "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+	// Read-only: of a node that root runs, the task is the owner of what the kernel shows there.
+	if err := mount("proc", in("/proc"), "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RDONLY, ""); err != nil {
 		return err
 	}
 	if err := os.Chdir(c.Root); err != nil {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
+	"unsafe"
 
 	seccomp "github.com/elastic/go-seccomp-bpf"
 	"github.com/elastic/go-seccomp-bpf/arch"
@@ -44,6 +45,13 @@ var shared = []string{
 	"migrate_pages", "move_pages", "process_madvise", "process_mrelease", "sched_setattr",
 }
 
+// owned are those that change who may do what with a file, which Landlock lets
+// pass: the owner of the node's files is the task's user.
+var owned = []string{
+	"chmod", "chown", "fchmod", "fchmodat", "fchmodat2", "fchown", "fchownat", "fremovexattr", "fsetxattr", "lchown", "lremovexattr", "lsetxattr",
+	"removexattr", "removexattrat", "setxattr", "setxattrat",
+}
+
 // policy refuses those, and sockets; unless spaced, the shared as well.
 func policy(may sockets, spaced bool) (*seccomp.Policy, error) {
 	here, err := arch.GetInfo("")
@@ -55,32 +63,48 @@ func policy(may sockets, spaced bool) (*seccomp.Policy, error) {
 	}
 	no := known(refused...)
 	if !spaced {
-		no = append(no, known(shared...)...)
+		no = append(append(no, known(shared...)...), known(owned...)...)
 	}
 	if may == noSockets {
 		no = append(no, known("socket", "socketcall")...)
 	}
 	const spaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
-	conditions := []seccomp.NameWithConditions{
-		{Name: "clone", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.BitsSet, Value: spaces}}},
-		{Name: "ioctl", Conditions: seccomp.ArgumentConditions{{Argument: 1, Operation: seccomp.Equal, Value: unix.TIOCSTI}}},
-		{Name: "ioctl", Conditions: seccomp.ArgumentConditions{{Argument: 1, Operation: seccomp.Equal, Value: unix.TIOCLINUX}}},
+	var conditions []seccomp.NameWithConditions
+	refuse := func(name string, when ...seccomp.Condition) {
+		if len(known(name)) > 0 {
+			conditions = append(conditions, seccomp.NameWithConditions{Name: name, Conditions: when})
+		}
 	}
-	if !spaced { // of itself it may
-		conditions = append(conditions,
-			seccomp.NameWithConditions{Name: "prlimit64", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.NotEqual, Value: 0}}},
-			seccomp.NameWithConditions{Name: "setpriority", Conditions: seccomp.ArgumentConditions{{Argument: 1, Operation: seccomp.NotEqual, Value: 0}}},
-		)
+	not := func(argument uint32, values ...uint64) (when []seccomp.Condition) {
+		for _, v := range values {
+			when = append(when, seccomp.Condition{Argument: argument, Operation: seccomp.NotEqual, Value: v})
+		}
+		return when
 	}
+	refuse("clone", seccomp.Condition{Argument: 0, Operation: seccomp.BitsSet, Value: spaces})
+	refuse("ioctl", low32(1, unix.TIOCSTI)...)
+	refuse("ioctl", low32(1, unix.TIOCLINUX)...)
+	// Others reach what no namespace holds, as the machine that this one is a guest of.
+	families := []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK}
 	if may == tcpSockets {
 		const stream = unix.SOCK_STREAM | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
-		conditions = append(conditions,
-			seccomp.NameWithConditions{Name: "socket", Conditions: seccomp.ArgumentConditions{
-				{Argument: 0, Operation: seccomp.NotEqual, Value: unix.AF_INET}, {Argument: 0, Operation: seccomp.NotEqual, Value: unix.AF_INET6}}},
-			seccomp.NameWithConditions{Name: "socket", Conditions: seccomp.ArgumentConditions{{Argument: 1, Operation: seccomp.BitsSet, Value: 0xffffffff &^ stream}}},
-			seccomp.NameWithConditions{Name: "socket", Conditions: seccomp.ArgumentConditions{
-				{Argument: 2, Operation: seccomp.NotEqual, Value: 0}, {Argument: 2, Operation: seccomp.NotEqual, Value: unix.IPPROTO_TCP}}},
-		)
+		families = []uint64{unix.AF_INET, unix.AF_INET6}
+		refuse("socket", seccomp.Condition{Argument: 1, Operation: seccomp.BitsSet, Value: 0xffffffff &^ stream})
+		refuse("socket", not(2, 0, unix.IPPROTO_TCP)...)
+	}
+	if may != noSockets {
+		refuse("socket", not(0, families...)...)
+	}
+	if !spaced { // of itself it may
+		refuse("prlimit64", not(0, 0)...)
+		refuse("sched_setscheduler", not(0, 0)...)
+		refuse("sched_setparam", not(0, 0)...)
+		refuse("setpriority", not(0, unix.PRIO_PROCESS)...) // else all of the user's
+		refuse("setpriority", not(1, 0)...)
+		refuse("ioprio_set", not(0, onlyProcess)...)
+		refuse("ioprio_set", not(1, 0)...)
+		refuse("ioctl", low32(1, unix.FS_IOC_SETFLAGS)...)
+		refuse("ioctl", low32(1, fsSetAttributes)...)
 	}
 	return &seccomp.Policy{DefaultAction: seccomp.ActionAllow, Syscalls: []seccomp.SyscallGroup{
 		// Its flags are behind a pointer, where no filter sees them: C libraries fall back to clone.
@@ -90,6 +114,65 @@ func policy(may sockets, spaced bool) (*seccomp.Policy, error) {
 	}}, nil
 }
 
+const (
+	fsSetAttributes = 0x401c5820 // FS_IOC_FSSETXATTR of linux/fs.h
+	onlyProcess     = 1          // IOPRIO_WHO_PROCESS of linux/ioprio.h
+)
+
+// low32 holds when an argument is v, of which the kernel takes 32 bits, whatever
+// stands above these.
+func low32(argument uint32, v uint32) []seccomp.Condition {
+	when := []seccomp.Condition{{Argument: argument, Operation: seccomp.BitsNotSet, Value: uint64(^v)}}
+	for ; v != 0; v &= v - 1 {
+		when = append(when, seccomp.Condition{Argument: argument, Operation: seccomp.BitsSet, Value: uint64(v & -v)})
+	}
+	return when
+}
+
+// assemble makes the filter. The library would let all calls of another
+// architecture pass, as those of 32-bit programs: they end the program. What is
+// newer than its tables is not there.
+func assemble(p *seccomp.Policy) ([]bpf.RawInstruction, error) {
+	here, err := arch.GetInfo("")
+	if err != nil {
+		return nil, err
+	}
+	newest := 0
+	for n := range here.SyscallNumbers {
+		newest = max(newest, n)
+	}
+	program, err := p.Assemble()
+	if err != nil {
+		return nil, err
+	}
+	const numberAt, archAt = 0, 4 // in struct seccomp_data
+	return bpf.Assemble(append([]bpf.Instruction{
+		bpf.LoadAbsolute{Off: archAt, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(here.ID), SkipTrue: 1},
+		bpf.RetConstant{Val: uint32(seccomp.ActionKillProcess)},
+		bpf.LoadAbsolute{Off: numberAt, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: uint32(newest), SkipFalse: 1},
+		bpf.RetConstant{Val: uint32(seccomp.ActionErrno) | uint32(syscall.ENOSYS)},
+	}, program...))
+}
+
+// loadFilter puts the policy on this thread, for good.
+func loadFilter(p *seccomp.Policy) error {
+	raw, err := assemble(p)
+	if err != nil {
+		return err
+	}
+	filter := make([]unix.SockFilter, len(raw))
+	for i, in := range raw {
+		filter[i] = unix.SockFilter{Code: in.Op, Jt: in.Jt, Jf: in.Jf, K: in.K}
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&program))); errno != 0 {
+		return os.NewSyscallError("seccomp", errno)
+	}
+	return nil
+}
+
 // writeFilter writes the policy as bubblewrap takes it, and gives the file's
 // name; "" where this machine's system calls are not known.
 func writeFilter(dir string) (string, error) {
@@ -97,11 +180,7 @@ func writeFilter(dir string) (string, error) {
 	if err != nil {
 		return "", nil
 	}
-	program, err := p.Assemble()
-	if err != nil {
-		return "", err
-	}
-	raw, err := bpf.Assemble(program)
+	raw, err := assemble(p)
 	if err != nil {
 		return "", err
 	}

@@ -79,6 +79,7 @@ type spec struct {
 	reportW *os.File
 	heard   []byte
 	pass    []*os.File // inherited after reportW
+	copied  *os.File   // the copy of the program that is run; nil: itself
 
 	limited bool // it sets the rlimit of memory itself, when it is to run the program
 
@@ -111,7 +112,18 @@ func (s *spec) launched() {
 	for _, f := range s.files() {
 		f.Close()
 	}
-	s.reportW, s.pass = nil, nil
+	if s.copied != nil {
+		s.copied.Close()
+	}
+	s.reportW, s.pass, s.copied = nil, nil, nil
+}
+
+// runPrivate makes it run a copy of its program.
+func (s *spec) runPrivate() (err error) {
+	if s.copied, err = private(s.path); err == nil {
+		s.path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), s.copied.Fd())
+	}
+	return err
 }
 
 // said is what the sandbox reported up to its end.

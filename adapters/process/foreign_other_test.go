@@ -1,0 +1,7 @@
+//go:build !amd64
+
+package process
+
+const foreign = false
+
+func foreignCall() {}
