@@ -25,7 +25,7 @@ type Config struct {
 	Capacity         pcm.Resources // zero parts: all cores, 75 % of memory
 	Slots            int           // attempts at once; default 64 for each core
 	Network          bool          // tasks that ask for it get the network; as in RunnerConfig
-	AllowUnsandboxed bool          // sell to other accounts also where there is no sandbox
+	AllowUnsandboxed bool          // sell to other accounts also where there is no sandbox, or one that can't hold all
 	Labels           pcm.Labels    // beside os, arch and limits
 }
 
@@ -86,6 +86,13 @@ func (a *Adapter) Pools(ctx context.Context) ([]pcm.Pool, error) {
 	capacity.GPU = facts.GPU
 	return []pcm.Pool{{
 		ID: Name, Adapter: Name, Capacity: capacity, Accelerator: facts.Accelerator, Slots: a.cfg.Slots, Labels: labels,
-		Features: adapters.Features(a, features...), Sandbox: facts.Sandbox, OwnOnly: facts.Sandbox == SandboxNone && !a.cfg.AllowUnsandboxed,
+		Features: adapters.Features(a, features...), Sandbox: facts.Sandbox, OwnOnly: Weak(facts) && !a.cfg.AllowUnsandboxed,
 	}}, nil
+}
+
+// Weak tells whether programs of others are not to be let in: where nothing keeps
+// them in, or neither namespaces nor control groups hold all of their processes.
+// Those could outlive their task, and use all that the machine has.
+func Weak(f supervisor.Facts) bool {
+	return f.Sandbox == SandboxNone || f.Labels["namespaces"] == "no" && f.Labels["limits"] == rlimits{}.name()
 }

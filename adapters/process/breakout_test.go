@@ -10,12 +10,14 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
+	"github.com/jointcloud/pcm/adapters/supervisor"
 )
 
 // breakout names, in a task's environment, what this test binary tries there.
@@ -207,5 +209,57 @@ func TestPrivateProgram(t *testing.T) {
 	os.Chmod(copied, 0o700)
 	if info, err := os.Stat(name); err != nil || info.Mode().Perm() != 0o755 {
 		t.Errorf("%v, %v", info, err)
+	}
+}
+
+// A folder that the task has closed is added up all the same, and stays closed.
+func TestClosedFolders(t *testing.T) {
+	dir := t.TempDir()
+	inner := filepath.Join(dir, "a", "b")
+	if err := os.MkdirAll(inner, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(inner, "f"), make([]byte, 3<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []string{inner, filepath.Dir(inner)} {
+		if err := os.Chmod(d, 0); err != nil {
+			t.Fatal(err)
+		}
+		defer os.Chmod(d, 0o700)
+	}
+	if n := occupied(&supervisor.Run{Work: dir}, 1<<30); n < 3<<20 {
+		t.Errorf("%d bytes seen", n)
+	}
+	if info, err := os.Stat(filepath.Dir(inner)); err != nil || info.Mode().Perm() != 0 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+}
+
+// What takes long to be added up is so at once when the disk fills.
+func TestPace(t *testing.T) {
+	now := time.Now()
+	p := pace{next: now.Add(time.Hour), free: 100, left: 10}
+	for free, want := range map[int64]bool{100: false, 200: false, 91: false, 90: true, 0: true} {
+		if p.due(now, free) != want {
+			t.Errorf("%d bytes free: %v", free, !want)
+		}
+	}
+	if !p.due(now.Add(time.Hour), 100) || !(pace{}).due(now, 100) {
+		t.Error("not due in time")
+	}
+}
+
+// What can't hold all processes of a task is sold to the own account only.
+func TestWeakIsOwnOnly(t *testing.T) {
+	for _, mode := range append(modes, landlockedLeast) {
+		l := newLab(t, mode)
+		pools, err := l.a.Pools(l.ctx)
+		if err != nil || len(pools) != 1 {
+			t.Fatal(pools, err)
+		}
+		if want := strings.HasPrefix(mode, SandboxNone) || mode == landlockedLeast; pools[0].OwnOnly != want {
+			t.Errorf("%s: own only: %v", mode, pools[0].OwnOnly)
+		}
 	}
 }

@@ -28,6 +28,7 @@ const scarce = 4 << 30
 // watchDisk ends a task whose working folder grows over the cap, declared as
 // outputs or not. A single file is bounded by the kernel (RLIMIT_FSIZE).
 func (r *Runner) watchDisk(ctx context.Context, t *supervisor.Run, pid int, stop context.CancelCauseFunc) {
+	var p pace
 	for wait := diskEvery; ; {
 		select {
 		case <-time.After(wait):
@@ -35,18 +36,40 @@ func (r *Runner) watchDisk(ctx context.Context, t *supervisor.Run, pid int, stop
 			return
 		}
 		began := time.Now()
+		free := int64(-1)
+		var st unix.Statfs_t
+		if unix.Statfs(t.Work, &st) == nil {
+			free = int64(st.Bavail) * st.Bsize
+		}
+		if !p.due(began, free) {
+			continue
+		}
 		most := int64(r.disk(t))
 		used := occupied(t, most)
-		var st unix.Statfs_t
-		if used <= most && unix.Statfs(t.Work, &st) == nil && int64(st.Bavail)*st.Bsize < scarce {
+		if used <= most && free >= 0 && free < scarce {
 			used += nameless(t.Work, append(descendants(pid), pid))
 		}
 		if used > most {
 			stop(errDisk)
 			return
 		}
-		wait = max(diskEvery, 50*time.Since(began))
+		took := time.Since(began)
+		p = pace{next: began.Add(50 * took), free: free, left: most - used}
+		wait = max(diskEvery, took)
 	}
+}
+
+// pace says when a folder is to be added up again: the longer that takes, the
+// more seldom, but not while so much of the file system goes that the task could
+// be over its cap.
+type pace struct {
+	next time.Time
+	free int64 // of the file system, when it was added up
+	left int64 // of the cap
+}
+
+func (p pace) due(now time.Time, free int64) bool {
+	return !now.Before(p.next) || p.free-free >= p.left
 }
 
 // occupied adds up what the task keeps in its folder, inputs excepted, until it is over limit.
@@ -60,13 +83,27 @@ func occupied(t *supervisor.Run, limit int64) (sum int64) {
 		return 0
 	}
 	defer root.Close()
-	fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+	opened := map[string]bool{}
+	var add fs.WalkDirFunc
+	add = func(name string, d fs.DirEntry, err error) error {
 		switch {
-		case err != nil: // gone meanwhile, or closed to us
-			return nil
-		case inputs[name] && d.IsDir():
+		case inputs[name] && d != nil && d.IsDir():
 			return fs.SkipDir
 		case inputs[name]:
+			return nil
+		case errors.Is(err, fs.ErrPermission) && d != nil && d.IsDir() && !opened[name]: // the task can't hide what it keeps
+			info, err := root.Lstat(name)
+			if err != nil || root.Chmod(name, info.Mode().Perm()|0o700) != nil {
+				return nil
+			}
+			opened[name] = true
+			fs.WalkDir(root.FS(), name, add)
+			root.Chmod(name, info.Mode().Perm())
+			if sum > limit {
+				return fs.SkipAll
+			}
+			return nil
+		case err != nil: // gone meanwhile
 			return nil
 		}
 		sum += 512 // a name takes room, too
@@ -79,7 +116,8 @@ func occupied(t *supervisor.Run, limit int64) (sum int64) {
 			return fs.SkipAll
 		}
 		return nil
-	})
+	}
+	fs.WalkDir(root.FS(), ".", add)
 	return sum
 }
 

@@ -253,7 +253,7 @@ func TestAsNobody(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 6*testPatience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, exe, "-test.run", "^(TestKeptIn|TestBreakout|TestExecItself|TestNetwork|TestForkBomb|TestFullDisk|TestFlood|TestCommands|TestConformance)$", "-test.v")
+	cmd := exec.CommandContext(ctx, exe, "-test.run", "^(TestKeptIn|TestBreakout|TestClosedFolders|TestExecItself|TestNetwork|TestForkBomb|TestFullDisk|TestFlood|TestCommands|TestConformance)$", "-test.v")
 	cmd.Dir = dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + dir, "PCM_TEST_REQUIRE=" + os.Getenv("PCM_TEST_REQUIRE")}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}

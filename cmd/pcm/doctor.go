@@ -326,6 +326,10 @@ func checkSandbox(ctx context.Context, cfg Config) []api.Finding {
 	facts := r.Facts()
 	defer r.Close(ctx)
 	f := api.Finding{Check: "sandbox", Status: api.CheckOK, Text: fmt.Sprintf("%s, namespaces: %s", facts.Sandbox, facts.Labels["namespaces"])}
+	if process.Weak(facts) && facts.Sandbox != process.SandboxNone {
+		f.Status = api.CheckWarn
+		f.Hint = "without cgroups nothing holds all processes of a task: allow user namespaces or cgroups; until then programs are sold to the own account only"
+	}
 	if facts.Sandbox == process.SandboxNone {
 		f.Status, f.Text = api.CheckWarn, "none: programs see this machine's files and network"
 		f.Hint = "install bubblewrap (apt-get install bubblewrap); until then programs are sold to the own account only"
