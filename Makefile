@@ -4,6 +4,13 @@
 
 GO ?= go
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.0
+GOTESTSUM = gotest.tools/gotestsum@v1.13.0
+
+# $(call gotest,FLAGS,PACKAGES). With RERUN=1, as in CI, up to eight tests that fail are tried
+# once more; those that then pass are listed as such at the end of the output.
+RERUN =
+gotest = $(if $(RERUN),$(GO) run $(GOTESTSUM) --format pkgname --rerun-fails=1 --rerun-fails-max-failures=8 \
+	--packages="$(2)" -- $(1),$(GO) test $(1) $(2))
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS = -s -w -X main.version=$(VERSION)
@@ -17,7 +24,7 @@ build:
 
 # Under ten minutes on two cores; no network but loopback, and no servers of others.
 test:
-	PCM_TEST_SERVERS=none $(GO) test -timeout 10m ./...
+	PCM_TEST_SERVERS=none $(call gotest,-timeout 10m,./...)
 
 # Every adapter against its real server, then peers whose back ends fail. What it finds is what docs/adapters.md
 # says, or it fails; with MATRIX=-write it writes that page anew. The long form takes
@@ -32,8 +39,8 @@ test-backends:
 	.ci/backends sandbox $(BACKENDS) $(LONG)
 	@mkdir -p bin && rm -f bin/matrix.json
 	export PCM_TEST_REQUIRE=bubblewrap,$(subst $(SPACE),$(COMMA),$(strip $(BACKENDS) $(LONG))); \
-	PCM_TEST_MATRIX=$(CURDIR)/bin/matrix.json $(GO) test -count=1 -timeout 20m ./adapters/...; tests=$$?; \
-	$(GO) test -count=1 -timeout 20m -parallel 3 -run '^Test(Docker|Slurm|Kube)' ./node/nodetest || tests=$$?; \
+	PCM_TEST_MATRIX=$(CURDIR)/bin/matrix.json $(call gotest,-count=1 -timeout 20m,./adapters/...); tests=$$?; \
+	$(call gotest,-count=1 -timeout 20m -parallel 3 -run '^Test(Docker|Slurm|Kube)',./node/nodetest) || tests=$$?; \
 		$(GO) run ./adapters/adaptertest/matrix -run bin/matrix.json $(MATRIX) && exit $$tests
 
 race:
