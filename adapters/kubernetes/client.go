@@ -163,6 +163,18 @@ func (c *cluster) forget(ctx context.Context, job string) error {
 	return err
 }
 
+// own tells whether a Job that is there is this node's.
+func (c *cluster) own(ctx context.Context, job string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	o, err := c.in(jobs).Get(ctx, job, metav1.GetOptions{})
+	if err != nil {
+		return false, err
+	}
+	l := o.GetLabels()
+	return l[labelManaged] == managed && l[labelInstance] == c.set.Instance, nil
+}
+
 // gone tells whether the server says that there is no such Job.
 func (c *cluster) gone(ctx context.Context, job string) bool {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)

@@ -77,7 +77,12 @@ func (r *Runner) Facts() supervisor.Facts { return *r.facts.Load() }
 
 // Sweep implements supervisor.Runner: what no attempt owns is deleted once the
 // cluster has been seen.
-func (r *Runner) Sweep([]adapters.Key) error { return nil }
+func (r *Runner) Sweep([]adapters.Key) error {
+	r.tracker.mu.Lock()
+	defer r.tracker.mu.Unlock()
+	r.tracker.swept = true
+	return nil
+}
 
 // Close implements supervisor.Runner.
 func (r *Runner) Close(context.Context) error {
@@ -149,6 +154,9 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 		}
 		a.g = g
 	}
+	// Before it waits: its Job may be there already, and is not to be deleted as nobody's.
+	a.w = r.tracker.follow(t.Key, a.g.jobName())
+	defer a.w.done()
 	if t.Batch > 1 && a.g.single() {
 		leave, ok := r.gates.enter(ctx, t, t.Again && a.wasMade())
 		if !ok {
@@ -156,8 +164,6 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 		}
 		defer leave()
 	}
-	a.w = r.tracker.follow(t.Key, a.g.jobName())
-	defer a.w.done()
 	if exit, ok := a.create(ctx); !ok {
 		return exit
 	}
@@ -221,7 +227,14 @@ func (a *attempt) create(ctx context.Context) (supervisor.Exit, bool) {
 		var denied time.Time
 		for wait := minWait; ; wait = min(2*wait, maxWait) {
 			err := a.r.make(ctx, job)
-			if err == nil || apierrors.IsAlreadyExists(err) {
+			if apierrors.IsAlreadyExists(err) {
+				var own bool
+				if own, err = a.r.c.own(ctx, a.w.job); err == nil && !own {
+					a.w.disown()
+					return seller("", "the cluster has a Job "+a.w.job+" that is not this node's"), false
+				}
+			}
+			if err == nil {
 				break
 			}
 			quota := apierrors.IsForbidden(err) && strings.Contains(err.Error(), "quota")
@@ -450,6 +463,9 @@ func (a *attempt) finish(ctx context.Context, p *podView) supervisor.Exit {
 		}
 		if err := a.reader.finish(ctx); err != nil {
 			a.r.log.Warn("can't read all output", "attempt", a.Key.String(), "err", err)
+			if p.code == 0 && ctx.Err() == nil {
+				return seller(p.word, "its output could not be read: "+err.Error())
+			}
 		}
 		if len(a.Outputs) > 0 {
 			if err := a.r.fetchOutputs(ctx, a.Run, p); err != nil && ctx.Err() == nil {

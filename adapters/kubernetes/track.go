@@ -28,6 +28,8 @@ type tracker struct {
 	doomed  map[adapters.Key]string          // tasks of arrays that must not begin, with their Jobs
 	reaped  map[string]time.Time             // Jobs to be deleted, and when
 	orphans map[string]time.Time             // Jobs that nobody owns, since when
+	swept   bool                             // the attempts of before are being taken up
+	strays  map[adapters.Key]time.Time       // pods that nobody owns, since when
 	twice   int                              // pods that came beside another of the same attempt
 }
 
@@ -37,12 +39,14 @@ type track struct {
 	key     adapters.Key
 	job     string
 	changed chan struct{} // capacity 1
+	foreign bool          // the Job is not ours; under tracker.mu
 }
 
 func newTracker(c *cluster, log *slog.Logger) *tracker {
 	return &tracker{
 		c: c, log: log, pods: map[adapters.Key]*podView{}, jobs: map[string]*jobView{}, waiting: map[adapters.Key]*track{},
 		owners: map[string]map[adapters.Key]bool{}, doomed: map[adapters.Key]string{}, reaped: map[string]time.Time{}, orphans: map[string]time.Time{},
+		strays: map[adapters.Key]time.Time{},
 	}
 }
 
@@ -224,9 +228,14 @@ func (w *track) done() {
 	delete(t.owners[w.job], w.key)
 	if len(t.owners[w.job]) == 0 {
 		delete(t.owners, w.job)
-		t.reaped[w.job] = time.Now().Add(reapAfter)
+		if !w.foreign {
+			t.reaped[w.job] = time.Now().Add(reapAfter)
+		}
 	}
 }
+
+// disown leaves the Job alone: it is not ours.
+func (w *track) disown() { w.t.mu.Lock(); w.foreign = true; w.t.mu.Unlock() }
 
 // view is what is known: nil for what is not there. known tells whether that can
 // be relied on.
@@ -247,6 +256,7 @@ func (w *track) doom() {
 const (
 	reapAfter  = 3 * time.Second
 	orphanLife = 2 * time.Minute // of a Job that no attempt of this supervisor owns
+	strayLife  = 20 * time.Second
 	reapEvery  = time.Second
 	reapMost   = 200 // Jobs deleted in one round
 )
@@ -271,7 +281,41 @@ func (t *tracker) reap(ctx context.Context) {
 			delete(t.orphans, name)
 			t.mu.Unlock()
 		}
+		for _, pod := range t.stray(time.Now()) {
+			t.log.Warn("ending a pod that no attempt owns", "pod", pod)
+			if err := t.c.kill(ctx, pod, 1); err != nil {
+				t.log.Debug("can't end a pod yet", "pod", pod, "err", err)
+				break
+			}
+		}
 	}
+}
+
+// stray finds pods of attempts that have ended here: given up, or killed before an
+// earlier supervisor was. In an array, whose Job stays for the others, the cluster
+// would run them still, or keep a place for what was not fetched.
+func (t *tracker) stray(now time.Time) []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.swept || !t.ready[0] {
+		return nil
+	}
+	for k := range t.strays {
+		if t.pods[k] == nil {
+			delete(t.strays, k)
+		}
+	}
+	var names []string
+	for k, p := range t.pods {
+		if t.waiting[k] != nil || p.deleting || p.ended && !p.holding {
+			delete(t.strays, k)
+		} else if since, ok := t.strays[k]; !ok {
+			t.strays[k] = now
+		} else if now.Sub(since) > strayLife && len(names) < reapMost {
+			names = append(names, p.name)
+		}
+	}
+	return names
 }
 
 func (t *tracker) due(now time.Time) []string {
