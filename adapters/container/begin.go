@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -106,7 +107,11 @@ func (a *attempt) create(ctx context.Context, img imageFacts) (exit supervisor.E
 			if ierr != nil {
 				return ierr
 			}
-			if l := c.Container.Config; l != nil && l.Labels[labelRun] == a.nonce {
+			l := c.Container.Config
+			if l == nil || l.Labels[labelHome] != a.home {
+				return fmt.Errorf("the engine has a container %s that is not this node's", a.name)
+			}
+			if l.Labels[labelRun] == a.nonce {
 				a.mark.ID = c.Container.ID
 				return nil
 			}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
 
 	"github.com/jointcloud/pcm"
@@ -221,4 +222,24 @@ func testMeddling(x *trial) {
 		x.Fatal(err)
 	}
 	x.expect(x.wait(paused, adapters.Ended), pcm.OutcomeStopped, "enough")
+}
+
+// A container of that name that is not ours is left alone.
+func TestForeignContainer(t *testing.T) {
+	t.Parallel()
+	x := newTrial(t, newRig(t, "docker", mortal))
+	task := x.task("exit", "0")
+	res, err := x.API.ContainerCreate(x.ctx, client.ContainerCreateOptions{
+		Config: &container.Config{Image: "localhost/pcm-test", Cmd: []string{"x"}, Labels: map[string]string{labelKey: task.Key.String(), labelHome: "another"}}, Name: nameOf(task.Key),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.expect(x.wait(x.start(task), adapters.Ended), pcm.OutcomeSeller, "not this node's")
+	if _, err := x.API.ContainerInspect(x.ctx, res.ID, client.ContainerInspectOptions{}); err != nil {
+		t.Errorf("what is not ours is gone: %v", err)
+	}
+	if _, err := x.API.ContainerRemove(x.ctx, res.ID, client.ContainerRemoveOptions{}); err != nil {
+		t.Error(err)
+	}
 }
