@@ -2,7 +2,6 @@ package slurm
 
 import (
 	"io"
-	"os"
 	"sync"
 	"time"
 
@@ -88,17 +87,11 @@ func (t *tail) copy() (more bool, err error) {
 	if t.full {
 		return false, nil
 	}
-	f, err := os.Open(t.name)
-	if os.IsNotExist(err) {
-		return false, nil
-	}
+	f, err := openShared(t.name)
 	if err != nil {
 		return false, err
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return false, err
-	}
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	for sent := 0; sent < maxTail; {

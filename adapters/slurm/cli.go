@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/jointcloud/pcm"
@@ -89,12 +90,23 @@ func (c *cli) run(ctx context.Context, stdin, command string, args ...string) (s
 		return "", pcm.Errorf(pcm.Unavailable, "Slurm does not answer: %s was given up after its time limit", command)
 	case out.over:
 		return "", pcm.Errorf(pcm.Unavailable, "%s printed more than %s", command, pcm.Bytes(maxAnswer))
+	case killedBySignal(err): // it may have told the controller before
+		return "", pcm.Errorf(pcm.Unavailable, "%s: %w", command, err)
 	case transient(said):
 		return "", pcm.Errorf(pcm.Unavailable, "%s: %s", command, said)
 	case said == "":
 		return "", pcm.Errorf(pcm.Refused, "%s: %w", command, err)
 	}
 	return "", pcm.Errorf(pcm.Refused, "%s", said)
+}
+
+func killedBySignal(err error) bool {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return false
+	}
+	ws, ok := exit.Sys().(syscall.WaitStatus)
+	return ok && ws.Signaled()
 }
 
 // oneLine makes what a program said fit for a message.

@@ -60,14 +60,9 @@ func copyIn(ctx context.Context, in adapters.Mount, work string) error {
 // errOver says that a copy came to its bound.
 var errOver = errors.New("over the bound")
 
-// copyOut copies the declared outputs, inputs excepted, from work to home, up to
+// copyOut copies the declared outputs, inputs excepted, from a working folder to home, up to
 // a little more than limit bytes: what is over it is for the supervisor to see.
-func copyOut(ctx context.Context, t adapters.Task, work, home string, limit int64) error {
-	from, err := os.OpenRoot(work)
-	if err != nil {
-		return err
-	}
-	defer from.Close()
+func copyOut(ctx context.Context, t adapters.Task, from *os.Root, home string, limit int64) error {
 	to, err := os.OpenRoot(home)
 	if err != nil {
 		return err

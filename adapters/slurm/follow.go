@@ -2,8 +2,11 @@ package slurm
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -68,9 +71,11 @@ func (r *Runner) follow(ctx context.Context, a *attempt) supervisor.Exit {
 			return exit
 		}
 		if exit, ok := r.consider(ctx, a, start, began, &endSeen); ok {
-			r.drain(ctx, out, errs)
-			r.bringHome(ctx, a)
-			return exit
+			err := r.drain(ctx, out, errs)
+			if herr := r.bringHome(ctx, a); err == nil {
+				err = herr
+			}
+			return unlessLost(exit, err)
 		}
 
 		var tick <-chan time.Time
@@ -108,7 +113,20 @@ func (r *Runner) consider(ctx context.Context, a *attempt, start begun, began bo
 	lost := a.missing >= looks && time.Since(a.since) >= vanished
 	a.mu.Unlock()
 	if fatal != nil {
-		return seller("Slurm does not take it: " + fatal.Error()), true
+		if in.Name == "" {
+			return seller("Slurm does not take it: " + fatal.Error()), true
+		}
+		// Of several tries one may have been taken.
+		ok, err := r.spool.claim(a.key, in.Generation)
+		if ok || err != nil {
+			a.withdrawn = ok
+			return seller("Slurm does not take it: " + fatal.Error()), true
+		}
+		a.mu.Lock()
+		a.fatal, a.submitted = nil, time.Now()
+		a.mu.Unlock()
+		r.poller.soon()
+		return supervisor.Exit{}, false
 	}
 	if lost {
 		return r.lost(a, in, start, began)
@@ -199,8 +217,11 @@ func (r *Runner) lost(a *attempt, in intent, start begun, began bool) (superviso
 		return seller("can't read the folder shared with Slurm: " + err.Error()), true
 	}
 	if !ok {
-		a.nudge() // it begins this very moment
-		return supervisor.Exit{}, false
+		if r.alive(a) {
+			return supervisor.Exit{}, false // it begins this very moment
+		}
+		replaceFile(r.spool.file(a.key, "kill"), nil)
+		return seller("Slurm lost it from its queue, and its node could not note in the shared folder that it began: is there space left?"), true
 	}
 	if in.Generation >= generations {
 		return seller(fmt.Sprintf("Slurm lost it from its queue %d times", generations)), true
@@ -268,11 +289,13 @@ func (r *Runner) kill(a *attempt, out, errs *tail) supervisor.Exit {
 	defer r.poller.drop(ref)
 	for {
 		if o, ok := r.spool.readOver(a.key, a.gen()); ok {
-			r.drain(ctx, out, errs)
-			r.bringHome(ctx, a)
+			err := r.drain(ctx, out, errs)
+			if herr := r.bringHome(ctx, a); err == nil {
+				err = herr
+			}
 			e := killed()
 			e.CPUMS, e.Memory = o.CPUMS, o.Peak
-			if o.Code == 0 {
+			if o.Code == 0 && err == nil {
 				e.Outcome, e.Code = pcm.OutcomeOK, 0
 			}
 			return e
@@ -311,10 +334,11 @@ func (r *Runner) finish(ctx context.Context, a *attempt, o over, out, errs *tail
 		}
 		exit.Outcome, exit.Reason = judge(o, a, said)
 	}
-	r.drain(ctx, out, errs)
-	if err := r.bringHome(ctx, a); err != nil && exit.Outcome == pcm.OutcomeOK {
-		return seller("can't bring its outputs here: " + errno(err).Error())
+	err := r.drain(ctx, out, errs)
+	if herr := r.bringHome(ctx, a); err == nil {
+		err = herr
 	}
+	exit = unlessLost(exit, err)
 	if exit.Native == "" {
 		a.mu.Lock()
 		if a.job != nil && states.Of(a.job.State).State == adapters.Ended {
@@ -402,20 +426,34 @@ func (r *Runner) ended(ctx context.Context, a *attempt, j job, n adapters.Native
 	return exit
 }
 
+// unlessLost makes no good end of one whose output or outputs are not here.
+func unlessLost(exit supervisor.Exit, err error) supervisor.Exit {
+	if err != nil && exit.Outcome == pcm.OutcomeOK {
+		lost := seller("can't bring its output here: " + errno(err).Error())
+		lost.Native, lost.CPUMS, lost.Memory = exit.Native, exit.CPUMS, exit.Memory
+		return lost
+	}
+	return exit
+}
+
 // drain carries over what is left of the streams.
-func (r *Runner) drain(ctx context.Context, tails ...*tail) {
+func (r *Runner) drain(ctx context.Context, tails ...*tail) error {
 	for _, t := range tails {
 		for more := true; more; {
 			var err error
-			if more, err = t.copy(); err != nil {
-				r.log.Warn("can't read what a task printed", "file", t.name, "err", err)
-				return
+			if more, err = t.copy(); errors.Is(err, fs.ErrNotExist) {
+				readNames(filepath.Dir(t.name)) // has NFS ask its server what is there
+				more, err = t.copy()
 			}
-			if ctx.Err() != nil && t.off > maxTail {
-				return
+			if err != nil {
+				return err
+			}
+			if more && ctx.Err() != nil && t.off > maxTail {
+				return ctx.Err()
 			}
 		}
 	}
+	return nil
 }
 
 // bringHome copies outputs from the shared folder, where the task ran in one of its own.
@@ -423,5 +461,10 @@ func (r *Runner) bringHome(ctx context.Context, a *attempt) error {
 	if a.work == a.Work || len(a.Outputs) == 0 {
 		return nil
 	}
-	return copyOut(ctx, a.Task, a.work, a.Work, int64(a.OutputCap))
+	from, err := openWork(string(r.spool), filepath.Join("attempts", a.key, "work"))
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	return copyOut(ctx, a.Task, from, a.Work, int64(a.OutputCap))
 }

@@ -46,11 +46,11 @@ func (a *Adapter) workOf(k adapters.Key) (*os.Root, error) {
 	if _, _, err := a.running(k); err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(a.cfg.Dir, "tasks", k.String(), "work")
+	top, name := a.cfg.Dir, filepath.Join("tasks", k.String(), "work")
 	if a.cfg.Shared != "" {
-		dir = a.spool.file(k.String(), "work")
+		top, name = string(a.spool), filepath.Join("attempts", k.String(), "work")
 	}
-	root, err := os.OpenRoot(dir)
+	root, err := openWork(top, name)
 	if err != nil {
 		return nil, pcm.Errorf(pcm.Conflict, "attempt %s has no working folder: %w", k, errno(err))
 	}

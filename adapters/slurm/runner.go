@@ -113,9 +113,25 @@ func (r *Runner) Sweep([]adapters.Key) error {
 		}
 	}
 	r.spool.tidyArrays()
+	r.tidyEvidence()
 	r.work.Go(func() { r.poller.watchQueue(r.ctx) })
 	r.work.Go(func() { r.poller.watchSpool(r.ctx) })
 	return nil
+}
+
+// tidyEvidence deletes what came after an attempt was forgotten: the last word of a
+// task that was given up.
+func (r *Runner) tidyEvidence() {
+	names, _ := readNames(r.spool.events())
+	for _, name := range names {
+		key := keyOf(name)
+		if _, err := adapters.ParseKey(key); err != nil || !r.recorded(key) {
+			continue
+		}
+		if _, err := os.Lstat(r.spool.attempt(key)); errors.Is(err, fs.ErrNotExist) {
+			os.Remove(filepath.Join(r.spool.events(), name))
+		}
+	}
 }
 
 // recorded tells whether the supervisor has recorded the attempt's end, or
@@ -177,7 +193,10 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 	a.leave()
 	r.queue.done(a)
 	in, _ = a.place()
-	if a.withdrawn && in.ID > 0 { // if it is not known yet, whoever submits it sees that nobody wants it
+	a.mu.Lock()
+	given := in.ID > 0 || a.fatal != nil // if not, whoever submits it sees that nobody wants it
+	a.mu.Unlock()
+	if a.withdrawn && given {
 		r.poller.drop(a.ref())
 	}
 	r.poller.remove(a, max(in.Generation, 1))

@@ -6,11 +6,13 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/jointcloud/pcm"
@@ -79,17 +81,19 @@ func (s spool) owner() (string, error) {
 // claim makes the start file in the place of the job: true means that the
 // attempt has not begun, and never will under this generation.
 func (s spool) claim(key string, gen int) (bool, error) {
-	f, err := os.OpenFile(s.evidence(key, gen, "start"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		data, err := readSmall(s.evidence(key, gen, "start"))
-		return err == nil && strings.HasPrefix(data, "job=none\n"), nil
-	}
-	if err != nil {
+	// Whole or not at all: half a start file would be taken for a job's.
+	name := s.evidence(key, gen, "start")
+	tmp := s.evidence(key, gen, "claim") // there: not all file systems link across folders
+	if err := replaceFile(tmp, []byte("job=none\n")); err != nil {
 		return false, err
 	}
-	defer f.Close()
-	_, err = f.WriteString("job=none\n")
-	return true, err
+	defer os.Remove(tmp)
+	err := os.Link(tmp, name)
+	if errors.Is(err, fs.ErrExist) {
+		data, err := readSmall(name)
+		return err == nil && strings.HasPrefix(data, "job=none\n"), nil
+	}
+	return err == nil, err
 }
 
 // begun is a start file, or a refusal.
@@ -110,12 +114,17 @@ type over struct {
 	CPUMS   int64
 }
 
+// readBegun reads one. Half of it is none: the node that makes it has yet to write
+// it, or could not, and then runs nothing.
 func (s spool) readBegun(key string, gen int, what string) (begun, bool) {
 	data, err := readSmall(s.evidence(key, gen, what))
 	if err != nil {
 		return begun{}, false
 	}
 	f := lines(data)
+	if _, whole := f["restarts"]; f["job"] != "none" && !whole || !strings.HasSuffix(data, "\n") {
+		return begun{}, false
+	}
 	b := begun{Job: f["job"], Host: f["host"]}
 	b.Restarts, _ = strconv.Atoi(f["restarts"])
 	return b, true
@@ -171,7 +180,7 @@ func (s spool) readOver(key string, gen int) (over, bool) {
 
 // readSmall reads a file that a task may have written to: never much of it.
 func readSmall(name string) (string, error) {
-	f, err := os.Open(name)
+	f, err := openShared(name)
 	if err != nil {
 		return "", err
 	}
@@ -185,6 +194,31 @@ func readSmall(name string) (string, error) {
 		}
 	}
 	return string(buf[:n]), nil
+}
+
+// openShared opens a file that a task may have put another in the place of: a link
+// to a file of this host, or a pipe, at which one would wait.
+func openShared(name string) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		f.Close()
+		return nil, fmt.Errorf("%s is no file", filepath.Base(name))
+	}
+	return f, nil
+}
+
+// openWork opens an attempt's working folder below top, which the task can't turn
+// into a way out: a link in its place is not followed out of top.
+func openWork(top, name string) (*os.Root, error) {
+	root, err := os.OpenRoot(top)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	return root.OpenRoot(name)
 }
 
 func lines(data string) map[string]string {
@@ -221,10 +255,22 @@ func (s spool) loadIntent(key string) (in intent, ok bool) {
 	return in, true
 }
 
-// replaceFile writes a file that is whole or not there.
+// replaceFile writes a file that is whole or not there. It follows no link that a
+// task has put in its way.
 func replaceFile(name string, data []byte) error {
 	tmp := name + ".new"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
 		return err
 	}
 	return os.Rename(tmp, name)
@@ -235,7 +281,7 @@ func (s spool) forget(key string, generations int) {
 	in, ok := s.loadIntent(key)
 	os.RemoveAll(s.attempt(key)) // first: without its script nothing of it can begin any more
 	for gen := 1; gen <= generations; gen++ {
-		for _, what := range []string{"exit", "refused", "start"} {
+		for _, what := range []string{"exit", "refused", "claim", "start"} {
 			os.Remove(s.evidence(key, gen, what))
 		}
 	}
