@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,7 +25,7 @@ import (
 const breakout = "PCM_TEST_BREAKOUT"
 
 func init() {
-	try := map[string]func(){"calls": tryCalls, "files": tryFiles, "foreign": foreignCall}[os.Getenv(breakout)]
+	try := map[string]func(){"calls": tryCalls, "files": tryFiles, "foreign": foreignCall, "abstract": tryAbstract}[os.Getenv(breakout)]
 	if try != nil {
 		try()
 		fmt.Println("over")
@@ -87,6 +88,15 @@ func tryCalls() {
 	got("slow down all of its user", unix.Setpriority(unix.PRIO_USER, 0, 19), unix.EPERM)
 	got("slow down its parent", unix.Setpriority(unix.PRIO_PROCESS, int(parent), 19), unix.EPERM)
 	got("slow down what its user reads and writes", raw(unix.SYS_IOPRIO_SET, 3, 0, 3<<13), unix.EPERM)
+}
+
+// tryAbstract connects to an abstract socket of the machine.
+func tryAbstract() {
+	conn, err := net.Dial("unix", os.Getenv("SOCKET"))
+	if err == nil {
+		conn.Close()
+	}
+	got("connect to an abstract socket", err, unix.EPERM, unix.ECONNREFUSED)
 }
 
 // tryFiles goes by what the kernel shows of itself and of the sandbox.
@@ -262,4 +272,26 @@ func TestWeakIsOwnOnly(t *testing.T) {
 			t.Errorf("%s: own only: %v", mode, pools[0].OwnOnly)
 		}
 	}
+}
+
+// With the network, too, root's tasks don't get at what listens on abstract
+// sockets, and trusts root.
+func TestAbstractSockets(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("this is not root")
+	}
+	name := fmt.Sprintf("@pcm-breakout-%d", os.Getpid())
+	listener, err := net.Listen("unix", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() }) // after the parallel ones
+	forBoxes(t, "network", func(t *testing.T, l *lab, _ string) {
+		task := l.start(func(t *adapters.Task) {
+			t.Command, t.Env, t.Network = []string{"./task"}, map[string]string{breakout: "abstract", "SOCKET": name}, true
+		})
+		if st := l.wait(task.Key, adapters.Ended); st.Outcome != pcm.OutcomeOK || l.stdout(task.Key, false) != "over\n" {
+			t.Errorf("%+v %s", st, l.stdout(task.Key, false))
+		}
+	})
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	landlock "github.com/landlock-lsm/go-landlock/landlock/syscall"
+
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters/supervisor"
 )
@@ -25,6 +27,7 @@ type bubblewrap struct {
 	spaces []string // what all sandboxes have in common: namespaces,
 	system []string // and what they see
 	sized  bool     // it can bound what a task keeps in memory as files
+	scoped bool     // with the network, abstract sockets are kept from root's tasks
 	filter string   // file of the system calls to refuse; "": none
 }
 
@@ -36,6 +39,10 @@ func findBubblewrap(cfg RunnerConfig) (*bubblewrap, error) {
 		return nil, errors.New("bwrap is not in PATH")
 	}
 	b := &bubblewrap{path: bwrap}
+	// Others would need no_new_privs for it, with which a bwrap that is set-user-ID doesn't work.
+	if abi, err := landlock.LandlockGetABIVersion(); err == nil && abi >= 6 && os.Geteuid() == 0 {
+		b.scoped = true
+	}
 	parts, err := system(cfg)
 	if err != nil {
 		return nil, err
@@ -166,6 +173,15 @@ func (b *bubblewrap) prepare(t *supervisor.Run, extra surroundings) (*spec, erro
 		argv = append(argv, "--seccomp", "4")
 	}
 	s.argv = append(append(argv, "--"), t.Command...)
+	if extra.network && b.scoped {
+		program := s.path
+		if s.copied != nil { // which is let go of before it is run
+			s.pass, s.copied = append(s.pass, s.copied), nil
+			program = fmt.Sprintf("/proc/self/fd/%d", cellReport+len(s.pass))
+		}
+		s.argv = append([]string{cellArg, "scope", program}, s.argv...)
+		s.path = "/proc/self/exe"
+	}
 	return s, nil
 }
 

@@ -92,6 +92,9 @@ func (c cell) file() (*os.File, error) {
 // init makes this program the inner side of a sandbox where it was started as
 // that, before anything else of it runs.
 func init() {
+	if len(os.Args) > 2 && os.Args[0] == cellArg && os.Args[1] == "scope" {
+		scope(os.Args[2], os.Args[3:])
+	}
 	if len(os.Args) != 2 || os.Args[0] != cellArg {
 		return
 	}
@@ -123,6 +126,26 @@ func init() {
 	}
 	data, _ := json.Marshal(f)
 	report.Write(data)
+	os.Exit(125)
+}
+
+// scope runs a program that can't reach abstract Unix sockets of others: those go
+// by the network.
+func scope(program string, argv []string) {
+	runtime.LockOSThread()
+	var inherited int
+	if n, _ := fmt.Sscanf(program, "/proc/self/fd/%d", &inherited); n == 1 {
+		unix.CloseOnExec(inherited)
+	}
+	fd, flags, err := landlock.Config{Scoped: ll.ScopeAbstractUnixSocket}.NewRulesetFD()
+	if err == nil {
+		err = ll.LandlockRestrictSelf(fd, flags)
+		unix.Close(fd)
+	}
+	if err == nil {
+		err = syscall.Exec(program, argv, os.Environ())
+	}
+	fmt.Fprintln(os.Stderr, "scope:", err)
 	os.Exit(125)
 }
 
