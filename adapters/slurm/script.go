@@ -123,6 +123,15 @@ trap 'told=1; [ -z "$pid" ] || kill -TERM "$pid"' TERM
 pid=$!
 [ -z "$told" ] || kill -TERM "$pid"
 
+# What the task leaves behind when it is ended: Slurm may not know it for the job's.
+sweep() {
+	for other in $(grep -lsxzF "PCM_ATTEMPT=@KEY@" /proc/[0-9]*/environ); do
+		other=${other#/proc/}
+		other=${other%/environ}
+		[ "$other" = "$pid" ] || kill -KILL "$other"
+	done 2>/dev/null
+}
+
 # Beside it: its peak of memory, a sign of life, and a way to end it while Slurm
 # doesn't answer.
 watch() {
@@ -132,7 +141,12 @@ watch() {
 		while read -r name value _; do
 			case $name in VmHWM:) [ "$value" -le "$most" ] || { most=$value; echo "$most" >"$dir/peak"; } ;; esac
 		done <"/proc/$pid/status"
-		if [ -e "$dir/kill" ] || [ ! -d "$dir" ]; then kill -KILL "$pid"; fi
+		if [ -e "$dir/kill" ] || [ ! -d "$dir" ]; then
+			# What the task has started goes first.
+			kill -STOP "$pid"
+			sweep
+			kill -KILL "$pid"
+		fi
 		: >"$dir/alive"
 		[ ! -e "$dir/stop" ] || [ -n "$told" ] || { told=1; kill -TERM "$pid"; }
 		sleep "$pause" &
@@ -152,6 +166,7 @@ while kill -0 "$pid" 2>/dev/null; do
 done
 kill -TERM "$watcher" 2>/dev/null
 trap '' TERM
+[ -z "$told" ] && [ ! -e "$dir/stop" ] && [ ! -e "$dir/kill" ] || sweep
 
 peak=0 oom=0 missing=0
 if [ -n "$group" ]; then

@@ -28,12 +28,13 @@ func slurm(t *testing.T) (*site, *server.Slurm) {
 }
 
 // TestSlurmSellerKilled: the peer that sells Slurm's nodes is killed, alone right
-// after a start, then with its supervisor.
+// after a start, then with its supervisor, then for longer than a lease.
 func TestSlurmSellerKilled(t *testing.T) {
 	t.Parallel()
 	s, _ := slurm(t)
 	s.killedAtStart()
 	s.bothKilled()
+	s.bothAway()
 }
 
 // TestSlurmControllerKilled: the controller is killed right after a submit, forgets
