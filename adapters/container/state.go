@@ -31,13 +31,12 @@ var states = adapters.States{
 
 // end is all that is known of how a container ended.
 type end struct {
-	state   *container.State
-	code    int
-	killed  string        // the signal that somebody else sent through the engine
-	blind   time.Duration // how long the engine was away when the end came; 0: it was seen
-	use     use
-	limit   pcm.Bytes
-	command string
+	state  *container.State
+	code   int
+	killed string        // the signal that somebody else sent through the engine
+	blind  time.Duration // how long the engine was away when the end came; 0: it was seen
+	use    use
+	limit  pcm.Bytes
 }
 
 // judge decides what the end of a container means.

@@ -15,13 +15,12 @@ import (
 // reader brings the output of one task: live where there is a place for that,
 // else at the end.
 type reader struct {
-	r      *Runner
-	t      *supervisor.Run
-	pod    string
-	stop   context.CancelFunc
-	live   sync.WaitGroup
-	parts  []*part
-	closed sync.Once
+	r     *Runner
+	t     *supervisor.Run
+	pod   string
+	stop  context.CancelFunc
+	live  sync.WaitGroup
+	parts []*part
 }
 
 // part is one stream of the container's log.

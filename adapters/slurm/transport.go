@@ -106,8 +106,6 @@ type job struct {
 	Restarts int
 }
 
-func (j job) ref() jobRef { return jobRef{j.ID, j.Index, j.Name} }
-
 // covers tells whether the job stands for a task of its array; -1 asks for one that is none.
 func (j job) covers(index int) bool {
 	if j.Indexes == "" {

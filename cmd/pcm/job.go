@@ -346,7 +346,7 @@ func drawJob(t *table, j api.Job, tasks []api.Task, trades api.List[api.Trade], 
 		state, reason := stateNow(k, live[k.ID])
 		t.row(fmt.Sprintf("%s/%d", k.Step, k.Index), state, strconv.Itoa(k.Attempt), seller, exit, wall, cpu, mem, trade, reason)
 		for _, h := range k.History {
-			t.row("", "  earlier: "+h)
+			t.row("", "", "", "", "", "", "", "", "", "earlier: "+h)
 		}
 	}
 	if left > 0 {

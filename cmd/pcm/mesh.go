@@ -78,7 +78,7 @@ func drawStatus(t *table, s api.Status) {
 }
 
 func drawPool(p pcm.Pool) string {
-	s := fmt.Sprintf("%s: %s, %s at %s", p.Adapter, p.Capacity, plural(p.Slots, "slot"), drawPrice(api.Price{
+	s := fmt.Sprintf("%s: %s, %s at %s", p.ID, p.Capacity, plural(p.Slots, "slot"), drawPrice(api.Price{
 		Unit: p.Price.Unit, PerTask: p.Price.PerTask.String(), PerCPUHour: p.Price.PerCPUHour.String(), PerGiBHour: p.Price.PerGiBHour.String(),
 		PerGPUHour: p.Price.PerGPUHour.String(),
 	}, p.Capacity.GPU))

@@ -180,8 +180,8 @@ func (a *app) submit(ctx context.Context, s api.Submission, wait, follow bool) (
 	return a.await(ctx, c, job)
 }
 
-// cancelOnSignal cancels the job at the first SIGINT or SIGTERM; the second ends
-// the program at once, and the job is left as it is.
+// cancelOnSignal cancels the job at the first SIGINT or SIGTERM; one that
+// comes later ends the program at once, and the job may be left as it is.
 func (a *app) cancelOnSignal(ctx context.Context, c *api.Client, id pcm.JobID) (context.Context, func()) {
 	ch := make(chan os.Signal, 2)
 	signal.Notify(ch, os.Interrupt, syscall.SIGTERM)
@@ -200,10 +200,21 @@ func (a *app) cancelOnSignal(ctx context.Context, c *api.Client, id pcm.JobID) (
 				fmt.Fprintf(a.errOut, "pcm: can't cancel %s: %s\n", pcm.Short(id), err)
 			}
 		}()
-		select {
-		case <-ch:
-			os.Exit(130)
-		case <-done:
+		// Who ends a program and its whole group, as timeout(1) does, sends two at once:
+		// that is not a second thought.
+		soon := time.After(time.Second)
+		for {
+			select {
+			case <-ch:
+				select {
+				case <-soon:
+					fmt.Fprintf(a.errOut, "pcm: %s may go on; 'pcm job stop %s' ends it\n", pcm.Short(id), pcm.Short(id))
+					os.Exit(130)
+				default:
+				}
+			case <-done:
+				return
+			}
 		}
 	}()
 	return ctx, func() {

@@ -4,6 +4,7 @@ package script
 
 import (
 	"fmt"
+	"hash/crc32"
 	"io"
 	"os"
 	"runtime"
@@ -73,8 +74,8 @@ func Main(args []string) {
 }
 
 var (
-	sink int      // keeps a loop from being left out
-	kept [][]byte // what alloc took
+	kept      [][]byte // what alloc took
+	kilobytes [64 << 10]byte
 )
 
 func step(op string, next func() string) error {
@@ -153,9 +154,7 @@ func step(op string, next func() string) error {
 			return err
 		}
 		for end := used() + d; used() < end; {
-			for n := range 1 << 16 {
-				sink += n
-			}
+			crc32.ChecksumIEEE(kilobytes[:])
 		}
 	case "spin":
 		for n := uint64(1); ; n = n*6364136223846793005 + 1442695040888963407 {
