@@ -36,6 +36,13 @@ func testSuspend(b *bench) {
 	if after := b.logs(k, adapters.Stdout, 0, false); after != before {
 		t.Errorf("it went on while it was suspended: %q, then %q", before, after)
 	}
+	if x, ok := b.ins.Adapter.(adapters.Execer); ok && b.offers(pcm.FeatureExec) {
+		// It would wait for as long as that takes.
+		_, err := x.Exec(b.ctx, k, adapters.Exec{Command: []string{"true"}, Stdout: io.Discard, Stderr: io.Discard})
+		if pcm.ErrorCode(err) != pcm.Conflict {
+			t.Errorf("a command beside what is suspended: %v", err)
+		}
+	}
 	for range 2 {
 		if err := a.Resume(b.ctx, k); err != nil {
 			t.Fatal(err)

@@ -34,6 +34,9 @@ func (c *Commanded) Exec(ctx context.Context, k adapters.Key, x adapters.Exec) (
 	if err != nil {
 		return 0, err
 	}
+	if states.Of(j.State).State == adapters.Suspended {
+		return 0, pcm.Errorf(pcm.Conflict, "attempt %s is suspended: resume it first", k)
+	}
 	select {
 	case execs <- struct{}{}:
 		defer func() { <-execs }()

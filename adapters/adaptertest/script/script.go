@@ -4,7 +4,6 @@ package script
 
 import (
 	"fmt"
-	"hash/crc32"
 	"io"
 	"os"
 	"runtime"
@@ -73,10 +72,7 @@ func Main(args []string) {
 	}
 }
 
-var (
-	kept      [][]byte // what alloc took
-	kilobytes [64 << 10]byte
-)
+var kept [][]byte // what alloc took
 
 func step(op string, next func() string) error {
 	switch op {
@@ -153,8 +149,14 @@ func step(op string, next func() string) error {
 		if err != nil {
 			return err
 		}
+		sum := 1
 		for end := used() + d; used() < end; {
-			crc32.ChecksumIEEE(kilobytes[:])
+			for n := range 1 << 16 {
+				sum += n
+			}
+		}
+		if sum == 0 { // keeps the loop from being left out
+			fmt.Println("unlikely")
 		}
 	case "spin":
 		for n := uint64(1); ; n = n*6364136223846793005 + 1442695040888963407 {
