@@ -7,9 +7,9 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.0
 GOTESTSUM = gotest.tools/gotestsum@v1.13.0
 
 # $(call gotest,FLAGS,PACKAGES). With RERUN=1, as in CI, up to eight tests that fail are tried
-# once more; those that then pass are listed as such at the end of the output.
+# again, twice at most; those that then pass are listed as such at the end of the output.
 RERUN =
-gotest = $(if $(RERUN),$(GO) run $(GOTESTSUM) --format pkgname --rerun-fails=1 --rerun-fails-max-failures=8 \
+gotest = $(if $(RERUN),$(GO) run $(GOTESTSUM) --format pkgname --rerun-fails=2 --rerun-fails-max-failures=8 \
 	--packages="$(2)" -- $(1),$(GO) test $(1) $(2))
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
