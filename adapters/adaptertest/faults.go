@@ -13,7 +13,7 @@ import (
 func testAdoption(b *bench) {
 	t := b.t
 	before := b.run(b.task("out", "before", "exit", "4"))
-	running := b.task("out", "ready", "sleep", b.times(1.75), "out", "went on")
+	running := b.task("out", "ready", "sleep", b.times(8), "out", "went on") // longer than a busy machine takes to reconnect
 	b.start(running)
 	b.firstLine(running.Key)
 	watch, err := b.ins.Adapter.Watch(b.ctx)
