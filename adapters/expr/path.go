@@ -1,0 +1,47 @@
+package expr
+
+import (
+	"strings"
+
+	"github.com/theory/jsonpath"
+
+	"github.com/jointcloud/pcm"
+)
+
+type jsonPath struct {
+	path *jsonpath.Path
+	of   string // the variable that it is of
+}
+
+// IsPath tells whether the source is JSONPath: it begins with "$." or "$[".
+func IsPath(source string) bool {
+	return strings.HasPrefix(source, "$.") || strings.HasPrefix(source, "$[")
+}
+
+// CompilePath is [Env.Compile], but takes what begins with "$." or "$[" as a
+// JSONPath (RFC 9535) into the variable of. It gives the value that it finds, a list
+// if it may find several, nothing if there is none.
+func (e *Env) CompilePath(source, of string) (*Expr, error) {
+	if !IsPath(source) {
+		return e.Compile(source)
+	}
+	if len(source) > MaxSource {
+		return nil, pcm.Errorf(pcm.Invalid, "the path has %d bytes, over the bound of %d", len(source), MaxSource)
+	}
+	p, err := jsonpath.Parse(source)
+	if err != nil {
+		return nil, pcm.Errorf(pcm.Invalid, "in JSONPath %q: %w", short(source), err)
+	}
+	return &Expr{source: source, path: &jsonPath{p, of}}, nil
+}
+
+func (p *jsonPath) eval(vars map[string]any) (any, error) {
+	found := p.path.Select(vars[p.of])
+	switch {
+	case p.path.Query().Singular() == nil:
+		return []any(found), nil
+	case len(found) == 0:
+		return nil, nil
+	}
+	return found[0], nil
+}
