@@ -17,7 +17,7 @@ const module = "github.com/jointcloud/pcm"
 // leaves are the parts that import the root package and not each other. An
 // entry ending in /* names the folders below it.
 var leaves = []string{
-	"ledger", "ledger/tlog", "consensus", "mesh", "mesh/artifact", "adapters", "adapters/*",
+	"ledger", "ledger/tlog", "consensus", "mesh", "mesh/artifact", "adapters", "adapters/*", "adapters/plugin/*",
 	"node/placement", "node/policy", "node/api",
 	"configs", // the examples, embedded
 }
@@ -26,6 +26,9 @@ var leaves = []string{
 var arrowsBesides = map[string][]string{
 	"adapters/*":          {"adapters", "adapters/supervisor"},
 	"adapters/supervisor": {"adapters"},
+
+	"adapters/plugin":            {"adapters", "adapters/supervisor", "adapters/plugin/pluginpb"},
+	"adapters/plugin/plugingrpc": {"adapters/plugin/pluginpb"},
 }
 
 // matches tells whether a package, named from the module's root, is one that a pattern names.
