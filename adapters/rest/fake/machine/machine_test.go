@@ -234,6 +234,9 @@ func TestRoom(t *testing.T) {
 	if !ready(a) || ready(b) || ready(c) || ready(d) {
 		t.Error("the first has its place, and nobody overtakes")
 	}
+	if !ready(r.Enter(0)) {
+		t.Error("who wants nothing waits")
+	}
 	c.Leave()
 	a.Leave()
 	a.Leave() // once only

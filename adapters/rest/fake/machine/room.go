@@ -30,11 +30,16 @@ const (
 // NewRoom makes a room of n units.
 func NewRoom(n int) *Room { return &Room{all: n, free: n} }
 
-// Enter asks for n units.
+// Enter asks for n units. Who wants none has its place at once.
 func (r *Room) Enter(n int) *Place {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p := &Place{room: r, n: n, ready: make(chan struct{})}
+	if n <= 0 {
+		p.n, p.state = 0, has
+		close(p.ready)
+		return p
+	}
 	r.queue = append(r.queue, p)
 	r.admit()
 	return p
