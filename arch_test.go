@@ -17,7 +17,7 @@ const module = "github.com/jointcloud/pcm"
 // leaves are the parts that import the root package and not each other. An
 // entry ending in /* names the folders below it.
 var leaves = []string{
-	"ledger", "ledger/tlog", "consensus", "mesh", "mesh/artifact", "adapters", "adapters/*", "adapters/plugin/*",
+	"ledger", "ledger/tlog", "consensus", "mesh", "mesh/artifact", "adapters", "adapters/*", "adapters/plugin/*", "adapters/rest/*",
 	"node/placement", "node/policy", "node/api",
 	"configs", // the examples, embedded
 }
@@ -29,6 +29,8 @@ var arrowsBesides = map[string][]string{
 
 	"adapters/plugin":            {"adapters", "adapters/supervisor", "adapters/plugin/pluginpb"},
 	"adapters/plugin/plugingrpc": {"adapters/plugin/pluginpb"},
+	"adapters/rest":              {"adapters", "adapters/supervisor", "adapters/expr", "adapters/rest/description", "adapters/rest/client"},
+	"adapters/rest/*":            {"adapters", "adapters/expr"},
 }
 
 // matches tells whether a package, named from the module's root, is one that a pattern names.
@@ -190,6 +192,10 @@ func TestArrowsCatch(t *testing.T) {
 		{"adapters/rest", "adapters/rest/fake/openi", true},
 		{"cmd/demo", "adapters/rest/fake/openi", false},
 		{"cmd/pcm", "adapters/rest/fake/openi", true},
+		{"adapters/rest", "adapters/rest/client", false},
+		{"adapters/rest/client", "adapters", false},
+		{"adapters/rest/client", "adapters/rest", true},
+		{"adapters/rest/client", "adapters/rest/description", true},
 		{"node/api", "", false},
 		{"node/api", "node", true},
 		{"node/placement", "node/policy", true},

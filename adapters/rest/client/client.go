@@ -1,0 +1,482 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/jointcloud/pcm"
+)
+
+// Config says how a back end is called. Zero values of bounds mean their defaults.
+type Config struct {
+	// Origins are the addresses of the back end's interface, "https://HOST[:PORT]":
+	// the log-in goes to them and nowhere else. Paths in them mean nothing.
+	Origins []string
+	Login   Login
+	Secrets *Secrets
+
+	Rate      float64       // calls in a second, tries included; 10
+	Burst     int           // how many of them at once; 10
+	Retry     Retry         // of what may be tried again
+	Timeout   time.Duration // of one try, from the connection to the last byte; 30 s
+	MaxBody   pcm.Bytes     // of an answer, as it comes and unpacked; 8 MiB
+	UserAgent string
+
+	// AllowPrivate lets the client connect to loopback, link-local and private
+	// addresses, and lets the log-in go over HTTP without TLS. The addresses of
+	// clouds' metadata services stay closed.
+	AllowPrivate bool
+	CA           string // file of certificates trusted beside the system's
+
+	// Trace is told of each exchange, with all secrets blotted out.
+	Trace func(Exchange)
+}
+
+// Retry bounds what is tried again: calls that are idempotent, and others where
+// the server can't have acted.
+type Retry struct {
+	Tries   int           // in all; 4
+	First   time.Duration // pause after the first try, doubled each time, with a random part; 500 ms
+	MaxWait time.Duration // longest pause, also where the server asks for one; 30 s
+}
+
+// Bounds of the settings.
+const (
+	maxWaiting   = 1024 // calls in progress or waiting
+	maxTries     = 20
+	maxRedirects = 3
+)
+
+// Client calls one back end. It is safe for concurrent use.
+type Client struct {
+	cfg     Config
+	login   login
+	open    http.RoundTripper // as the configuration allows
+	strict  http.RoundTripper // to public addresses only
+	limiter *rate.Limiter
+	waiting atomic.Int64
+	now     func() time.Time
+
+	mu      sync.Mutex
+	origins []string  // that get the log-in
+	notTill time.Time // when the server asked to be left alone until
+}
+
+// New checks the settings. Nothing is sent.
+func New(cfg Config) (*Client, error) {
+	if cfg.Rate < 0 || cfg.Burst < 0 || cfg.Timeout < 0 || cfg.MaxBody < 0 || cfg.Retry.Tries < 0 || cfg.Retry.First < 0 || cfg.Retry.MaxWait < 0 {
+		return nil, pcm.Errorf(pcm.Invalid, "rate, burst, timeout, bounds and retries can't be negative")
+	}
+	cfg.Rate = orDefault(cfg.Rate, 10)
+	cfg.Burst = orDefault(cfg.Burst, 10)
+	cfg.Timeout = orDefault(cfg.Timeout, 30*time.Second)
+	cfg.MaxBody = orDefault(cfg.MaxBody, 8<<20)
+	cfg.UserAgent = orDefault(cfg.UserAgent, "pcm")
+	cfg.Retry.Tries = min(orDefault(cfg.Retry.Tries, 4), maxTries)
+	cfg.Retry.First = orDefault(cfg.Retry.First, 500*time.Millisecond)
+	cfg.Retry.MaxWait = orDefault(cfg.Retry.MaxWait, 30*time.Second)
+	if cfg.MaxBody > 256<<20 {
+		return nil, pcm.Errorf(pcm.Invalid, "answers of up to %s are over the bound of 256MiB: data goes through a store", cfg.MaxBody)
+	}
+	if cfg.Secrets == nil {
+		cfg.Secrets, _ = NewSecrets(nil)
+	}
+	roots, err := readCA(cfg.CA)
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{cfg: cfg, limiter: rate.NewLimiter(rate.Limit(cfg.Rate), cfg.Burst), now: time.Now}
+	strict := newTransport(cfg.Timeout, roots, false)
+	c.open, c.strict = strict, strict
+	if cfg.AllowPrivate {
+		c.open = newTransport(cfg.Timeout, roots, true)
+	}
+	for _, o := range cfg.Origins {
+		u, err := parseURL(o)
+		if err != nil {
+			return nil, err
+		}
+		c.trust(u)
+	}
+	if c.login, err = newLogin(c, cfg.Login); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func orDefault[T comparable](v, otherwise T) T {
+	var zero T
+	if v == zero {
+		return otherwise
+	}
+	return v
+}
+
+// Close drops idle connections.
+func (c *Client) Close() {
+	for _, t := range []http.RoundTripper{c.open, c.strict} {
+		if t, ok := t.(*http.Transport); ok {
+			t.CloseIdleConnections()
+		}
+	}
+}
+
+// Redact blots secrets out of a text that came from the back end: it may repeat them.
+func (c *Client) Redact(text string) string { return c.cfg.Secrets.Redact(text) }
+
+// trust lets the log-in go to an origin.
+func (c *Client) trust(u *url.URL) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o := origin(u); !slices.Contains(c.origins, o) && len(c.origins) < 64 {
+		c.origins = append(c.origins, o)
+	}
+}
+
+func (c *Client) trusts(u *url.URL) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Contains(c.origins, origin(u))
+}
+
+// checkTarget refuses addresses that a request must not go to.
+func (c *Client) checkTarget(u *url.URL, anonymous bool) error {
+	switch {
+	case !anonymous && !c.trusts(u):
+		return pcm.Errorf(pcm.Refused, "%s is not at an address of this back end (%s): the log-in is not sent there", bare(u), c.originList())
+	case u.Scheme == "http" && !c.cfg.AllowPrivate && (anonymous || c.login.secret()):
+		return pcm.Errorf(pcm.Refused, "%s is not HTTPS: secrets and data are not sent that way unless allow_private says that the network is the site's own", bare(u))
+	}
+	return nil
+}
+
+func (c *Client) originList() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return clean(fmt.Sprint(c.origins), 200)
+}
+
+// Do makes a call, and tries it again where that is safe. The body of the answer
+// has been read when it returns.
+//
+// Where the server answered with a status that is none of r.OK, there is both a
+// response and an error: code Refused for 401 and 403, NotFound for 404 and 410,
+// Conflict for 409, TooLarge for 413, Busy for 429, Invalid for other refusals,
+// Unavailable from 500 on. Code Unavailable is also that of a server which can't be
+// reached or gives an answer that is not to be believed; Refused that of
+// addresses it must not send us to. [Unsent] tells whether the server may have acted.
+func (c *Client) Do(ctx context.Context, r Request) (*Response, error) {
+	o, err := prepare(r)
+	if err != nil {
+		return nil, c.local(err)
+	}
+	return c.call(ctx, o, nil)
+}
+
+// call makes one call. Where take is given, it reads the answer's body if its
+// status is a good one, instead of its being kept.
+func (c *Client) call(ctx context.Context, o *outgoing, take taker) (*Response, error) {
+	if err := c.checkTarget(o.url, o.anonymous); err != nil {
+		return nil, c.local(err)
+	}
+	if c.waiting.Add(1) > maxWaiting {
+		c.waiting.Add(-1)
+		return nil, c.local(pcm.Errorf(pcm.Busy, "%d calls wait for %s already", maxWaiting, o.url.Host))
+	}
+	defer c.waiting.Add(-1)
+	renewed := false
+	for try := 1; ; try++ {
+		if err := c.wait(ctx, o); err != nil {
+			return nil, err
+		}
+		resp, f := c.try(ctx, o, try, take)
+		if f == nil {
+			return resp, nil
+		}
+		if f.status == http.StatusUnauthorized && !renewed && !o.anonymous && c.login.renew(f.proof) {
+			renewed = true // what was refused was not done: any call may be made again
+			continue
+		}
+		pause, again := c.again(f, o, try)
+		if !again {
+			return resp, c.error(o, f)
+		}
+		if !sleep(ctx, pause) {
+			return resp, c.error(o, f)
+		}
+	}
+}
+
+// again decides whether a try is repeated, and after which pause.
+func (c *Client) again(f *failure, o *outgoing, try int) (time.Duration, bool) {
+	if try >= c.cfg.Retry.Tries || f.final || !f.unsent && !o.idempotent && f.status != http.StatusTooManyRequests {
+		return 0, false
+	}
+	pause := c.cfg.Retry.First
+	for range try - 1 {
+		pause = min(2*pause, c.cfg.Retry.MaxWait)
+	}
+	pause = pause/2 + rand.N(pause/2+1)
+	switch f.status {
+	case 0, http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout:
+		return pause, true
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		if f.after > c.cfg.Retry.MaxWait {
+			return 0, false // longer than anybody here is to wait
+		}
+		return max(pause, f.after), true
+	}
+	return 0, false
+}
+
+// wait holds a call until the rate allows it, and until the server wants calls again.
+func (c *Client) wait(ctx context.Context, o *outgoing) error {
+	c.mu.Lock()
+	rest := c.notTill.Sub(c.now())
+	c.mu.Unlock()
+	if rest > 0 && !sleep(ctx, rest) {
+		return c.error(o, &failure{code: pcm.Busy, text: "the server asked to be left alone for a while, which is longer than this call has", unsent: true, err: ctx.Err()})
+	}
+	if err := c.limiter.Wait(ctx); err != nil {
+		return c.error(o, &failure{code: pcm.Busy, text: fmt.Sprintf("the rate of %g calls a second leaves no room for it within its deadline", c.cfg.Rate), unsent: true, err: ctx.Err()})
+	}
+	return nil
+}
+
+// sleep is false if ctx ends before d is over, or would.
+func sleep(ctx context.Context, d time.Duration) bool {
+	if end, ok := ctx.Deadline(); ok && time.Until(end) < d {
+		return false
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// try sends a request once, and follows where it is sent to.
+func (c *Client) try(ctx context.Context, o *outgoing, n int, take taker) (*Response, *failure) {
+	tctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	defer cancel()
+	hop, elsewhere := o, false
+	for redirects := 0; ; redirects++ {
+		resp, f := c.hop(tctx, ctx, hop, n, elsewhere, take)
+		if f == nil || f.location == "" {
+			return resp, f
+		}
+		next, err := c.redirected(hop, f.location)
+		switch {
+		case err != nil:
+			return resp, &failure{code: pcm.Refused, status: f.status, final: true, text: err.Error()}
+		case redirects >= maxRedirects:
+			return resp, &failure{code: pcm.Refused, status: f.status, final: true, text: fmt.Sprintf("it sends us on more than %d times", maxRedirects)}
+		}
+		elsewhere = elsewhere || origin(next.url) != origin(hop.url) && !c.trusts(next.url)
+		hop = next
+	}
+}
+
+// redirected is the request to where the server sends us: nothing but a GET, and
+// at another address without the log-in and without what the description adds.
+func (c *Client) redirected(o *outgoing, location string) (*outgoing, error) {
+	u, err := o.url.Parse(location)
+	if err != nil {
+		return nil, pcm.Errorf(pcm.Refused, "it sends us to an address that is none")
+	}
+	if u, err = parseURL(u.String()); err != nil {
+		return nil, pcm.Errorf(pcm.Refused, "it sends us on: %w", err)
+	}
+	if o.url.Scheme == "https" && u.Scheme == "http" {
+		return nil, pcm.Errorf(pcm.Refused, "it sends us from HTTPS to HTTP, at %s", bare(u))
+	}
+	next := *o
+	next.url = u
+	if origin(u) != origin(o.url) {
+		next.anonymous = true
+		next.header = http.Header{"Accept": o.header.Values("Accept")}
+	}
+	if !next.anonymous {
+		q, err := url.ParseQuery(u.RawQuery)
+		if err != nil {
+			return nil, pcm.Errorf(pcm.Refused, "it sends us to an address with no valid query, at %s", bare(u))
+		}
+		u.RawQuery, u.RawPath = canonicalQuery(q), canonicalPath(u)
+	}
+	return &next, c.checkTarget(u, next.anonymous)
+}
+
+// hop sends one request and reads its answer.
+func (c *Client) hop(ctx, caller context.Context, o *outgoing, n int, elsewhere bool, take taker) (*Response, *failure) {
+	req := o.build()
+	req.Header.Set("User-Agent", c.cfg.UserAgent)
+	req.Header.Set("Accept-Encoding", "gzip")
+	if take != nil {
+		req.Header.Set("Accept-Encoding", "identity") // a stream comes as it is stored
+	}
+	var proof string
+	if !o.anonymous {
+		var err error
+		if proof, err = c.login.apply(ctx, req, o.body); err != nil {
+			e := pcm.AsError(err)
+			return nil, &failure{code: e.Code, text: "can't log in: " + e.Message, unsent: true, final: true, err: ctx.Err()}
+		}
+	}
+	connected := false
+	req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected = true }}))
+	x := c.newExchange(req, o, n)
+	transport := c.open
+	if elsewhere {
+		transport = c.strict
+	}
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		f := c.netFailure(ctx, caller, err, !connected)
+		c.trace(x, nil, c.error(o, f))
+		return nil, f
+	}
+	defer resp.Body.Close()
+	out := &Response{Status: resp.StatusCode, Header: resp.Header, URL: bare(req.URL)}
+	good := resp.StatusCode/100 == 2 || slices.Contains(o.ok, resp.StatusCode)
+	if take != nil && good {
+		f := take(resp)
+		if f != nil && f.err == nil {
+			f.err = caller.Err()
+		}
+		c.trace(x, out, nil)
+		return out, f
+	}
+	out.Body, err = readBody(resp, int64(c.cfg.MaxBody))
+	if err != nil {
+		f := c.bodyFailure(ctx, caller, err)
+		c.trace(x, out, c.error(o, f))
+		return nil, f
+	}
+	var f *failure
+	if !good {
+		f = c.statusFailure(out, o, resp)
+		f.proof = proof
+		c.trace(x, out, c.error(o, f))
+		return out, f
+	}
+	c.trace(x, out, nil)
+	return out, nil
+}
+
+// statusFailure says what a bad status means.
+func (c *Client) statusFailure(out *Response, o *outgoing, resp *http.Response) *failure {
+	f := &failure{status: out.Status, words: clean(c.Redact(words(out.Body, out.Header.Get("Content-Type"))), maxWords), skew: c.skew(resp)}
+	switch s := out.Status; {
+	case s >= 300 && s < 400 && resp.Header.Get("Location") != "" && s != http.StatusNotModified:
+		if o.method == http.MethodGet || o.method == http.MethodHead {
+			f.location = resp.Header.Get("Location")
+		}
+		f.code, f.final, f.text = pcm.Refused, true, "it sends us to another address, which is followed for GET only"
+	case s == http.StatusUnauthorized, s == http.StatusForbidden, s == http.StatusProxyAuthRequired:
+		f.code, f.final, f.unsent = pcm.Refused, true, true
+		f.text = "the log-in is not accepted: check " + c.login.describe()
+		if s == http.StatusForbidden {
+			f.text = "this is not allowed to the log-in: check " + c.login.describe() + ", and what it may do"
+		}
+		if o.anonymous {
+			f.text = "the address is not, or no longer, valid"
+		}
+	case s == http.StatusNotFound, s == http.StatusGone:
+		f.code, f.unsent = pcm.NotFound, true
+	case s == http.StatusConflict:
+		f.code = pcm.Conflict
+	case s == http.StatusRequestEntityTooLarge:
+		f.code, f.unsent = pcm.TooLarge, true
+	case s == http.StatusTooManyRequests:
+		f.code, f.unsent = pcm.Busy, true
+		c.retryAfter(f, resp)
+	case s == http.StatusServiceUnavailable:
+		f.code = pcm.Unavailable
+		c.retryAfter(f, resp)
+	case s >= 500, s == http.StatusRequestTimeout:
+		f.code = pcm.Unavailable
+	default:
+		f.code, f.unsent = pcm.Invalid, s >= 400
+	}
+	return f
+}
+
+// retryAfter reads how long the server wants to be left alone, and holds back
+// all calls until then, though no longer than the bound.
+func (c *Client) retryAfter(f *failure, resp *http.Response) {
+	text := resp.Header.Get("Retry-After")
+	if seconds, err := strconv.ParseFloat(text, 64); err == nil && seconds > 0 {
+		f.after = time.Duration(min(seconds, 1e9) * float64(time.Second))
+	} else if at, err := http.ParseTime(text); err == nil {
+		f.after = at.Sub(c.now())
+	}
+	if f.after <= 0 {
+		return
+	}
+	till := c.now().Add(min(f.after, c.cfg.Retry.MaxWait))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if till.After(c.notTill) {
+		c.notTill = till
+	}
+}
+
+// skew is how far the server's clock is from ours, where that may matter.
+func (c *Client) skew(resp *http.Response) time.Duration {
+	at, err := http.ParseTime(resp.Header.Get("Date"))
+	if err != nil {
+		return 0
+	}
+	if d := c.now().Sub(at).Round(time.Second); d.Abs() > 4*time.Minute {
+		return d
+	}
+	return 0
+}
+
+// netFailure says what a broken connection means.
+func (c *Client) netFailure(ctx, caller context.Context, err error, unsent bool) *failure {
+	f := &failure{code: pcm.Unavailable, unsent: unsent, err: caller.Err()}
+	var e *pcm.Error
+	var long interface{ Timeout() bool }
+	switch {
+	case caller.Err() != nil:
+		f.text, f.final = "it was given up: "+caller.Err().Error(), true
+	case errors.As(err, &e):
+		f.code, f.text, f.final = e.Code, e.Message, true // of the guard
+	case ctx.Err() != nil, errors.As(err, &long) && long.Timeout():
+		f.text = fmt.Sprintf("it does not answer within %s", c.cfg.Timeout)
+	default:
+		f.text = clean(err.Error(), maxWords)
+	}
+	return f
+}
+
+// bodyFailure says what a body means that can't be read.
+func (c *Client) bodyFailure(ctx, caller context.Context, err error) *failure {
+	f := c.netFailure(ctx, caller, err, false)
+	var e *pcm.Error
+	if errors.As(err, &e) {
+		return f
+	}
+	if !f.final && ctx.Err() != nil {
+		f.text = fmt.Sprintf("its answer did not end within %s", c.cfg.Timeout)
+	} else if !f.final {
+		f.text = "its answer was cut short: " + f.text
+	}
+	return f
+}
