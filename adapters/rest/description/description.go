@@ -14,7 +14,9 @@
 //	job       what the last watch of the job saw: its item, or the body of its own call
 //	item      the element of a list that is looked at
 //	body, status, header   of the answer to the call: JSON or text; number; texts by name in lower case
-//	page      of a paged call, see [Paging]
+//	ours      of a pool: how many of our own jobs it has now
+//	offset    of a log: where reading goes on, see [Log]
+//	object    a file on its way, see [Transfer]
 package description
 
 // Format is the version of the form that this package reads.
@@ -44,7 +46,7 @@ type Description struct {
 	Find   Find             `yaml:"find,omitempty" vars:"settings,pool,task"` // without it a job whose create was not answered is given up
 	Watch  Watch            `yaml:"watch" vars:"settings"`
 	States map[string]State `yaml:"states"` // the back end's words for states, as text
-	Logs   []Log            `yaml:"logs,omitempty" vars:"settings,pool,task,data,id,job"`
+	Logs   []Log            `yaml:"logs,omitempty" vars:"settings,pool,task,data,id,job,offset"`
 
 	Stop    *Call `yaml:"stop,omitempty" vars:"settings,pool,task,id,job"` // asks the job to end
 	Kill    *Call `yaml:"kill,omitempty" vars:"settings,pool,task,id,job"` // without it: stop, or delete
@@ -119,6 +121,7 @@ type Call struct {
 	Missing []int   `yaml:"missing,omitempty"` // statuses that say that there is no such thing; default 404
 	// When the answer says in its body that the call failed, whatever its status.
 	Failed Expression `yaml:"failed,omitempty" vars:"body,status,header"`
+	Absent Expression `yaml:"absent,omitempty" vars:"body,status,header"` // and when it says there that there is no such thing
 	Reason Expression `yaml:"reason,omitempty" vars:"body,status,header"` // the back end's own words of a failure
 }
 
@@ -162,7 +165,7 @@ type Pools struct {
 	Fixed []any      `yaml:"fixed,omitempty"`                           // items that stand here, instead of a list
 	More  []More     `yaml:"more,omitempty"`                            // other calls whose answers the pools need, such as quotas: more.NAME
 	Where Expression `yaml:"where,omitempty" vars:"settings,item,more"` // which items are pools; default all
-	Pool  Pool       `yaml:"pool" vars:"settings,item,more"`
+	Pool  Pool       `yaml:"pool" vars:"settings,item,more,ours"`       // its id can't speak of ours
 }
 
 // More is a call by name.
@@ -222,9 +225,11 @@ type Find struct {
 
 // Watch learns how jobs stand: all with one list, or each with a call of its own.
 type Watch struct {
-	List   *List  `yaml:"list,omitempty"`
-	One    *Call  `yaml:"one,omitempty" vars:"id"`
-	Status Status `yaml:"status" vars:"job"` // job is the list's item or the call's body
+	List *List `yaml:"list,omitempty"`
+	One  *Call `yaml:"one,omitempty" vars:"id"`
+	// What of the answer of One is the job; default its body.
+	Job    Expression `yaml:"job,omitempty" vars:"body,status,header"`
+	Status Status     `yaml:"status" vars:"job"` // job is the list's item, or what One gave
 }
 
 // Status is what a job's item or body says.
@@ -257,11 +262,18 @@ type Log struct {
 	Object Template   `yaml:"object,omitempty"` // instead of a call: an object in the data store
 }
 
-// Data is how files come to and from the job. Templates of create see:
+// Data is how files come to and from the job. An input is one object, or with pack:
+// files one for each file; the outputs are one object, or with pack: files
+// all that lie below one name. Templates of create see:
 //
-//	data.inputs   list of {target, url, key, folder}: where each input is
-//	data.outputs  list of {path, url, key}
-//	data.prefix   of all of the attempt's objects
+//	data.inputs   list of {index, target, folder, key, url, dir, dir_url}, and what Transfer gives
+//	data.outputs  {key, url, dir, dir_url}, and what Transfer gives
+//	data.in_url, data.out_url, data.prefix_url   of the folders that hold all of them
+//	data.in, data.out, data.prefix               their keys
+//
+// url and key are of the object: of the file, or of the archive input.tar or
+// outputs.tar; dir and dir_url are of the folder that holds it, and end in "/". A tar of
+// an input holds its files under the input's target; that of outputs, under their own paths.
 type Data struct {
 	Store     string   `yaml:"store"`                // s3 (OBS and others speak it) or presigned
 	Pack      string   `yaml:"pack,omitempty"`       // files (default: objects by name), or tar: one archive for each input, and one of all outputs

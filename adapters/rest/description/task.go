@@ -1,0 +1,56 @@
+package description
+
+// Task is what task stands for in templates and expressions.
+type Task struct {
+	Key      string `json:"key"`      // of the attempt: "trd-….7.1"; the same for no other, on this node
+	Name     string `json:"name"`     // the same for no other anywhere: lower-case letters, digits and dashes, 63 at most, a letter first
+	Owner    string `json:"owner"`    // what the names of all jobs of this node begin with
+	Instance string `json:"instance"` // the node's name at back ends
+	Job      string `json:"job"`
+	Trade    string `json:"trade"`
+	Pool     string `json:"pool"`
+	Index    int    `json:"index"` // of the task in its step
+	Count    int    `json:"count"` // tasks in the step
+	Attempt  int    `json:"attempt"`
+
+	Command []string          `json:"command"` // with its arguments
+	Image   string            `json:"image"`   // "": the provider's choice
+	Env     map[string]string `json:"env"`     // all that the task is to find, but PATH and HOME
+	Network bool              `json:"network"`
+	Port    int               `json:"port"`
+
+	CPU      float64 `json:"cpu"`       // cores
+	MilliCPU int64   `json:"cpu_milli"` // thousandths of a core
+	Memory   int64   `json:"memory"`    // bytes
+	Disk     int64   `json:"disk"`      // bytes
+	GPU      int64   `json:"gpu"`
+	Seconds  int64   `json:"seconds"` // its time limit, rounded up; 0: none
+
+	Inputs    []Input  `json:"inputs"`
+	Outputs   []string `json:"outputs"`    // relative to the working folder
+	OutputCap int64    `json:"output_cap"` // bytes of all output
+
+	// Script is for providers that run a shell's text and no more. It needs a
+	// POSIX shell with mkfifo and tar, and where data goes by URL curl, wget or
+	// python3. It makes a working folder in PCM_WORK, or where it is, brings the
+	// inputs there, runs the command with its environment added to what there is,
+	// hands SIGTERM on, and takes the outputs away. Data comes by the URLs of
+	// data.scheme https; or the provider brings it, and the text is run with PCM_IN
+	// as the folder that stands for data.in_url, and PCM_OUT for data.out_url.
+	//
+	// Its output holds both streams and the exit code, told apart by marks that
+	// the task can't guess: a description that uses it needs one log, for stdout.
+	// The exit code in it counts before that of the status. A task that reads the
+	// memory of its parent could forge them: it would lie about itself.
+	Script string `json:"script"`
+
+	Let  map[string]any `json:"let"`  // what Let named
+	Step map[string]any `json:"step"` // what the steps before create gave
+}
+
+// Input is one of a task's inputs.
+type Input struct {
+	Index  int    `json:"index"`
+	Target string `json:"target"` // relative to the working folder
+	Folder bool   `json:"folder"`
+}
