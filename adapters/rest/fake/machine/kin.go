@@ -16,12 +16,14 @@ const sampleEvery = 100 * time.Millisecond
 type kin struct {
 	root   int
 	memory int64 // that all may hold; 0: no bound
+	one    func(pid int)
 
-	mu    sync.Mutex
-	known map[int]uint64 // by process ID: when it began, in ticks
-	most  int64
-	out   bool // killed for its memory
-	left  bool
+	mu        sync.Mutex
+	known     map[int]uint64 // by process ID: when it began, in ticks
+	hungriest int            // who holds most
+	most      int64
+	out       bool // killed for its memory
+	left      bool
 }
 
 // census looks at all processes of the machine for all kin at once.
@@ -31,8 +33,8 @@ var census struct {
 	runs bool
 }
 
-func watch(pid int, memory int64) *kin {
-	k := &kin{root: pid, memory: memory, known: map[int]uint64{}}
+func watch(pid int, memory int64, one func(int)) *kin {
+	k := &kin{root: pid, memory: memory, one: one, known: map[int]uint64{}}
 	k.look(processes())
 	census.Lock()
 	defer census.Unlock()
@@ -124,7 +126,12 @@ func (k *kin) look(all []process) {
 	k.most = max(k.most, resident)
 	if k.memory > 0 && resident > k.memory {
 		k.out = true
-		k.send(syscall.SIGKILL)
+		if k.one == nil {
+			k.send(syscall.SIGKILL)
+			return
+		}
+		_ = syscall.Kill(k.hungriest, syscall.SIGKILL)
+		k.one(k.hungriest)
 	}
 }
 
@@ -149,9 +156,13 @@ func (k *kin) count(all []process) (resident int64) {
 		}
 	}
 	clear(k.known)
+	var most int64
 	for pid, p := range now {
 		k.known[pid] = p.began
 		resident += p.resident
+		if p.resident > most {
+			k.hungriest, most = pid, p.resident
+		}
 	}
 	return resident
 }

@@ -130,6 +130,11 @@ func TestBounds(t *testing.T) {
 	if e := p.Wait(); e.Code != 128+9 || !e.OutOfMemory || e.Memory < 64<<20 {
 		t.Errorf("%+v", e)
 	}
+	var killed atomic.Int32
+	p = start(t, Spec{Memory: 64 << 20, Hungriest: func(pid int) { killed.Store(int32(pid)) }}, `sh -c 'x=$(head -c 100000000 /dev/zero | tr "\0" x); sleep 300'; echo "code $?"`)
+	if e := p.Wait(); e.Code != 0 || !e.OutOfMemory || !strings.HasSuffix(output(p), "code 137\n") || killed.Load() == 0 {
+		t.Errorf("%+v, %q, process %d", e, output(p), killed.Load())
+	}
 	p = start(t, Spec{Memory: 1 << 30}, `head -c 1000000 /dev/zero | tail -c 1000000 | wc -c`)
 	if e := p.Wait(); e.Code != 0 || e.OutOfMemory || strings.TrimSpace(output(p)) != "1000000" {
 		t.Errorf("%+v, %q", e, output(p))

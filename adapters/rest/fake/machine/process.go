@@ -31,12 +31,17 @@ type Spec struct {
 	Output      string   // the file that both streams are appended to; "": Dir with ".log" behind it
 	OutputLimit int64    // bytes that are kept, the rest is dropped; 0: 64 MiB
 	Memory      int64    // bytes that all its processes may hold together; 0: no bound
+
+	// What happens when they hold more: all are killed, as in a container; with
+	// Hungriest only the one that holds most, as a machine's own kernel does it,
+	// and the function is told which.
+	Hungriest func(pid int)
 }
 
 // Exit is how a process ended.
 type Exit struct {
 	Code         int  // 128+n for signal n
-	OutOfMemory  bool // it was killed for holding more than it may
+	OutOfMemory  bool // it, or a part of it, was killed for holding more than it may
 	Stopped      bool // Stop or Kill was called before it had ended
 	Began, Ended time.Time
 	CPU          time.Duration // of what was waited for
@@ -94,7 +99,7 @@ func Run(spec Spec) (*Process, error) {
 	}
 	limit := unix.Rlimit{Cur: maxCPUSeconds, Max: maxCPUSeconds}
 	_ = unix.Prlimit(cmd.Process.Pid, unix.RLIMIT_CPU, &limit, nil) // it may have ended
-	p.kin = watch(cmd.Process.Pid, spec.Memory)
+	p.kin = watch(cmd.Process.Pid, spec.Memory, spec.Hungriest)
 	copied := make(chan struct{})
 	go func() {
 		defer close(copied)
