@@ -7,6 +7,7 @@ import (
 	"net/textproto"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/net/http/httpguts"
 
@@ -16,38 +17,37 @@ import (
 // LoginKind is how a client proves who it is.
 type LoginKind string
 
-// The kinds of log-in.
+// The kinds of log-in, as descriptions name them.
 const (
 	NoLogin           LoginKind = "none"
-	BearerToken       LoginKind = "bearer"   // a token that doesn't change
+	BearerToken       LoginKind = "bearer"   // a token that doesn't change, or that a call of the back end's own gives
 	BasicLogin        LoginKind = "basic"    // user and password in each request
-	APIKey            LoginKind = "api_key"  // a key in a header or in the query
+	APIKey            LoginKind = "api-key"  // a key in a header or in the query
 	ClientCredentials LoginKind = "oauth2"   // OAuth 2.0 client credentials (RFC 6749, 4.4)
 	Keystone          LoginKind = "keystone" // OpenStack Identity v3: password or application credential
-	TokenCall         LoginKind = "token"    // a call of the back end's own that gives a token
-	SigV4             LoginKind = "sigv4"    // AWS Signature Version 4; OBS and other S3 stores, too
+	SigV4             LoginKind = "aws"      // AWS Signature Version 4; OBS and other S3 stores, too
 	Huawei            LoginKind = "huawei"   // SDK-HMAC-SHA256
 )
 
 // LoginKinds lists them.
-var LoginKinds = []LoginKind{NoLogin, BearerToken, BasicLogin, APIKey, ClientCredentials, Keystone, TokenCall, SigV4, Huawei}
+var LoginKinds = []LoginKind{NoLogin, BearerToken, BasicLogin, APIKey, ClientCredentials, Keystone, SigV4, Huawei}
 
 // Login says how to prove who we are. Which fields count depends on Kind. Fields
 // marked as secrets hold the name of a secret in [Config.Secrets], never its value.
 type Login struct {
 	Kind LoginKind // "": none
 
-	// Where a token or key goes. Header is "Authorization" by default ("X-Auth-Token"
-	// for Keystone). Prefix stands before the token, "Bearer " by default where the
-	// header is Authorization. Query, for api_key only, takes the place of the header.
+	// Where a token or key goes. Header is "Authorization" by default ("X-Api-Key"
+	// for keys, "X-Auth-Token" for Keystone). Prefix stands before the token, "Bearer "
+	// by default where no header is named. Query, for keys only, takes the place of the header.
 	Header, Prefix, Query string
 
-	Token string // secret: bearer, api_key
+	Token string // secret: bearer, api-key
 
-	User     string // basic, keystone, token
-	Password string // secret: basic, keystone, token
+	User     string // basic, keystone
+	Password string // secret: basic, keystone
 
-	URL          string // oauth2: of the token; keystone: of the interface, with /v3; token: of the call
+	URL          string // oauth2: of tokens; keystone: of the interface, with /v3
 	ClientID     string // oauth2
 	ClientSecret string // secret: oauth2
 	Scopes       []string
@@ -59,18 +59,17 @@ type Login struct {
 	Credential                         string // keystone: ID of an application credential, instead of user and project
 	CredentialSecret                   string // secret
 
-	AccessKey    string // secret: sigv4, huawei
+	AccessKey    string // secret: aws, huawei
 	SecretKey    string // secret
 	SessionToken string // secret: of temporary keys; "" for none
-	Region       string // sigv4
-	Service      string // sigv4: "s3", "execute-api"
+	Region       string // aws
+	Service      string // aws: "s3", "execute-api"
 
-	// Of kind token: the call posts User under UserField and Password under
-	// PasswordField ("username", "password") with Fields as JSON; the token is at
-	// TokenPath ("payload.token"), the seconds that it is good for at ExpiresPath.
-	UserField, PasswordField string
-	Fields                   map[string]string
-	TokenPath, ExpiresPath   string
+	// Bearer by a call: it is made when a token is needed, and Find reads the token
+	// and how long it is good for (0: not said) from its answer. Where a value in the
+	// call's body is a map {"secret": NAME}, the secret of that name stands in its place.
+	Request *Request
+	Find    func(*Response) (token string, life time.Duration, err error)
 }
 
 // login is one way to prove who we are.
@@ -109,6 +108,9 @@ func newLogin(c *Client, l Login) (login, error) {
 	case "", NoLogin:
 		return noLogin{}, nil
 	case BearerToken:
+		if l.Request != nil {
+			break
+		}
 		return &fixed{s: s, name: l.Token, head: l.Header, prefix: l.Prefix}, need("token", l.Token)
 	case APIKey:
 		k := &fixed{s: s, name: l.Token, head: l.Header, prefix: l.Prefix, query: l.Query}
@@ -134,8 +136,11 @@ func newLogin(c *Client, l Login) (login, error) {
 	switch l.Kind {
 	case ClientCredentials:
 		g, err = &oauth{c: c, l: l}, need("url", l.URL, "client_id", l.ClientID, "client_secret", l.ClientSecret)
-	case TokenCall:
-		g, err = &tokenCall{c: c, l: l}, need("url", l.URL, "password", l.Password, "token_path", l.TokenPath)
+	case BearerToken:
+		if l.URL = l.Request.URL; l.Find == nil {
+			err = pcm.Errorf(pcm.Invalid, "the log-in by a call doesn't say where in its answer the token is")
+		}
+		g = &tokenCall{c: c, l: l}
 	case Keystone:
 		if l.Header == "Authorization" {
 			l.Header, l.Prefix = "X-Auth-Token", ""

@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -230,40 +232,98 @@ type tokenCall struct {
 }
 
 func (g *tokenCall) describe() string {
-	return "user " + g.l.User + " and secret " + g.c.cfg.Secrets.describe(g.l.Password)
+	var all []string
+	for _, name := range slices.Sorted(maps.Keys(secretNames(g.l.Request.Body))) {
+		all = append(all, g.c.cfg.Secrets.describe(name))
+	}
+	if len(all) == 0 {
+		return "the log-in's call"
+	}
+	return "secrets " + strings.Join(all, ", ")
 }
 
 func (g *tokenCall) token(ctx context.Context) (token, error) {
-	secret, err := g.c.cfg.Secrets.Get(g.l.Password)
+	r := *g.l.Request
+	var err error
+	if r.Body, err = g.c.cfg.Secrets.fill(r.Body); err != nil {
+		return token{}, err
+	}
+	if r.Method == "" {
+		r.Method = http.MethodPost
+	}
+	resp, err := g.c.loginCall(ctx, r)
 	if err != nil {
 		return token{}, err
 	}
-	body := map[string]string{}
-	for k, v := range g.l.Fields {
-		body[k] = v
-	}
-	if g.l.User != "" {
-		body[orDefault(g.l.UserField, "username")] = g.l.User
-	}
-	body[orDefault(g.l.PasswordField, "password")] = secret
-	resp, err := g.c.loginCall(ctx, Request{Method: http.MethodPost, URL: g.l.URL, Body: body})
-	if err != nil {
-		return token{}, err
-	}
-	v, err := resp.JSON()
-	if err != nil {
-		return token{}, err
-	}
-	value, _ := at(v, g.l.TokenPath).(string)
-	if value == "" {
-		if said := said(v, 4); said != "" {
-			return token{}, pcm.Errorf(pcm.Refused, "the log-in at %s gave no token at %s: %s: check %s", resp.URL, g.l.TokenPath, clean(g.c.Redact(said), maxWords), g.describe())
+	value, life, err := g.l.Find(resp)
+	if value == "" || err != nil {
+		why := "gave no token"
+		if err != nil {
+			why += ": " + err.Error()
+		} else if w := words(resp.Body, resp.Header.Get("Content-Type")); w != "" {
+			why += ": " + w
 		}
-		return token{}, pcm.Errorf(pcm.Refused, "the log-in at %s gave no token at %s: check %s", resp.URL, g.l.TokenPath, g.describe())
+		return token{}, pcm.Errorf(pcm.Refused, "the log-in at %s %s: check %s", resp.URL, clean(g.c.Redact(why), maxWords), g.describe())
 	}
 	t := token{value: value}
-	if g.l.ExpiresPath != "" {
-		t.expires = lifetime(at(v, g.l.ExpiresPath), g.c.now())
+	if life > 0 {
+		t.expires = g.c.now().Add(life)
 	}
 	return t, nil
+}
+
+// secretName is the name in {"secret": NAME}; "" of anything else.
+func secretName(v any) string {
+	if m, ok := v.(map[string]any); ok && len(m) == 1 {
+		name, _ := m["secret"].(string)
+		return name
+	}
+	return ""
+}
+
+// secretNames finds the secrets that a body refers to.
+func secretNames(v any) map[string]bool {
+	names := map[string]bool{}
+	if name := secretName(v); name != "" {
+		names[name] = true
+		return names
+	}
+	switch v := v.(type) {
+	case map[string]any:
+		for _, inner := range v {
+			maps.Copy(names, secretNames(inner))
+		}
+	case []any:
+		for _, inner := range v {
+			maps.Copy(names, secretNames(inner))
+		}
+	}
+	return names
+}
+
+// fill puts secrets where a body refers to them. The body itself is not changed.
+func (s *Secrets) fill(v any) (any, error) {
+	if name := secretName(v); name != "" {
+		return s.Get(name)
+	}
+	var err error
+	switch v := v.(type) {
+	case map[string]any:
+		out := map[string]any{}
+		for k, inner := range v {
+			if out[k], err = s.fill(inner); err != nil {
+				return nil, err
+			}
+		}
+		return out, nil
+	case []any:
+		out := make([]any, len(v))
+		for i, inner := range v {
+			if out[i], err = s.fill(inner); err != nil {
+				return nil, err
+			}
+		}
+		return out, nil
+	}
+	return v, nil
 }
