@@ -273,6 +273,10 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // try sends a request once, and follows where it is sent to.
 func (c *Client) try(ctx context.Context, o *outgoing, n int, take taker) (*Response, *failure) {
 	tctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	if o.moved != nil {
+		cancel()
+		tctx, cancel = watchdog(ctx, c.cfg.Timeout, o.moved)
+	}
 	defer cancel()
 	hop, elsewhere := o, false
 	for redirects := 0; ; redirects++ {
@@ -309,7 +313,12 @@ func (c *Client) redirected(o *outgoing, location string) (*outgoing, error) {
 	next.url = u
 	if origin(u) != origin(o.url) {
 		next.anonymous = true
-		next.header = http.Header{"Accept": o.header.Values("Accept")}
+		next.header = http.Header{}
+		for _, k := range []string{"Accept", "Range", "If-Match"} {
+			if v := o.header.Get(k); v != "" {
+				next.header.Set(k, v)
+			}
+		}
 	}
 	if !next.anonymous {
 		q, err := url.ParseQuery(u.RawQuery)
@@ -346,7 +355,7 @@ func (c *Client) hop(ctx, caller context.Context, o *outgoing, n int, elsewhere 
 	}
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
-		f := c.netFailure(ctx, caller, err, !connected)
+		f := c.netFailure(ctx, caller, o, err, !connected)
 		c.trace(x, nil, c.error(o, f))
 		return nil, f
 	}
@@ -355,15 +364,21 @@ func (c *Client) hop(ctx, caller context.Context, o *outgoing, n int, elsewhere 
 	good := resp.StatusCode/100 == 2 || slices.Contains(o.ok, resp.StatusCode)
 	if take != nil && good {
 		f := take(resp)
-		if f != nil && f.err == nil {
-			f.err = caller.Err()
+		if f != nil && ctx.Err() != nil {
+			cut := c.netFailure(ctx, caller, o, ctx.Err(), false)
+			f.text, f.final, f.err = f.text+": "+cut.text, f.final || cut.final, cut.err
 		}
-		c.trace(x, out, nil)
+		if f != nil {
+			f.status = 0 // it is not the status that is wrong
+			c.trace(x, out, c.error(o, f))
+		} else {
+			c.trace(x, out, nil)
+		}
 		return out, f
 	}
 	out.Body, err = readBody(resp, int64(c.cfg.MaxBody))
 	if err != nil {
-		f := c.bodyFailure(ctx, caller, err)
+		f := c.bodyFailure(ctx, caller, o, err)
 		c.trace(x, out, c.error(o, f))
 		return nil, f
 	}
@@ -449,7 +464,7 @@ func (c *Client) skew(resp *http.Response) time.Duration {
 }
 
 // netFailure says what a broken connection means.
-func (c *Client) netFailure(ctx, caller context.Context, err error, unsent bool) *failure {
+func (c *Client) netFailure(ctx, caller context.Context, o *outgoing, err error, unsent bool) *failure {
 	f := &failure{code: pcm.Unavailable, unsent: unsent, err: caller.Err()}
 	var e *pcm.Error
 	var long interface{ Timeout() bool }
@@ -460,6 +475,9 @@ func (c *Client) netFailure(ctx, caller context.Context, err error, unsent bool)
 		f.code, f.text, f.final = e.Code, e.Message, true // of the guard
 	case ctx.Err() != nil, errors.As(err, &long) && long.Timeout():
 		f.text = fmt.Sprintf("it does not answer within %s", c.cfg.Timeout)
+		if o.moved != nil {
+			f.text = fmt.Sprintf("it moves less than %s in %s", pcm.Bytes(minProgress), c.cfg.Timeout)
+		}
 	default:
 		f.text = clean(err.Error(), maxWords)
 	}
@@ -467,8 +485,8 @@ func (c *Client) netFailure(ctx, caller context.Context, err error, unsent bool)
 }
 
 // bodyFailure says what a body means that can't be read.
-func (c *Client) bodyFailure(ctx, caller context.Context, err error) *failure {
-	f := c.netFailure(ctx, caller, err, false)
+func (c *Client) bodyFailure(ctx, caller context.Context, o *outgoing, err error) *failure {
+	f := c.netFailure(ctx, caller, o, err, false)
 	var e *pcm.Error
 	if errors.As(err, &e) {
 		return f

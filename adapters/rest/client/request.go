@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/net/http/httpguts"
 
@@ -74,6 +75,11 @@ type outgoing struct {
 	idempotent bool
 	anonymous  bool
 	ok         []int
+
+	// Of a transfer: what is sent instead of body, and how many bytes went either way.
+	stream io.ReaderAt
+	size   int64
+	moved  *atomic.Int64
 }
 
 // ours are headers that the client alone sets.
@@ -200,7 +206,17 @@ func (o *outgoing) build() *http.Request {
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}
 	req.Host = hostOf(req)
-	if len(o.body) > 0 {
+	if o.stream != nil && o.size > 0 {
+		// One reader for each try: the last one's may still be in use.
+		content := func() (io.ReadCloser, error) {
+			return io.NopCloser(&moving{io.NewSectionReader(o.stream, 0, o.size), o.moved}), nil
+		}
+		req.ContentLength, req.GetBody = o.size, content
+		req.Body, _ = content()
+		if o.size > 1<<20 {
+			req.Header.Set("Expect", "100-continue")
+		}
+	} else if len(o.body) > 0 {
 		req.ContentLength = int64(len(o.body))
 		req.Body = io.NopCloser(bytes.NewReader(o.body))
 		req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(o.body)), nil }
