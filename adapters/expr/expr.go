@@ -159,8 +159,6 @@ func plain(v ref.Val) (any, error) {
 		return nil, nil
 	case types.Error:
 		return nil, v
-	case *types.Err:
-		return nil, v
 	case types.Bool, types.Int, types.Uint, types.Double, types.String, types.Bytes, types.Duration, types.Timestamp:
 		return v.Value(), nil
 	}

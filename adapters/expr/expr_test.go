@@ -26,7 +26,7 @@ var vars = map[string]any{
 func TestExpressions(t *testing.T) {
 	for source, want := range map[string]any{
 		`task.key + "-x"`: "trd-a.0.1-x", `shell(task.command)`: `'echo' 'it'\''s'`,
-		`ceildiv(task.memory, 1048576)`: int64(4), `task.memory / 1048576`: int64(3),
+		`ceildiv(task.memory, 1048576)`: int64(4), `least([7, 3, 5])`: int64(3), `task.memory / 1048576`: int64(3),
 		`body.items.filter(i, has(i.name)).map(i, i.id)`: []any{int64(7)}, `body.?nothing.?at.orValue("none")`: "none",
 		`body.total > 2`: true, `json(task.env)`: `{"A":"1","B":"2"}`, `"a,b".split(",").join("+")`: "a+b",
 		`base64("x") + unbase64("eA==")`: "eA==x", `" Ab ".trim().lower() + "c".upper()`: "abC", `"aa".replace("a", "b")`: "bb",
@@ -55,7 +55,7 @@ func TestBadExpressions(t *testing.T) {
 	}
 	many := "[1,2,3,4,5,6,7,8,9,10]"
 	for source, want := range map[string]string{
-		`body.missing`: "no such key", `task.key.join(",")`: "join needs a list", `ceildiv(1, 0)`: "ceildiv",
+		`body.missing`: "no such key", `task.key.join(",")`: "join needs a list", `ceildiv(1, 0)`: "ceildiv", `least([])`: "least needs", `least(["a"])`: "not a text",
 		many + ".map(a, " + many + ".map(b, " + many + ".map(c, " + many + ".map(d, " + many + ".map(e, " + many + ".map(f, 1))))))": "cost",
 	} {
 		x, err := env(t).Compile(source)

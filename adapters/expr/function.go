@@ -92,6 +92,23 @@ var table = []struct {
 		}
 		return bounded(strings.Join(words, " "))
 	}},
+	{Function{"least", false, 1, "the least of a list of whole numbers: least([cores / 4, cards])"}, func(a []any) (any, error) {
+		list, ok := a[0].([]any)
+		if !ok || len(list) == 0 {
+			return nil, fmt.Errorf("least needs a list of whole numbers, not %s", Kind(a[0]))
+		}
+		var least int64
+		for i, v := range list {
+			n, ok := v.(int64)
+			if !ok {
+				return nil, fmt.Errorf("least needs whole numbers, not %s", Kind(v))
+			}
+			if i == 0 || n < least {
+				least = n
+			}
+		}
+		return least, nil
+	}},
 	{Function{"ceildiv", false, 2, "the least whole number not under a/b, of whole numbers: bytes to MiB is ceildiv(task.memory, 1048576)"}, func(a []any) (any, error) {
 		x, ok1 := a[0].(int64)
 		y, ok2 := a[1].(int64)

@@ -256,7 +256,8 @@ type Log struct {
 	Call   `yaml:",inline"`
 	Text   Expression `yaml:"text,omitempty" vars:"body,status,header"` // default the whole answer
 	// How reading goes on: "whole" (default: each answer is the text from its begin), "offset"
-	// (offset is bytes read so far) or "marker" (offset is what Next found last).
+	// (offset is bytes read so far), "marker" (offset is what Next found last) or "tail" (each
+	// answer is the end of the text so far, as of a console: what was there too shortly is lost).
 	Follow string     `yaml:"follow,omitempty"`
 	Next   Expression `yaml:"next,omitempty" vars:"body,status,header"`
 	Object Template   `yaml:"object,omitempty"` // instead of a call: an object in the data store
@@ -285,8 +286,9 @@ type Data struct {
 	SecretKey string   `yaml:"secret_key,omitempty"` // s3: secret
 	Scheme    string   `yaml:"scheme,omitempty"`     // of urls that the job sees: s3, obs, or https for pre-signed ones; default s3
 
-	Upload   *Transfer `yaml:"upload,omitempty" vars:"object"`   // presigned: asks the back end where to put an object
-	Download *Transfer `yaml:"download,omitempty" vars:"object"` // presigned: asks the back end where to get one
+	Upload *Transfer `yaml:"upload,omitempty" vars:"object"` // presigned: asks the back end where to put an object
+	// presigned: asks the back end where to get one. The id is that of the job; nothing before there is one.
+	Download *Transfer `yaml:"download,omitempty" vars:"object,id"`
 }
 
 // Transfer asks the back end for a URL. object has name, size and sha256 (in hex).

@@ -47,6 +47,9 @@ type Spec struct {
 	Price    string // of an hour
 }
 
+// DefaultImage is the one image that the platform has itself.
+const DefaultImage = "image-ubuntu-22"
+
 // Options sets a platform up. The zero value, with Dir, is a small one.
 type Options struct {
 	Dir                string // holds jobs and data; must be there
@@ -134,6 +137,7 @@ func (c *Cloud) routes() *http.ServeMux {
 	for pattern, f := range map[string]func(*http.Request) (any, error){
 		"GET /v1/resourcemanage/resourcespec":       c.listSpecs,
 		"GET /v1/resourcemanage/resourcepool":       c.listPools,
+		"GET /v1/imagemanage/image":                 c.listImages,
 		"POST /v1/datasetmanage/dataset":            c.createDataset,
 		"GET /v1/datasetmanage/dataset":             c.listDatasets,
 		"POST /v1/datasetmanage/dataset/{id}/file":  c.uploadURL,
@@ -320,6 +324,12 @@ func (c *Cloud) listSpecs(r *http.Request) (any, error) {
 		list = append(list, map[string]any{"id": s.ID, "name": s.Name, "price": s.Price, "resourceQuantity": s.quantity()})
 	}
 	return map[string]any{"totalSize": len(c.o.Specs), "resourceSpecs": list}, nil
+}
+
+func (c *Cloud) listImages(*http.Request) (any, error) {
+	return map[string]any{"totalSize": 1, "images": []map[string]any{
+		{"id": DefaultImage, "imageName": "ubuntu", "imageVersion": "22.04", "imageAddr": "registry.invalid/ubuntu:22.04"},
+	}}, nil
 }
 
 // listPools tells of the one pool: what it has, and what jobs hold of it.

@@ -87,6 +87,9 @@ func (c *Cloud) createJob(r *http.Request) (any, error) {
 	if in.ImageID == "" && in.ImageURL == "" {
 		return nil, invalid("imageId or imageUrl is required")
 	}
+	if in.ImageID != "" && in.ImageID != DefaultImage {
+		return nil, invalid(fmt.Sprintf("imageId: there is no %q", in.ImageID))
+	}
 	if len(in.Config) != 1 || in.Config[0].TaskNumber != 1 {
 		return nil, invalid("config: one entry with taskNumber 1; distributed jobs are not supported here")
 	}

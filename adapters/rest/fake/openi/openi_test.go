@@ -73,7 +73,7 @@ func (u *user) do(method, path string, body any, status int) map[string]any {
 }
 
 func order(name, command string) map[string]any {
-	return map[string]any{"name": name, "imageId": "any", "config": []any{map[string]any{
+	return map[string]any{"name": name, "imageId": DefaultImage, "config": []any{map[string]any{
 		"taskNumber": 1, "resourceSpecId": "spec-cpu-1", "command": command, "envs": map[string]string{"GREETING": "hello world"},
 	}}}
 }
@@ -193,6 +193,7 @@ func TestRefusals(t *testing.T) {
 	for name, spoil := range map[string]func(map[string]any){
 		"name with a dot": func(j map[string]any) { j["name"] = "trd-x.0.1" },
 		"no image":        func(j map[string]any) { delete(j, "imageId") },
+		"unknown image":   func(j map[string]any) { j["imageId"] = "none" },
 		"no config":       func(j map[string]any) { delete(j, "config") },
 		"unknown spec":    func(j map[string]any) { j["config"].([]any)[0].(map[string]any)["resourceSpecId"] = "spec-x" },
 		"no command":      func(j map[string]any) { j["config"].([]any)[0].(map[string]any)["command"] = " " },
@@ -304,6 +305,9 @@ func TestQueueAndPages(t *testing.T) {
 	}
 	u.cloud.Forget("many-0")
 	u.do("GET", "/v1/trainmanage/trainjob/"+ids[0], nil, 404)
+	if images := u.do("GET", "/v1/imagemanage/image", nil, 200)["images"].([]any); len(images) != 1 || images[0].(map[string]any)["id"] != DefaultImage {
+		t.Errorf("images: %v", images)
+	}
 	specs := u.do("GET", "/v1/resourcemanage/resourcespec?pageSize=100", nil, 200)["resourceSpecs"].([]any)
 	if len(specs) != 3 || specs[2].(map[string]any)["resourceQuantity"].(map[string]any)["nvidia.com/gpu"] != "1" {
 		t.Errorf("specs: %v", specs)
