@@ -1,8 +1,11 @@
 package adaptertest
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -266,9 +269,9 @@ func testArrays(b *bench) {
 	first := b.task()
 	var keys []adapters.Key
 	for i := range n {
-		steps := []string{"env", "sleep", b.times(1), "exit", string(rune('0' + i))}
+		steps := []string{"env", "clock", "sleep", b.times(1), "clock", "exit", string(rune('0' + i))}
 		if i == n-1 {
-			steps = []string{"env", "sleep", "5m"}
+			steps = []string{"sleep", "5m"}
 		}
 		task := b.task(steps...)
 		task.Trade, task.Job, task.Index, task.Count, task.Batch, task.Width = first.Trade, first.Job, 10+i, 100, n, width
@@ -277,29 +280,57 @@ func testArrays(b *bench) {
 	if err := b.ins.Adapter.Stop(b.ctx, keys[n-1], 0, "one of many"); err != nil {
 		t.Fatal(err)
 	}
-	running, most, left := map[adapters.Key]bool{}, 0, n
+	left := n
+	var outs []string
 	for st := range ch {
-		if !slices.Contains(keys, st.Key) {
+		if !slices.Contains(keys, st.Key) || st.State != adapters.Ended {
 			continue
 		}
-		switch st.State {
-		case adapters.Running:
-			running[st.Key] = true
-			most = max(most, len(running))
-		case adapters.Ended:
-			delete(running, st.Key)
-			left--
-			if i := st.Index - 10; i == n-1 {
-				b.expect(st, pcm.OutcomeStopped, -1)
-			} else if st.ExitCode != i || !strings.Contains(b.logs(st.Key, adapters.Stdout, 0, false), "PCM_ATTEMPT="+st.Key.String()+"\n") {
-				t.Errorf("task %d of the array: %+v, %.500s", i, st, b.logs(st.Key, adapters.Stdout, 0, false))
-			}
+		out := b.logs(st.Key, adapters.Stdout, 0, false)
+		if i := st.Index - 10; i == n-1 {
+			b.expect(st, pcm.OutcomeStopped, -1)
+		} else if outs = append(outs, out); st.ExitCode != i || !strings.Contains(out, "PCM_ATTEMPT="+st.Key.String()+"\n") {
+			t.Errorf("task %d of the array ended as %q with code %d, %q: %.500s", i, st.Outcome, st.ExitCode, st.Reason, out)
 		}
-		if left == 0 {
+		if left--; left == 0 {
 			break
 		}
 	}
-	if left > 0 || most > width {
-		t.Errorf("%d of %d have not ended; %d ran at once, not %d", left, n, most, width)
+	// When the adapter says that one has begun, another may be over of which it has yet to say so.
+	if most, err := AtOnce(outs); err != nil || left > 0 || most > width {
+		t.Errorf("%d of %d have not ended; %d ran at once, not %d; %v", left, n, most, width, err)
 	}
+}
+
+// AtOnce is how many tasks ran at the same time, by what each printed: the steps
+// "clock" at its begin and at its end.
+func AtOnce(outs []string) (most int, err error) {
+	type event struct {
+		at   int64
+		more int
+	}
+	var all []event
+	for _, out := range outs {
+		var stamps []int64
+		for line := range strings.Lines(out) {
+			if text, ok := strings.CutPrefix(strings.TrimSpace(line), "clock "); ok {
+				at, err := strconv.ParseInt(text, 10, 64)
+				if err != nil {
+					return 0, err
+				}
+				stamps = append(stamps, at)
+			}
+		}
+		if len(stamps) != 2 || stamps[1] < stamps[0] {
+			return 0, fmt.Errorf("the times of begin and end, as a task printed them: %d", stamps)
+		}
+		all = append(all, event{stamps[0], 1}, event{stamps[1], -1})
+	}
+	slices.SortFunc(all, func(a, b event) int { return cmp.Or(cmp.Compare(a.at, b.at), a.more-b.more) })
+	n := 0
+	for _, e := range all {
+		n += e.more
+		most = max(most, n)
+	}
+	return most, nil
 }

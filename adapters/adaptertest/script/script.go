@@ -25,6 +25,7 @@ import (
 //	symlink TO PATH   make a link
 //	env               print the environment, sorted, one a line
 //	args              print the program's name
+//	clock             print the time, in nanoseconds
 //	sleep DURATION    wait
 //	ticks N DURATION  print "tick 1" to "tick N", waiting in between
 //	await PATH        wait until the file is there
@@ -119,6 +120,8 @@ func step(op string, next func() string) error {
 		fmt.Println(strings.Join(env, "\n"))
 	case "args":
 		fmt.Println(os.Args[0])
+	case "clock":
+		fmt.Println("clock", time.Now().UnixNano())
 	case "sleep":
 		d, err := time.ParseDuration(next())
 		if err != nil {
