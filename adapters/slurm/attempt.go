@@ -16,6 +16,8 @@ type attempt struct {
 	work string        // where the task runs
 	kick chan struct{} // capacity 1: something below mu or in the spool changed
 
+	turn int // the generation that it is submitted with next; the queue's
+
 	// Of follow alone.
 	halted    bool      // Slurm has suspended it
 	withdrawn bool      // its start was claimed by us

@@ -230,7 +230,7 @@ func readSize(s string) pcm.Bytes {
 func (c *cli) end(ctx context.Context, ref jobRef) (job, error) {
 	out, err := c.run(ctx, "", "scontrol", "--oneliner", "show", "job", ref.String())
 	if err != nil {
-		if strings.Contains(err.Error(), "Invalid job id") {
+		if strings.Contains(err.Error(), "Invalid job id") || strings.HasSuffix(err.Error(), " not found") {
 			return job{}, pcm.Errorf(pcm.NotFound, "Slurm knows no job %s any more", ref)
 		}
 		return job{}, err
@@ -271,6 +271,9 @@ func (c *cli) signal(ctx context.Context, ref jobRef, sig string) error {
 		return pcm.Errorf(pcm.NotFound, "the number of array %s is not known", ref.Name)
 	}
 	args := []string{"--quiet", "--name=" + ref.Name, "--user=" + c.user}
+	if sig != "" && ref.Index >= 0 { // see cancelPending
+		args = append(args, "--state=RUNNING")
+	}
 	switch sig {
 	case "":
 	case "KILL":
@@ -282,6 +285,14 @@ func (c *cli) signal(ctx context.Context, ref jobRef, sig string) error {
 		args = append(args, ref.String())
 	}
 	_, err := c.run(ctx, "", "scancel", args...)
+	return err
+}
+
+// cancelPending implements pendingCanceler. With a filter, as is that by name, a
+// scancel of one task of an array that has yet to run takes all that have yet to run
+// (22.05): they are one job to the controller. So it is said as what it is.
+func (c *cli) cancelPending(ctx context.Context, ref jobRef) error {
+	_, err := c.run(ctx, "", "scancel", "--quiet", "--name="+ref.Name, "--user="+c.user, "--state=PENDING", strconv.FormatInt(ref.ID, 10))
 	return err
 }
 

@@ -231,7 +231,7 @@ func (r *Runner) lost(a *attempt, in intent, start begun, began bool) (superviso
 	a.at, a.submitted, a.job, a.missing = intent{Name: in.Name, Index: -1, Generation: in.Generation + 1}, time.Time{}, nil, 0
 	a.mu.Unlock()
 	a.Report(adapters.Pending, "", "Slurm lost it from its queue: it is submitted once more")
-	r.work.Go(func() { r.queue.submit([]*attempt{a}, 0, in.Generation+1) })
+	r.queue.again(a, in.Generation+1)
 	return supervisor.Exit{}, false
 }
 
@@ -265,7 +265,10 @@ func (r *Runner) withdraw(a *attempt) bool {
 func (r *Runner) ask(a *attempt) {
 	ctx, cancel := context.WithTimeout(r.ctx, r.cfg.Timeout)
 	defer cancel()
-	if err := r.link.signal(ctx, a.ref(), "TERM"); err != nil {
+	a.mu.Lock()
+	halted := a.job != nil && states.Of(a.job.State).State == adapters.Suspended
+	a.mu.Unlock()
+	if err := r.link.signal(ctx, a.ref(), "TERM"); err != nil || halted {
 		// It looks for this file itself.
 		if err := replaceFile(r.spool.file(a.key, "stop"), nil); err != nil {
 			r.log.Warn("can't ask a task to end", "attempt", a.key, "err", err)

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
 )
 
@@ -25,21 +24,11 @@ type poller struct {
 	hung     time.Time           // since when Slurm has not answered; zero: it does
 }
 
-// drop is a job that nobody wants any more.
-type drop struct {
-	ref   jobRef
-	asked time.Time
-	tries int
-	next  time.Time
-}
-
 const (
-	pollFast  = 500 * time.Millisecond
-	pollSlow  = 15 * time.Second
-	lookFast  = 25 * time.Millisecond
-	lookSlow  = 500 * time.Millisecond
-	maxDrops  = 20_000
-	dropTries = 60 // with back-off: about half an hour
+	pollFast = 500 * time.Millisecond
+	pollSlow = 15 * time.Second
+	lookFast = 25 * time.Millisecond
+	lookSlow = 500 * time.Millisecond
 )
 
 func newPoller(r *Runner) *poller {
@@ -66,19 +55,6 @@ func (p *poller) soon() {
 	case p.wake <- struct{}{}:
 	default:
 	}
-}
-
-// drop has a job cancelled, however long Slurm does not answer.
-func (p *poller) drop(ref jobRef) {
-	if ref.Name == "" {
-		return
-	}
-	p.mu.Lock()
-	if key := ref.Name + " " + ref.String(); p.drops[key] == nil && len(p.drops) < maxDrops {
-		p.drops[key] = &drop{ref: ref, asked: time.Now()}
-	}
-	p.mu.Unlock()
-	p.soon()
 }
 
 func (p *poller) hungSince() time.Time { p.mu.Lock(); defer p.mu.Unlock(); return p.hung }
@@ -162,12 +138,66 @@ func (p *poller) ours(j job) bool {
 	return strings.HasPrefix(j.Name, "pcm.") && j.Comment == p.r.owner
 }
 
+// named are the jobs of one name: one job, or what an array consists of.
+type named struct {
+	tasks map[int][]*job // of an array, that stand alone
+	lists []list         // several that have yet to run
+	whole []*job         // no part of an array, or what was left of one when it was cancelled
+}
+
+type list struct {
+	*job
+	of []indexes
+}
+
+func (n *named) add(j *job) {
+	switch {
+	case j.Indexes != "":
+		n.lists = append(n.lists, list{j, j.ranges()})
+	case j.Index < 0:
+		n.whole = append(n.whole, j)
+	default:
+		if n.tasks == nil {
+			n.tasks = map[int][]*job{}
+		}
+		n.tasks[j.Index] = append(n.tasks[j.Index], j)
+	}
+}
+
+// at finds what stands for a task of the array, or for a job that is none, at -1.
+func (n *named) at(index int) []*job {
+	if n == nil {
+		return nil
+	}
+	if index < 0 {
+		return n.whole
+	}
+	found := slices.Clone(n.tasks[index])
+	for _, l := range n.lists {
+		if slices.ContainsFunc(l.of, func(r indexes) bool { return r.has(index) }) {
+			found = append(found, l.job)
+		}
+	}
+	if len(found) > 0 {
+		return found
+	}
+	for _, j := range n.whole {
+		if index == 0 || states.Of(j.State).State == adapters.Ended {
+			found = append(found, j)
+		}
+	}
+	return found
+}
+
 // match tells each attempt what Slurm says of it.
 func (p *poller) match(all []job, began time.Time) {
-	byName := map[string][]job{}
-	for _, j := range all {
-		if p.ours(j) {
-			byName[j.Name] = append(byName[j.Name], j)
+	byName := map[string]*named{}
+	for i := range all {
+		if j := &all[i]; p.ours(*j) {
+			if byName[j.Name] == nil {
+				byName[j.Name] = &named{}
+			}
+			byName[j.Name].add(j)
 		}
 	}
 	p.mu.Lock()
@@ -182,12 +212,7 @@ func (p *poller) match(all []job, began time.Time) {
 			a.mu.Unlock()
 			continue
 		}
-		var found []job
-		for _, j := range byName[a.at.Name] {
-			if j.covers(a.at.Index) || a.at.Index < 0 && j.Indexes == "" && j.Index < 0 {
-				found = append(found, j)
-			}
-		}
+		found := byName[a.at.Name].at(a.at.Index)
 		pick := p.pick(a, found)
 		if pick == nil {
 			if a.missing++; a.missing == 1 {
@@ -215,7 +240,7 @@ func (p *poller) match(all []job, began time.Time) {
 }
 
 // pick chooses among jobs under one name: the one that runs it, else the first. a.mu is held.
-func (p *poller) pick(a *attempt, found []job) *job {
+func (p *poller) pick(a *attempt, found []*job) *job {
 	if len(found) == 0 {
 		return nil
 	}
@@ -224,7 +249,7 @@ func (p *poller) pick(a *attempt, found []job) *job {
 		b, ok := p.r.spool.readBegun(a.key, a.at.Generation, "start")
 		for _, j := range found[1:] {
 			if ok && (jobRef{j.ID, a.at.Index, ""}).String() == b.Job {
-				return &j
+				return j
 			}
 			if j.ID < best.ID {
 				best = j
@@ -234,44 +259,7 @@ func (p *poller) pick(a *attempt, found []job) *job {
 			best = found[0]
 		}
 	}
-	return &best
-}
-
-// cancelDropped cancels what nobody wants, and forgets what is no more.
-func (p *poller) cancelDropped(ctx context.Context, all []job, began time.Time) {
-	now := time.Now()
-	p.mu.Lock()
-	var due []*drop
-	for key, d := range p.drops {
-		if !d.asked.Before(began) {
-			continue // it may have come between
-		}
-		at := slices.IndexFunc(all, func(j job) bool {
-			return j.Name == d.ref.Name && p.ours(j) && (d.ref.ID == 0 || j.ID == d.ref.ID) &&
-				(d.ref.Index < 0 || j.covers(d.ref.Index)) && states.Of(j.State).State != adapters.Ended
-		})
-		if at < 0 || d.tries >= dropTries {
-			delete(p.drops, key)
-			continue
-		}
-		d.ref.ID = all[at].ID
-		if d.next.Before(now) {
-			due = append(due, d)
-		}
-	}
-	p.mu.Unlock()
-	for i, d := range due {
-		if i >= 200 { // the rest with the next look
-			p.soon()
-			return
-		}
-		err := p.r.link.signal(ctx, d.ref, "")
-		if pcm.ErrorCode(err) == pcm.Unavailable {
-			return
-		}
-		d.tries++
-		d.next = now.Add(min(time.Duration(d.tries)*time.Second, maxBackOff))
-	}
+	return best
 }
 
 // watchSpool tells attempts of their evidence as it comes, until ctx ends.

@@ -15,12 +15,13 @@ import (
 	"time"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters"
 )
 
 const (
 	maxArray   = 1000                   // Slurm's MaxArraySize is 1,001 by default
-	collect    = 100 * time.Millisecond // how long tasks of a trade wait for the next
-	collectAll = 3 * time.Second        // and all of them, on a machine that is slow to bring them
+	collect    = 250 * time.Millisecond // how long tasks of a trade wait for the next
+	collectAll = 8 * time.Second        // and all of them, on a machine that is slow to bring them
 	gather     = 250 * time.Millisecond // how long room for a few waits for room for more
 	maxBackOff = 30 * time.Second
 )
@@ -29,8 +30,13 @@ const (
 type queue struct {
 	r *Runner
 
-	mu     sync.Mutex
-	trades map[pcm.TradeID]*trade
+	mu      sync.Mutex
+	trades  map[pcm.TradeID]*trade
+	adopted map[string]bool // keys that count as out before their Run has come
+}
+
+func newQueue(r *Runner) *queue {
+	return &queue{r: r, trades: map[pcm.TradeID]*trade{}, adopted: map[string]bool{}}
 }
 
 // trade is what of one trade waits, and how much of it Slurm has.
@@ -55,6 +61,21 @@ func (q *queue) of(id pcm.TradeID) *trade {
 func (q *queue) add(a *attempt) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	a.turn = 1
+	q.wait(a)
+}
+
+// again has an attempt submitted once more that counted as out, and which Slurm has
+// lost. It comes with the others that were, and within their trade's width.
+func (q *queue) again(a *attempt, gen int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.of(a.Trade).out--
+	a.turn = gen
+	q.wait(a)
+}
+
+func (q *queue) wait(a *attempt) {
 	t := q.of(a.Trade)
 	t.waiting = append(t.waiting, a)
 	if t.first.IsZero() {
@@ -84,17 +105,22 @@ func (q *queue) later(t *trade, wait time.Duration) {
 	t.timer = timer
 }
 
-// adopt counts an attempt that Slurm has already.
-func (q *queue) adopt(a *attempt) {
+// adopt counts an attempt that Slurm has already, once. All are counted before the
+// first one comes that it doesn't have.
+func (q *queue) adopt(k adapters.Key) {
 	q.mu.Lock()
-	q.of(a.Trade).out++
-	q.mu.Unlock()
+	defer q.mu.Unlock()
+	if key := k.String(); !q.adopted[key] {
+		q.adopted[key] = true
+		q.of(k.Trade).out++
+	}
 }
 
 // done lets others of the trade follow one that was submitted, or gives up one that waits.
 func (q *queue) done(a *attempt) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	delete(q.adopted, a.key)
 	t := q.of(a.Trade)
 	found := false
 	for i, w := range t.waiting {
@@ -140,10 +166,17 @@ func (q *queue) flush(t *trade) {
 		if n <= 0 {
 			return
 		}
+		gen := t.waiting[0].turn
+		for i, a := range t.waiting[:n] {
+			if a.turn != gen {
+				n = i
+				break
+			}
+		}
 		group := append([]*attempt(nil), t.waiting[:n]...)
 		t.waiting = t.waiting[n:]
 		t.out += n
-		q.r.work.Go(func() { q.submit(group, width, 1) })
+		q.r.work.Go(func() { q.submit(group, width, gen) })
 	}
 }
 
@@ -216,9 +249,6 @@ func (q *queue) describe(ctx context.Context, group []*attempt, width, gen int) 
 		Name: "pcm." + a.key, Comment: q.r.owner, Partition: where.partition, GPU: where.gpu, Each: a.Resources,
 		Count: len(group), Width: width, Dir: string(q.r.spool),
 	}
-	if gen > 1 {
-		b.Name += fmt.Sprintf(".g%d", gen)
-	}
 	var keys []string
 	for _, a := range group {
 		keys = append(keys, a.key)
@@ -229,6 +259,9 @@ func (q *queue) describe(ctx context.Context, group []*attempt, width, gen int) 
 	if len(group) > 1 {
 		sum := sha256.Sum256([]byte(strings.Join(keys, "\n")))
 		b.Name = "pcm." + string(a.Trade) + ".x" + hex.EncodeToString(sum[:6])
+	}
+	if gen > 1 {
+		b.Name += fmt.Sprintf(".g%d", gen)
 	}
 	b.Script = batchScript(q.r.spool, b, keys, gen)
 	return b, keys, nil

@@ -4,11 +4,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/adaptertest"
 	"github.com/jointcloud/pcm/adapters/supervisor"
@@ -27,8 +27,8 @@ func (t taker) submit(_ context.Context, b batch) (int64, error) {
 
 func (t taker) partitions(context.Context) ([]partition, error) { return nil, nil }
 
-// newQueue is a queue before a controller that takes everything, with n attempts of one trade.
-func newQueue(t *testing.T, n, width int) (*queue, []*attempt, chan batch) {
+// testQueue is a queue before a controller that takes everything, with n attempts of one trade.
+func testQueue(t *testing.T, n, width int) (*queue, []*attempt, chan batch) {
 	s := spool(t.TempDir())
 	if err := s.open(); err != nil {
 		t.Fatal(err)
@@ -36,7 +36,7 @@ func newQueue(t *testing.T, n, width int) (*queue, []*attempt, chan batch) {
 	taken := make(chan batch, 100)
 	r := &Runner{spool: s, link: taker{taken: taken}, log: slog.New(slog.DiscardHandler), ctx: context.Background()}
 	r.poller = newPoller(r)
-	r.queue = &queue{r: r, trades: map[pcm.TradeID]*trade{}}
+	r.queue = newQueue(r)
 	first := adaptertest.NewTask()
 	var all []*attempt
 	for i := range n {
@@ -75,14 +75,14 @@ func check(t *testing.T, when string, taken chan batch, want ...string) {
 // A slow machine brings the tasks of an array one by one; they are one array all the same.
 func TestCollect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		q, all, taken := newQueue(t, 40, 4)
+		q, all, taken := testQueue(t, 40, 4)
 		for _, a := range all {
 			q.add(a)
 			time.Sleep(collect / 2)
 		}
 		check(t, "all have come", taken, "40%4")
 
-		q, all, taken = newQueue(t, 40, 4)
+		q, all, taken = testQueue(t, 40, 4)
 		for _, a := range all[:30] {
 			q.add(a)
 		}
@@ -90,21 +90,21 @@ func TestCollect(t *testing.T) {
 		time.Sleep(collect)
 		check(t, "they don't", taken, "30%4")
 
-		q, all, taken = newQueue(t, 100, 100)
+		q, all, taken = testQueue(t, 100, 100)
 		for _, a := range all {
 			q.add(a)
 			time.Sleep(collect * 9 / 10)
 		}
-		check(t, "they take more than "+collectAll.String(), taken, "34%100", "34%0")
+		check(t, "they take more than "+collectAll.String(), taken, "36%100", "36%0")
 		time.Sleep(collect)
-		check(t, "the last", taken, "32%0")
+		check(t, "the last", taken, "28%0")
 	})
 }
 
 // What missed its array follows in groups, and a single one doesn't wait for long.
 func TestFollowing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		q, all, taken := newQueue(t, 40, 8)
+		q, all, taken := testQueue(t, 40, 8)
 		for _, a := range all[:20] {
 			q.add(a)
 		}
@@ -125,5 +125,61 @@ func TestFollowing(t *testing.T) {
 		check(t, "room for one", taken)
 		time.Sleep(gather)
 		check(t, "room for one, for some time", taken, "1%0")
+	})
+}
+
+// What Slurm has lost of an array comes again as one, and no more of the trade than
+// its width is out at once.
+func TestLostTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q, all, taken := testQueue(t, 6, 2)
+		for _, a := range all {
+			q.add(a)
+		}
+		check(t, "all have come", taken, "6%2")
+		for _, a := range all[1:5] {
+			q.again(a, 2)
+			time.Sleep(collect / 2)
+		}
+		time.Sleep(collect)
+		check(t, "four were lost, two are out", taken)
+		q.done(all[5])
+		time.Sleep(gather)
+		check(t, "room for one", taken, "1%0")
+		q.done(all[0])
+		time.Sleep(gather)
+		check(t, "room for another", taken, "1%0")
+
+		q, all, taken = testQueue(t, 6, 2)
+		for _, a := range all {
+			q.add(a)
+		}
+		check(t, "all have come", taken, "6%2")
+		for _, a := range all {
+			q.again(a, 2)
+		}
+		check(t, "all were lost", taken, "6%2")
+		if in, _ := all[3].place(); in.Generation != 2 || !strings.HasSuffix(in.Name, ".g2") || in.Index != 3 {
+			t.Errorf("submitted again as %+v", in)
+		}
+	})
+}
+
+// What an earlier supervisor submitted counts before what it did not, once.
+func TestAdopted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q, all, taken := testQueue(t, 6, 2)
+		for _, a := range all[:2] {
+			q.adopt(a.Key)
+		}
+		for _, a := range all[2:] {
+			q.add(a)
+		}
+		time.Sleep(collectAll)
+		check(t, "two are out", taken)
+		q.adopt(all[0].Key)
+		q.done(all[0])
+		time.Sleep(gather)
+		check(t, "room for one", taken, "1%0")
 	})
 }

@@ -64,7 +64,7 @@ func NewRunner(cfg Config, log *slog.Logger) (*Runner, error) {
 	}
 	r.places.cfg, r.places.link = cfg, r.link
 	r.ctx, r.stop = context.WithCancel(context.Background())
-	r.queue = &queue{r: r, trades: map[pcm.TradeID]*trade{}}
+	r.queue = newQueue(r)
 	r.poller = newPoller(r)
 	return r, nil
 }
@@ -101,7 +101,12 @@ func (r *Runner) Check(t adapters.Task) error {
 
 // Sweep begins the work that all attempts share, and deletes what attempts of
 // before left whose end is on record.
-func (r *Runner) Sweep([]adapters.Key) error {
+func (r *Runner) Sweep(unfinished []adapters.Key) error {
+	for _, k := range unfinished {
+		if _, ok := r.spool.loadIntent(k.String()); ok {
+			r.queue.adopt(k)
+		}
+	}
 	for _, key := range r.spool.leftovers(r.ctx) {
 		if _, err := adapters.ParseKey(key); err == nil && r.recorded(key) {
 			if in, ok := r.spool.loadIntent(key); ok {
@@ -150,7 +155,7 @@ func (r *Runner) Close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
 	defer cancel()
 	// What is still to be cancelled gets its chance.
-	for !r.poller.idle() && r.poller.hungSince().IsZero() && ctx.Err() == nil {
+	for r.poller.cancelling() && r.poller.hungSince().IsZero() && ctx.Err() == nil {
 		r.poller.soon()
 		select {
 		case <-time.After(100 * time.Millisecond):
@@ -184,7 +189,7 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 	r.poller.add(a)
 	if known {
 		a.at = in
-		r.queue.adopt(a)
+		r.queue.adopt(a.Key)
 		r.work.Go(func() { r.find(ctx, a) })
 	} else {
 		r.queue.add(a)

@@ -2,6 +2,7 @@ package slurm
 
 import (
 	"context"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,6 +29,12 @@ type transport interface {
 	nodes(ctx context.Context) ([]node, error)
 	// version is Slurm's, e.g. "22.05.8".
 	version(ctx context.Context) (string, error)
+}
+
+// pendingCanceler is a transport that can't cancel one task of an array alone while
+// it waits as one job with others, but all of these together.
+type pendingCanceler interface {
+	cancelPending(ctx context.Context, array jobRef) error
 }
 
 // batch is one submission: a job, or an array of them.
@@ -111,30 +118,50 @@ func (j job) covers(index int) bool {
 	if j.Indexes == "" {
 		return j.Index == index || index == 0 && j.Index == -1
 	}
+	return slices.ContainsFunc(j.ranges(), func(r indexes) bool { return r.has(index) })
+}
+
+// waiting is how many tasks of an array the job stands for that have yet to run.
+func (j job) waiting() (n int) {
+	for _, r := range j.ranges() {
+		n += max(0, (r.last-r.first)/r.step+1)
+	}
+	return n
+}
+
+// indexes are some of an array's.
+type indexes struct{ first, last, step int }
+
+func (r indexes) has(i int) bool { return i >= r.first && i <= r.last && (i-r.first)%r.step == 0 }
+
+// ranges reads Indexes: "0-5,7,10-20:2%4".
+func (j job) ranges() (all []indexes) {
+	if j.Indexes == "" {
+		return nil
+	}
 	list, _, _ := strings.Cut(j.Indexes, "%")
 	for part := range strings.SplitSeq(strings.Trim(list, "[]"), ",") {
 		part, stepText, stepped := strings.Cut(part, ":")
-		lo, hi, isRange := strings.Cut(part, "-")
-		a, err := strconv.Atoi(lo)
-		if err != nil {
+		first, last, isRange := strings.Cut(part, "-")
+		r := indexes{step: 1}
+		var err error
+		if r.first, err = strconv.Atoi(first); err != nil {
 			continue
 		}
-		b, step := a, 1
+		r.last = r.first
 		if isRange {
-			if b, err = strconv.Atoi(hi); err != nil {
+			if r.last, err = strconv.Atoi(last); err != nil {
 				continue
 			}
 		}
 		if stepped {
-			if step, err = strconv.Atoi(stepText); err != nil || step <= 0 {
+			if r.step, err = strconv.Atoi(stepText); err != nil || r.step <= 0 {
 				continue
 			}
 		}
-		if index >= a && index <= b && (index-a)%step == 0 {
-			return true
-		}
+		all = append(all, r)
 	}
-	return false
+	return all
 }
 
 // partition of a cluster.
