@@ -23,7 +23,8 @@
 // # What is known, and what is a guess
 //
 // From the vendor's Go SDK, which the module in judge holds against this fake: paths,
-// JSON names and types, the signature. From the published API reference: statuses
+// JSON names and types, the signature, which doesn't cover the host, and that a deletion
+// is answered without a body (the reference shows an empty text). From the published API reference: statuses
 // (201, 202), limits (names, descriptions, variables, pages of at most 50, 5 MB of
 // preview), that offset counts pages, that links to logs are valid for 5 minutes, the
 // example flavors, the words of events, and the error codes ModelArts.2755,

@@ -98,7 +98,6 @@ func (j *job) answer(now time.Time) answer {
 			until = j.ended
 		}
 		a.Status.StartTime, a.Status.Duration = j.began.UnixMilli(), until.Sub(j.began).Milliseconds()
-		a.Status.Nodes = [][]int64{{j.began.UnixMilli(), 1}}
 	}
 	a.Status.Statuses = slices.Clone(j.status.Statuses)
 	if env := a.Algorithm.Environments; env != nil {
@@ -142,7 +141,7 @@ func (c *Cloud) serveAction(j *job, _ *http.Request, body []byte) (int, any, err
 
 func (c *Cloud) serveDelete(j *job, _ *http.Request, _ []byte) (int, any, error) {
 	c.remove(j)
-	return http.StatusAccepted, "", nil
+	return http.StatusAccepted, nil, nil
 }
 
 func (c *Cloud) serveSearch(_ http.ResponseWriter, _ *http.Request, body []byte) (int, any, error) {

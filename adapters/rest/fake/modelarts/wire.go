@@ -94,9 +94,9 @@ type answer struct {
 type status struct {
 	Phase     string       `json:"phase"`
 	Secondary string       `json:"secondary_phase"`
-	Duration  int64        `json:"duration"`   // milliseconds
-	StartTime int64        `json:"start_time"` // milliseconds; 0 before the start
-	Nodes     [][]int64    `json:"node_count_metrics"`
+	Duration  int64        `json:"duration"`           // milliseconds
+	StartTime int64        `json:"start_time"`         // milliseconds; 0 before the start
+	Nodes     [][]int32    `json:"node_count_metrics"` // null always: what its numbers are differs between reference and SDK
 	Tasks     []string     `json:"tasks"`
 	Statuses  []taskStatus `json:"task_statuses,omitempty"`
 }

@@ -115,7 +115,12 @@ func (s *Store) claim(r *http.Request) (claim, error) {
 			return c, errMalformed
 		}
 	}
-	if c.time, err = time.Parse(timestamp, r.Header.Get("X-Amz-Date")); err != nil {
+	if v := r.Header.Get("X-Amz-Date"); v != "" {
+		c.time, err = time.Parse(timestamp, v)
+	} else if c.time, err = http.ParseTime(r.Header.Get("Date")); !slices.Contains(c.signed, "date") {
+		return c, errDenied
+	}
+	if err != nil {
 		return c, errDenied
 	}
 	if d := now.Sub(c.time); d > skew || d < -skew {

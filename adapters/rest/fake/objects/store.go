@@ -1,7 +1,8 @@
 // Package objects is an object store for tests and demonstrations: the part of
 // S3 that Huawei Cloud's OBS and others share, path style, with every signature
 // checked. OBS takes S3's signature of version 4 besides its own; its own, "OBS
-// access:signature", is not here.
+// access:signature", is not here. The vendor's own OBS client, set to version 4, is held
+// against it by the judge beside the fake ModelArts.
 //
 // What it does: buckets; PUT, GET (also ranges), HEAD and DELETE of objects;
 // ListObjectsV2 with prefix, delimiter and pages; requests signed in their header

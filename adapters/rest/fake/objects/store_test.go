@@ -183,6 +183,11 @@ func TestWrongSignatures(t *testing.T) {
 		{"chunks", "NotImplemented", func(r *http.Request) {
 			r.Header.Set("X-Amz-Content-Sha256", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD")
 		}},
+		{"no date", "AccessDenied", func(r *http.Request) { r.Header.Del("X-Amz-Date") }},
+		{"an unsigned date", "AccessDenied", func(r *http.Request) {
+			r.Header.Set("Date", r.Header.Get("X-Amz-Date"))
+			r.Header.Del("X-Amz-Date")
+		}},
 		{"no hash", "InvalidRequest", func(r *http.Request) { r.Header.Del("X-Amz-Content-Sha256") }},
 	} {
 		if code, text := do(t, s, at, "PUT", "/bucket/a", "hello", c.change); code < 400 || !strings.Contains(text, "<Code>"+c.says+"<") {
