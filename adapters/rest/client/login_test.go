@@ -196,7 +196,7 @@ func (s *tokenServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		id, secret, _ := r.BasicAuth()
 		if s.refuse || id != "cl%2Fient" || secret != "s3cret" || r.FormValue("grant_type") != "client_credentials" || r.FormValue("scope") != "a b" {
 			s.given++
-			http.Error(w, `{"error":"invalid_client","error_description":"who are you"}`, 400)
+			http.Error(w, `{"error":"invalid_client","error_description":"who are you"}`, http.StatusBadRequest)
 			return
 		}
 		s.given++
@@ -331,7 +331,7 @@ func keystoneServer(t *testing.T, nova string) http.HandlerFunc {
 		case `{"auth":{"identity":{"methods":["password"],"password":{"user":{"domain":{"name":"Default"},"name":"me","password":"s3cret"}}},"scope":{"project":{"domain":{"name":"dom"},"name":"proj"}}}}`,
 			`{"auth":{"identity":{"application_credential":{"id":"app","secret":"s3cret"},"methods":["application_credential"]}}}`:
 		default:
-			http.Error(w, `{"error":{"code":401,"message":"The request you have made requires authentication.","title":"Unauthorized"}}`, 401)
+			http.Error(w, `{"error":{"code":401,"message":"The request you have made requires authentication.","title":"Unauthorized"}}`, http.StatusUnauthorized)
 			t.Logf("posted %s", got)
 			return
 		}

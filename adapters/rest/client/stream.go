@@ -78,7 +78,6 @@ type download struct {
 	limit   int64
 	written int64
 	first   http.Header // of the first piece
-	tag     string      // that later pieces must be of
 }
 
 func (d *download) fail(code pcm.Code, final bool, format string, args ...any) *failure {
