@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/jointcloud/pcm/adapters"
 )
 
 // docs/adapters.md is what docs/adapters.json says, which speaks of every adapter
@@ -62,6 +64,17 @@ func TestMatrixIsCurrent(t *testing.T) {
 				t.Errorf("docs/adapters.json says of %s that it can do %q, which is no longer tested", subject, name)
 			}
 		}
+	}
+}
+
+// Descriptions and plug-ins name capabilities by the list in package adapters.
+func TestCapabilityNames(t *testing.T) {
+	var names []string
+	for _, c := range Capabilities() {
+		names = append(names, c.Name)
+	}
+	if !slices.Equal(names, adapters.Capabilities) {
+		t.Errorf("the suite tests %q, adapters.Capabilities has %q", names, adapters.Capabilities)
 	}
 }
 

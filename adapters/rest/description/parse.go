@@ -12,7 +12,6 @@ import (
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
 
-	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters/expr"
 )
 
@@ -51,7 +50,7 @@ func Parse(data []byte) (*Description, []Problem) {
 	if err := yaml.NodeToValue(file.Docs[0].Body, &d, yaml.DisallowUnknownField()); err != nil {
 		return nil, []Problem{yamlProblem(err)}
 	}
-	c := &compiler{root: file.Docs[0].Body, envs: map[string]*expr.Env{}}
+	c := &compiler{d: &d, root: file.Docs[0].Body, envs: map[string]*expr.Env{}, used: map[string]bool{}}
 	c.walk(reflect.ValueOf(&d).Elem(), "$", nil)
 	c.check(&d)
 	slices.SortStableFunc(c.problems, func(a, b Problem) int { return cmp.Compare(a.Line, b.Line) })
@@ -70,7 +69,9 @@ func yamlProblem(err error) Problem {
 }
 
 type compiler struct {
+	d        *Description
 	root     ast.Node
+	used     map[string]bool // what is read or named somewhere: settings.x, secrets.x, let.x, more.x, step.x
 	envs     map[string]*expr.Env
 	problems []Problem
 }
@@ -133,6 +134,7 @@ func (c *compiler) walk(v reflect.Value, path string, vars []string) {
 			return
 		}
 		x.Expr = compiled
+		c.refer(path, compiled)
 		return
 	case templateType:
 		t := v.Addr().Interface().(*Template)
@@ -146,6 +148,8 @@ func (c *compiler) walk(v reflect.Value, path string, vars []string) {
 			return
 		}
 		t.raw, t.tpl = raw, tpl
+		c.refer(path, tpl.Exprs()...)
+		c.inlined(path, raw)
 		return
 	}
 	switch v.Kind() {
@@ -165,10 +169,17 @@ func (c *compiler) walk(v reflect.Value, path string, vars []string) {
 			v.SetMapIndex(k, e)
 		}
 	case reflect.Struct:
+		if !v.IsZero() {
+			c.required(path, v)
+			c.inspect(path, v.Addr().Interface())
+		}
 		for i := range v.NumField() {
 			f := v.Type().Field(i)
-			if !f.IsExported() {
+			if !f.IsExported() || strings.Contains(f.Tag.Get("yaml"), "omitempty") && v.Field(i).IsZero() {
 				continue
+			}
+			if _, ok := v.Field(i).Interface().(Call); ok && v.Field(i).IsZero() {
+				continue // see log
 			}
 			name, options, _ := strings.Cut(f.Tag.Get("yaml"), ",")
 			at := path + "." + name
@@ -178,6 +189,35 @@ func (c *compiler) walk(v reflect.Value, path string, vars []string) {
 			c.walk(v.Field(i), at, with(vars, f.Tag.Get("vars")))
 		}
 	}
+}
+
+// inlined looks for secrets in a template: written out, or named in the body of a log-in.
+func (c *compiler) inlined(path string, raw any) {
+	if strings.HasPrefix(path, "$.login.request.") {
+		named := false
+		var walk func(v any)
+		walk = func(v any) {
+			switch v := v.(type) {
+			case []any:
+				for _, x := range v {
+					walk(x)
+				}
+			case map[string]any:
+				if name, ok := v["secret"].(string); ok && len(v) == 1 {
+					named = true
+					c.secret(path, c.d, name)
+					return
+				}
+				for _, k := range sorted(v) {
+					walk(v[k])
+				}
+			}
+		}
+		if walk(raw); named {
+			return
+		}
+	}
+	c.secrets(path, path[strings.LastIndexByte(path, '.')+1:], raw)
 }
 
 func with(vars []string, more string) []string {
@@ -208,14 +248,4 @@ func normal(v any) any {
 		}
 	}
 	return v
-}
-
-// check finds what is missing or contradicts itself.
-func (c *compiler) check(d *Description) {
-	if d.PCM != Format {
-		c.add("$.pcm", "the form is %q: this version reads %q", d.PCM, Format)
-	}
-	if !pcm.ValidName(d.Name) {
-		c.add("$.name", "%q is not a name of lower-case letters, digits, dots and dashes", d.Name)
-	}
 }
