@@ -61,10 +61,11 @@ lint:
 	GOFLAGS=-buildvcs=false $(GO) run $(STATICCHECK) ./...
 
 # What is generated, is made anew; then nothing may differ from before.
-GENERATED = configs/job.schema.json configs/openapi.json
+GENERATED = configs/job.schema.json configs/adapter.schema.json configs/openapi.json
 
 generate:
 	$(GO) test -count=1 -run Schema . -update
+	$(GO) test -count=1 -run 'Schema$$' ./adapters/rest/description -update
 	$(GO) test -count=1 -run OpenAPI ./node/api -update
 
 verify:

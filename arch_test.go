@@ -31,6 +31,7 @@ var arrowsBesides = map[string][]string{
 	"adapters/plugin/plugingrpc": {"adapters/plugin/pluginpb"},
 	"adapters/rest":              {"adapters", "adapters/supervisor", "adapters/expr", "adapters/rest/description", "adapters/rest/client"},
 	"adapters/rest/*":            {"adapters", "adapters/expr"},
+	"adapters/generate":          {"adapters", "adapters/expr", "adapters/rest/description", "configs"},
 }
 
 // matches tells whether a package, named from the module's root, is one that a pattern names.

@@ -12,3 +12,9 @@ var JobSchema []byte
 //
 //go:embed adapters/*.yaml
 var Adapters embed.FS
+
+// AdapterSchema is the JSON Schema (draft 2020-12) of the description of a back end
+// with a REST API.
+//
+//go:embed adapter.schema.json
+var AdapterSchema []byte

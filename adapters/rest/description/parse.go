@@ -82,7 +82,7 @@ func (c *compiler) add(path, format string, args ...any) {
 
 // line finds where the path is, or what it would be in.
 func (c *compiler) line(path string) int {
-	for path != "" {
+	for path != "" && path != "$" {
 		if p, err := yaml.PathString(path); err == nil {
 			if n, err := p.FilterNode(c.root); err == nil && n != nil {
 				return n.GetToken().Position.Line

@@ -30,6 +30,13 @@ watch:
   status: {state: $.state}
 states:
   done: {state: ended, outcome: ok}
+find:
+  list: {request: {path: /jobs}, items: $.jobs}
+  where: item.name == task.key
+  id: $.id
+logs:
+  - {stream: stdout, request: {path: "/jobs/${id}/log", answer: text}}
+stop: {request: {method: DELETE, path: "/jobs/${id}"}}
 `
 
 func TestParse(t *testing.T) {
@@ -64,8 +71,8 @@ func TestProblems(t *testing.T) {
 		if !strings.Contains(small, c.from) {
 			t.Fatalf("no %q", c.from)
 		}
-		_, problems := Parse([]byte(strings.Replace(small, c.from, c.to, 1)))
-		if len(problems) == 0 || !strings.Contains(problems[0].String(), c.want) {
+		d, problems := Parse([]byte(strings.Replace(small, c.from, c.to, 1)))
+		if d != nil || len(problems) == 0 || !strings.Contains(problems[0].String(), c.want) {
 			t.Errorf("%s: %v, want %q", c.to, problems, c.want)
 		}
 	}
