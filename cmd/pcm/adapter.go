@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -123,7 +124,7 @@ func (a *app) readDescription(arg string) (d described, err error) {
 		text, err = io.ReadAll(io.LimitReader(a.in, description.MaxSize+1))
 		d = described{text, "standard input", "."}
 	default:
-		text, err = readBounded(arg, description.MaxSize)
+		text, err = readBounded(arg)
 		d = described{text, arg, filepath.Dir(arg)}
 	}
 	switch {
@@ -133,16 +134,6 @@ func (a *app) readDescription(arg string) (d described, err error) {
 		return d, pcm.Errorf(pcm.Invalid, "can't read the description: %w", err)
 	}
 	return d, nil
-}
-
-// readBounded reads a file, of which one byte more than the bound is enough to know that it is too large.
-func readBounded(name string, bound int64) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, bound+1))
 }
 
 // parse reads it, with the problems found; the description is nil if one is an error.
@@ -209,16 +200,26 @@ and the reason. The exit code is 2 if one of them is an error; warnings don't co
 			case err != nil:
 				return err
 			case v.Errors > 0:
-				a.hint("%s and %s", count(v.Errors, "error"), count(v.Warnings, "warning"))
+				a.hint("%s and %s", plural(v.Errors, "error"), plural(v.Warnings, "warning"))
 				return exitStatus(exitUsage)
 			case v.Warnings > 0:
-				a.hint("no errors, %s", count(v.Warnings, "warning"))
+				a.hint("no errors, %s", plural(v.Warnings, "warning"))
 			default:
 				a.hint("no errors")
 			}
 			return nil
 		},
 	}
+}
+
+// lintLine is a problem as compilers print theirs, so that editors find the place.
+func lintLine(file, kind string, p description.Problem) string {
+	at, path := file, ""
+	if p.Line > 0 {
+		at = fmt.Sprintf("%s:%d", file, p.Line)
+		path = strings.TrimPrefix(p.Path, "$.") + ": "
+	}
+	return at + ": " + kind + ": " + path + p.Message
 }
 
 // completeDescription offers shipped descriptions beside files.

@@ -128,6 +128,7 @@ type Call struct {
 // Request is one HTTP request.
 type Request struct {
 	Operation string              `yaml:"operation,omitempty"` // of the OpenAPI document, instead of method and path
+	Params    map[string]Template `yaml:"params,omitempty"`    // of the operation, in its path
 	Method    string              `yaml:"method,omitempty"`    // default GET
 	Server    string              `yaml:"server,omitempty"`    // default api
 	Path      Template            `yaml:"path,omitempty"`      // relative to the server
@@ -246,7 +247,7 @@ type Status struct {
 // State is what a word of the back end means.
 type State struct {
 	State   string `yaml:"state"`             // pending, running, suspended or ended
-	Outcome string `yaml:"outcome,omitempty"` // of ended: ok, failed, stopped, lost, …; failed also where the exit code is not 0
+	Outcome string `yaml:"outcome,omitempty"` // of ended: ok (failed all the same where the exit code is not 0), failed, time_limit, memory, output, stopped, or seller: the provider's fault
 	Reason  string `yaml:"reason,omitempty"`
 }
 

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"reflect"
 	"slices"
 	"strings"
@@ -33,9 +35,13 @@ func (p Problem) String() string {
 	return fmt.Sprintf("line %d: %s: %s", p.Line, strings.TrimPrefix(p.Path, "$."), p.Message)
 }
 
-// Parse reads a description and compiles all that is in it. Problems are sorted by
-// line; the description is nil if one of them is no warning.
-func Parse(data []byte) (*Description, []Problem) {
+// Parse is [ParseIn] of a description that is by itself.
+func Parse(data []byte) (*Description, []Problem) { return ParseIn(data, nil) }
+
+// ParseIn reads a description, with the OpenAPI document that it may name from its
+// folder, and compiles all that is in it. Problems are sorted by line; the description
+// is nil if one of them is no warning.
+func ParseIn(data []byte, dir fs.FS) (*Description, []Problem) {
 	if len(data) > MaxSize {
 		return nil, []Problem{{Message: fmt.Sprintf("it has %d bytes, over the bound of %d", len(data), MaxSize)}}
 	}
@@ -51,6 +57,7 @@ func Parse(data []byte) (*Description, []Problem) {
 		return nil, []Problem{yamlProblem(err)}
 	}
 	c := &compiler{d: &d, root: file.Docs[0].Body, envs: map[string]*expr.Env{}, used: map[string]bool{}}
+	c.operations(dir)
 	c.walk(reflect.ValueOf(&d).Elem(), "$", nil)
 	c.check(&d)
 	slices.SortStableFunc(c.problems, func(a, b Problem) int { return cmp.Compare(a.Line, b.Line) })
@@ -59,6 +66,8 @@ func Parse(data []byte) (*Description, []Problem) {
 	}
 	return &d, c.problems
 }
+
+func readAll(f fs.File) ([]byte, error) { return io.ReadAll(io.LimitReader(f, MaxOpenAPI+1)) }
 
 func yamlProblem(err error) Problem {
 	var e yaml.Error
@@ -71,7 +80,8 @@ func yamlProblem(err error) Problem {
 type compiler struct {
 	d        *Description
 	root     ast.Node
-	used     map[string]bool // what is read or named somewhere: settings.x, secrets.x, let.x, more.x, step.x
+	used     map[string]bool      // what is read or named somewhere: settings.x, secrets.x, let.x, more.x, step.x
+	ops      map[string]Operation // of the OpenAPI document
 	envs     map[string]*expr.Env
 	problems []Problem
 }
@@ -169,6 +179,9 @@ func (c *compiler) walk(v reflect.Value, path string, vars []string) {
 			v.SetMapIndex(k, e)
 		}
 	case reflect.Struct:
+		if r, ok := v.Addr().Interface().(*Request); ok {
+			c.expand(path, r)
+		}
 		if !v.IsZero() {
 			c.required(path, v)
 			c.inspect(path, v.Addr().Interface())
