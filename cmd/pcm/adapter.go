@@ -144,20 +144,6 @@ func (d described) parse() (*description.Description, []description.Problem) {
 	return description.ParseIn(d.text, os.DirFS(d.dir))
 }
 
-// valid is parse, with the first problem as an error.
-func (d described) valid() (*description.Description, error) {
-	parsed, problems := d.parse()
-	if parsed != nil {
-		return parsed, nil
-	}
-	for _, p := range problems {
-		if !p.Warning {
-			return nil, pcm.Errorf(pcm.Invalid, "%s: %s; 'pcm adapter lint' tells all", d.file, p)
-		}
-	}
-	return nil, pcm.Errorf(pcm.Invalid, "%s is no description", d.file)
-}
-
 // lintView is what lint found.
 type lintView struct {
 	File     string                `json:"file"`
