@@ -247,7 +247,7 @@ type Status struct {
 // State is what a word of the back end means.
 type State struct {
 	State   string `yaml:"state"`             // pending, running, suspended or ended
-	Outcome string `yaml:"outcome,omitempty"` // of ended: ok (failed all the same where the exit code is not 0), failed, time_limit, memory, output, stopped, or seller: the provider's fault
+	Outcome string `yaml:"outcome,omitempty"` // of ended: ok (failed all the same where the exit code is not 0), failed, time_limit, memory, output, stopped, or lost: by the provider's fault
 	Reason  string `yaml:"reason,omitempty"`
 }
 

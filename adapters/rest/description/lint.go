@@ -148,7 +148,7 @@ func (c *compiler) paging(path string, p *Paging) {
 
 var outcomes = []string{
 	string(pcm.OutcomeOK), string(pcm.OutcomeFailed), string(pcm.OutcomeTimeLimit), string(pcm.OutcomeMemory),
-	string(pcm.OutcomeOutput), string(pcm.OutcomeStopped), string(pcm.OutcomeSeller),
+	string(pcm.OutcomeOutput), string(pcm.OutcomeStopped), "lost",
 }
 
 func (c *compiler) state(path string, s *State) {
@@ -181,8 +181,8 @@ func (c *compiler) log(path string, l *Log) {
 		c.add(path+".object", "there is no section data that says where objects are")
 	}
 	switch {
-	case !slices.Contains([]string{"", "whole", "offset", "marker"}, l.Follow):
-		c.add(path+".follow", "%q is none of whole, offset, marker", l.Follow)
+	case !slices.Contains([]string{"", "whole", "offset", "marker", "tail"}, l.Follow):
+		c.add(path+".follow", "%q is none of whole, offset, marker, tail", l.Follow)
 	case l.Follow == "marker" && !l.Next.Given():
 		c.add(path, "to follow by marker needs next")
 	case l.Follow != "marker" && l.Next.Given():
@@ -249,7 +249,9 @@ func (c *compiler) refer(path string, exprs ...*expr.Expr) {
 					names = append(names, s.Name)
 				}
 				c.named(path, "step below create.before", "step."+parts[2], parts[2], names)
-			case parts[0] == "task" && len(parts) == 2 && parts[1] == "let", ref == "task":
+			case ref == "task.script":
+				c.used[ref] = true
+			case ref == "task.let", ref == "task":
 				for _, l := range c.d.Let {
 					c.used["let."+l.Name] = true
 				}
@@ -337,7 +339,7 @@ func (c *compiler) ends(d *Description) {
 	switch {
 	case !ended:
 		c.add("$.states", "no word means that a job is ended, so none ever would be")
-	case !ok:
+	case !ok && !c.used["task.script"]: // whose output says how it ended
 		c.add("$.states", "no word has the outcome ok, so no job could end well")
 	}
 }
@@ -352,9 +354,6 @@ func (c *compiler) features(d *Description) {
 		if f == string(pcm.FeatureSuspend) && d.Suspend == nil {
 			c.add(path, "there is no call suspend")
 		}
-	}
-	if d.Suspend != nil && !slices.Contains(d.Features, string(pcm.FeatureSuspend)) {
-		c.warn("$.suspend", "pools don't say so: add suspend to features")
 	}
 	for _, name := range sorted(d.Lacks) {
 		if !slices.Contains(adapters.Capabilities, name) {

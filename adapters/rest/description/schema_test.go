@@ -36,7 +36,7 @@ var words = map[string][]string{
 	"State.state":     {string(adapters.Pending), string(adapters.Running), string(adapters.Suspended), string(adapters.Ended)},
 	"State.outcome":   outcomes,
 	"Log.stream":      {string(adapters.Stdout), string(adapters.Stderr)},
-	"Log.follow":      {"whole", "offset", "marker"},
+	"Log.follow":      {"whole", "offset", "marker", "tail"},
 	"Data.store":      {"s3", "presigned"},
 	"Data.pack":       {"files", "tar"},
 	"Data.scheme":     {"s3", "obs", "https"},
