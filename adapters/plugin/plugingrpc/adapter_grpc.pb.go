@@ -95,12 +95,13 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Adapter is what a plug-in serves. Calls before the first Handshake are refused with
-// FAILED_PRECONDITION.
+// Adapter is what a plug-in serves. Calls before the process has had its first Handshake are
+// refused with FAILED_PRECONDITION. The peer's daemon makes calls too, on connections of its
+// own and without another handshake.
 type AdapterClient interface {
-	// Handshake is the first call on every connection, and may come again at any time. It settles the
-	// version, and hands over settings and secrets. Calling it again with the same nonce changes
-	// nothing that runs. Deadline: 10 s.
+	// Handshake is the first call, and may come again at any time, as after a restart of the
+	// host. It settles the version, and hands over settings and secrets; the same ones again
+	// change nothing. Deadline: 10 s.
 	Handshake(ctx context.Context, in *pb.HandshakeRequest, opts ...grpc.CallOption) (*pb.HandshakeResponse, error)
 	// Pools tells what the back end has now. UNAVAILABLE when it can't be observed: its pools
 	// are then offered no more until it can; what runs is not touched by that. It is called
@@ -357,12 +358,13 @@ func (c *adapterClient) Rank(ctx context.Context, in *pb.RankRequest, opts ...gr
 // All implementations must embed UnimplementedAdapterServer
 // for forward compatibility.
 //
-// Adapter is what a plug-in serves. Calls before the first Handshake are refused with
-// FAILED_PRECONDITION.
+// Adapter is what a plug-in serves. Calls before the process has had its first Handshake are
+// refused with FAILED_PRECONDITION. The peer's daemon makes calls too, on connections of its
+// own and without another handshake.
 type AdapterServer interface {
-	// Handshake is the first call on every connection, and may come again at any time. It settles the
-	// version, and hands over settings and secrets. Calling it again with the same nonce changes
-	// nothing that runs. Deadline: 10 s.
+	// Handshake is the first call, and may come again at any time, as after a restart of the
+	// host. It settles the version, and hands over settings and secrets; the same ones again
+	// change nothing. Deadline: 10 s.
 	Handshake(context.Context, *pb.HandshakeRequest) (*pb.HandshakeResponse, error)
 	// Pools tells what the back end has now. UNAVAILABLE when it can't be observed: its pools
 	// are then offered no more until it can; what runs is not touched by that. It is called
