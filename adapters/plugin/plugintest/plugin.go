@@ -24,8 +24,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	pb "github.com/jointcloud/pcm/adapters/plugin/pluginpb"
 	"github.com/jointcloud/pcm/adapters/plugin/plugingrpc"
+	pb "github.com/jointcloud/pcm/adapters/plugin/pluginpb"
 )
 
 // Words with which the program runs itself: as the plug-in, and as the keeper of one task.

@@ -22,8 +22,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	pb "github.com/jointcloud/pcm/adapters/plugin/pluginpb"
 	"github.com/jointcloud/pcm/adapters/plugin/plugingrpc"
+	pb "github.com/jointcloud/pcm/adapters/plugin/pluginpb"
 )
 
 // running is a task that runs: its folder, its process group and what it is.
