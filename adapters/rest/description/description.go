@@ -78,6 +78,8 @@ type Secret struct {
 type Login struct {
 	Kind string `yaml:"kind"` // none, bearer, basic, api-key, oauth2, keystone, aws, huawei
 
+	Header    string   `yaml:"header,omitempty"`     // bearer: of the token; default Authorization
+	Prefix    string   `yaml:"prefix,omitempty"`     // bearer: before the token; default "Bearer " where no header is named
 	Token     string   `yaml:"token,omitempty"`      // bearer: secret
 	Username  Template `yaml:"username,omitempty"`   // basic, keystone
 	Password  string   `yaml:"password,omitempty"`   // basic, keystone: secret
@@ -268,7 +270,8 @@ type Log struct {
 // files one for each file; the outputs are one object, or with pack: files
 // all that lie below one name. Templates of create see:
 //
-//	data.inputs   list of {index, target, folder, key, url, dir, dir_url}, and what Transfer gives
+//	data.inputs   list of {index, target, folder, key, size, url, dir, dir_url}, and what Transfer gives;
+//	              presigned and pack: files have an element for each file, with its own target
 //	data.outputs  {key, url, dir, dir_url}, and what Transfer gives
 //	data.in_url, data.out_url, data.prefix_url   of the folders that hold all of them
 //	data.in, data.out, data.prefix               their keys
@@ -282,7 +285,7 @@ type Data struct {
 	Endpoint  Template `yaml:"endpoint,omitempty"`   // s3
 	Bucket    Template `yaml:"bucket,omitempty"`     // s3
 	Region    Template `yaml:"region,omitempty"`     // s3
-	Prefix    Template `yaml:"prefix,omitempty"`     // s3; default pcm/${task.key}
+	Prefix    Template `yaml:"prefix,omitempty"`     // s3; default pcm/${task.name}
 	AccessKey string   `yaml:"access_key,omitempty"` // s3: secret
 	SecretKey string   `yaml:"secret_key,omitempty"` // s3: secret
 	Scheme    string   `yaml:"scheme,omitempty"`     // of urls that the job sees: s3, obs, or https for pre-signed ones; default s3
@@ -290,9 +293,12 @@ type Data struct {
 	Upload *Transfer `yaml:"upload,omitempty" vars:"object"` // presigned: asks the back end where to put an object
 	// presigned: asks the back end where to get one. The id is that of the job; nothing before there is one.
 	Download *Transfer `yaml:"download,omitempty" vars:"object,id"`
+	Discard  *Call     `yaml:"discard,omitempty" vars:"object"` // presigned: deletes an object, by its name and what give named
 }
 
-// Transfer asks the back end for a URL. object has name, size and sha256 (in hex).
+// Transfer asks the back end for a URL. object has name, size, sha256 (in hex) and
+// output, which says that it is one that the job makes: size and sha256 say nothing then.
+// Where Give has a url, it is data.inputs[i].url; else that is what Download gives.
 type Transfer struct {
 	Call    `yaml:",inline"`
 	URL     Expression            `yaml:"url" vars:"body,status,header"`

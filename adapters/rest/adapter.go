@@ -1,0 +1,108 @@
+// Package rest runs tasks on back ends that are not programmed but described: what
+// to call, and what answers mean, stands in a file (package description). This
+// package is the engine that follows it.
+//
+// A job is known by the attempt's key in its name, label or client token, as the
+// description has it. Before anything is made at the back end a note is written
+// of what is about to be made; it is removed when nothing is left there. A create
+// whose answer was lost is not repeated before the job was looked for.
+//
+// [New] is the daemon's side, [NewRunner] the supervisor's, [Try] shows what a
+// description does.
+package rest
+
+import (
+	"context"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters"
+	"github.com/jointcloud/pcm/adapters/supervisor"
+)
+
+// Adapter is the daemon's side. It implements adapters.Adapter and Fencer.
+type Adapter struct {
+	*supervisor.Attempts
+	b        *backend
+	notes    notebook
+	features []pcm.Feature
+}
+
+// Suspending is an adapter whose description says how jobs are suspended and
+// resumed: it implements adapters.Suspender, too.
+type Suspending struct{ *Adapter }
+
+var (
+	_ adapters.Adapter   = (*Adapter)(nil)
+	_ adapters.Fencer    = (*Adapter)(nil)
+	_ adapters.Suspender = (*Suspending)(nil)
+)
+
+// New makes the adapter; client leads to a supervisor that has this package's
+// runner of the same configuration. Nothing is sent.
+func New(cfg Config, client *supervisor.Client) (adapters.Adapter, error) {
+	b, err := open(context.Background(), cfg, nil)
+	if err != nil {
+		return nil, err
+	}
+	a := &Adapter{Attempts: client.Attempts(b.name), b: b, notes: notebook(cfg.notes(b.name))}
+	if b.d.Suspend != nil && b.d.Resume != nil {
+		s := &Suspending{a}
+		a.features = adapters.Features(s, b.features()...)
+		return s, nil
+	}
+	a.features = adapters.Features(a, b.features()...)
+	return a, nil
+}
+
+// Name implements adapters.Adapter.
+func (a *Adapter) Name() string { return a.b.name }
+
+// Pools are those that the description finds, without what jobs have that were
+// given up and have yet to end.
+func (a *Adapter) Pools(ctx context.Context) ([]pcm.Pool, error) {
+	if _, err := a.Facts(ctx); err != nil { // without its supervisor nothing runs
+		return nil, err
+	}
+	ours, dying := a.census()
+	places, err := a.b.places(ctx, ours, a.b.refresh())
+	if err != nil {
+		if pcm.ErrorCode(err) == pcm.Unavailable {
+			return nil, err
+		}
+		return nil, pcm.Errorf(pcm.Unavailable, "%s can't be observed: %w", a.b.name, err)
+	}
+	var pools []pcm.Pool
+	for _, p := range places {
+		pool := p.pool
+		pool.Features = a.features
+		if n := min(dying[pool.ID], pool.Slots); n > 0 {
+			pool.Slots -= n
+			pool.Capacity = pool.Capacity.Minus(p.each.Times(n))
+		}
+		pools = append(pools, pool)
+	}
+	return pools, nil
+}
+
+// census counts, by pool, our jobs at the back end, and those of them that nobody wants.
+func (a *Adapter) census() (ours, dying map[pcm.PoolID]int) {
+	ours, dying = map[pcm.PoolID]int{}, map[pcm.PoolID]int{}
+	for _, key := range a.notes.keys() {
+		n := a.notes.load(key)
+		if n == nil || n.Stage != made && n.Stage != making {
+			continue
+		}
+		id, _ := n.Pool["id"].(string)
+		ours[pcm.PoolID(id)]++
+		if n.Dying {
+			dying[pcm.PoolID(id)]++
+		}
+	}
+	return ours, dying
+}
+
+// Suspend implements adapters.Suspender.
+func (a *Suspending) Suspend(ctx context.Context, k adapters.Key) error { return a.Halt(ctx, k, true) }
+
+// Resume implements adapters.Suspender.
+func (a *Suspending) Resume(ctx context.Context, k adapters.Key) error { return a.Halt(ctx, k, false) }

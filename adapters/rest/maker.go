@@ -1,0 +1,197 @@
+package rest
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters/expr"
+)
+
+// maker brings an attempt to the back end, one thing after the other: what was done
+// is noted, and not done again by whoever takes the attempt up.
+type maker struct {
+	a     *attempt
+	looks int       // for a job whose create was not answered
+	first time.Time // of them
+}
+
+// next does what is left. A nil error means that the job is there.
+func (m *maker) next(ctx context.Context) error {
+	a, n := m.a, m.a.n
+	if n.Stage == made || n.Stage == over {
+		return nil
+	}
+	if n.Pool == nil {
+		p, err := a.b.placeOf(ctx, a.Task)
+		if err != nil {
+			return err
+		}
+		n.Pool = p
+	}
+	if n.Data == nil && a.b.d.Data != nil {
+		if err := a.upload(ctx); err != nil {
+			return err
+		}
+		if err := a.r.notes.save(n); err != nil {
+			return err
+		}
+	}
+	if n.Stage == fresh {
+		if err := m.prepare(ctx); err != nil {
+			return err
+		}
+	} else {
+		again, err := m.look(ctx)
+		if err != nil || !again {
+			return err
+		}
+	}
+	return m.create(ctx)
+}
+
+// prepare computes what create needs, and makes the calls that come before it.
+func (m *maker) prepare(ctx context.Context) error {
+	a, n := m.a, m.a.n
+	if a.b.scripted && n.Script == "" {
+		n.Script = script(a.Task, jobName(a.b.cfg.Instance, a.Key), n.Nonce, n.Data)
+	}
+	if n.Let == nil {
+		let := map[string]any{}
+		for _, l := range a.b.d.Let {
+			n.Let = let
+			v, err := l.Value.Render(ctx, a.b.vars(n))
+			if err != nil {
+				n.Let = nil
+				return pcm.Errorf(pcm.Invalid, "let %s: %w", l.Name, err)
+			}
+			let[l.Name] = v
+		}
+		n.Let = let
+	}
+	for i := range a.b.d.Create.Before {
+		s := &a.b.d.Create.Before[i]
+		if _, done := n.Step[s.Name]; done {
+			continue
+		}
+		said, err := a.b.call(ctx, &s.Call, a.b.vars(n))
+		if err != nil {
+			return pcm.Errorf(pcm.ErrorCode(err), "%s: %w", s.Name, err)
+		}
+		v := said.body
+		if s.Find.Given() {
+			if v, err = s.Find.Eval(ctx, said.in(a.b.vars(n))); err != nil {
+				return pcm.Errorf(pcm.Unavailable, "the answer to %s is not as described: %w", s.Name, err)
+			}
+		}
+		if n.Step == nil {
+			n.Step = map[string]any{}
+		}
+		n.Step[s.Name] = v
+		if err := a.r.notes.save(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// look looks for a job that may be there. It is to be created again only when
+// several looks have not shown it.
+func (m *maker) look(ctx context.Context) (again bool, err error) {
+	a, n := m.a, m.a.n
+	if a.b.d.Find.List == nil {
+		return false, pcm.Errorf(pcm.Conflict, "it was called to create the job and did not answer, and its description has no way to find out")
+	}
+	ids, err := a.b.find(ctx, a.b.vars(n))
+	if err != nil {
+		return false, err
+	}
+	if len(ids) > 0 {
+		return false, m.found(ids)
+	}
+	if m.looks++; m.looks == 1 {
+		m.first = time.Now()
+	}
+	if m.looks < looks || time.Since(m.first) < vanished {
+		return false, &waits{word: "unknown", reason: "its back end did not say whether it took it: it is looked for"}
+	}
+	m.looks = 0
+	n.Stage = fresh
+	return true, m.prepare(ctx)
+}
+
+// found takes the first of the jobs that are there. Others are ended with it.
+func (m *maker) found(ids []string) error {
+	n := m.a.n
+	n.ID, n.Stage, n.Doubt = ids[0], made, n.Doubt || len(ids) > 1
+	if len(ids) > 1 {
+		m.a.r.log.Warn("a job is there more than once: all but one are ended", "attempt", m.a.key, "jobs", ids)
+		m.a.r.cleaner.copies(n, ids[1:])
+	}
+	return m.a.r.notes.save(n)
+}
+
+// create calls the back end to create the job.
+func (m *maker) create(ctx context.Context) error {
+	a, n, c := m.a, m.a.n, &m.a.b.d.Create
+	n.Stage = making
+	if err := a.r.notes.save(n); err != nil {
+		return err
+	}
+	vars := a.b.vars(n)
+	said, err := a.b.call(ctx, &c.Call, vars)
+	if err == nil {
+		v, err := c.ID.Eval(ctx, said.in(vars))
+		id := expr.Text(v)
+		if err != nil || id == "" || len(id) > 1024 {
+			n.Doubt = true
+			return &waits{word: "unknown", reason: "its back end took it, and did not say under which name: it is looked for", err: err}
+		}
+		n.ID, n.Stage = id, made
+		return a.r.notes.save(n)
+	}
+	if said != nil {
+		if slices.Contains(c.Exists, said.status) {
+			return m.exists(ctx, said)
+		}
+		if c.Full.Given() && truth(ctx, c.Full, said.in(vars)) {
+			n.Stage = fresh
+			return errors.Join(a.r.notes.save(n), &waits{word: "full", reason: "its back end has no room: " + err.Error(), err: err})
+		}
+	}
+	if isUnsent(err) {
+		n.Stage = fresh
+		if serr := a.r.notes.save(n); serr != nil {
+			return serr
+		}
+		return err
+	}
+	n.Doubt = true
+	if serr := a.r.notes.save(n); serr != nil {
+		return serr
+	}
+	if ctx.Err() == nil && !isAway(err) {
+		return err
+	}
+	return &waits{word: "unreachable", reason: "its back end did not say whether it took it: " + err.Error(), err: err}
+}
+
+// exists is for a job that is there already: ours, as no other has its key.
+func (m *maker) exists(ctx context.Context, said *answer) error {
+	a, n := m.a, m.a.n
+	ids, err := a.b.find(ctx, a.b.vars(n))
+	if err != nil {
+		return err
+	}
+	if len(ids) == 0 {
+		if v, err := a.b.d.Create.ID.Eval(ctx, said.in(a.b.vars(n))); err == nil && expr.Text(v) != "" {
+			ids = []string{expr.Text(v)}
+		}
+	}
+	if len(ids) == 0 {
+		return pcm.Errorf(pcm.Conflict, "it says that it has a job under this name, which can't be found")
+	}
+	return m.found(ids)
+}
