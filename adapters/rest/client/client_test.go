@@ -3,8 +3,10 @@ package client
 import (
 	"context"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -313,4 +315,86 @@ func TestPreview(t *testing.T) {
 	if err != nil || x.Method != "POST" || x.URL != b.URL+"/jobs" || x.RequestBody != `{"a":1}` || x.RequestHeader.Get("Authorization") != "***" {
 		t.Errorf("%+v, %v", x, err)
 	}
+}
+
+// TestCA: a server whose certificate nobody vouches for is not spoken to, unless
+// the site names who does.
+func TestCA(t *testing.T) {
+	var calls atomic.Int32
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { calls.Add(1) }))
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+	srv.StartTLS()
+	defer srv.Close()
+	path := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, ca := range []string{"", path} {
+		c, err := New(Config{Origins: []string{srv.URL}, AllowPrivate: true, CA: ca})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_, err = c.Do(t.Context(), Request{URL: srv.URL})
+		if ca != "" && (err != nil || calls.Load() != 1) {
+			t.Errorf("with its authority: %v", err)
+		} else if ca == "" {
+			wantError(t, err, pcm.Unavailable, "certificate", "under ca")
+		}
+	}
+	if err := os.WriteFile(path, []byte("none"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := New(Config{CA: path})
+	wantError(t, err, pcm.Invalid, "no certificate")
+}
+
+// A call costs this much over net/http's own.
+func BenchmarkDo(b *testing.B) {
+	srv, body := benchServer(b)
+	c, err := New(Config{Origins: []string{srv}, AllowPrivate: true, Rate: 1e9, Burst: 1e9})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	for b.Loop() {
+		resp, err := c.Do(b.Context(), Request{URL: srv})
+		if err != nil || len(resp.Body) != body {
+			b.Fatal(err)
+		}
+		if _, err := resp.JSON(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkPlain(b *testing.B) {
+	srv, body := benchServer(b)
+	c := &http.Client{Transport: &http.Transport{}}
+	for b.Loop() {
+		resp, err := c.Get(srv)
+		if err != nil {
+			b.Fatal(err)
+		}
+		data, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		var v any
+		if err != nil || len(data) != body || json.Unmarshal(data, &v) != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func benchServer(b *testing.B) (string, int) {
+	var jobs []map[string]any
+	for i := range 50 {
+		jobs = append(jobs, map[string]any{"id": i, "name": fmt.Sprintf("job-%d", i), "status": map[string]any{"phase": "Running", "duration": 12.5}})
+	}
+	body, err := json.Marshal(map[string]any{"items": jobs, "total": 50})
+	if err != nil {
+		b.Fatal(err)
+	}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = w.Write(body) }))
+	b.Cleanup(srv.Close)
+	return srv.URL, len(body)
 }

@@ -12,7 +12,7 @@ import (
 // Bounds of a JSON text beside its size.
 const (
 	maxDepth  = 64
-	maxValues = 500_000
+	maxValues = 200_000
 	maxNumber = 256 // characters
 )
 

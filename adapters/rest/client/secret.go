@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"io"
@@ -170,10 +171,14 @@ func (s *Secrets) hide(value string) {
 
 // shapes are the forms in which a value shows up in URLs, JSON, headers and dumps.
 func shapes(v string) []string {
-	quoted, _ := json.Marshal(v) // a string always can be
-	raw := strings.Trim(string(quoted), `"`)
+	var quoted bytes.Buffer
+	e := json.NewEncoder(&quoted)
+	_ = e.Encode(v) // a string always can be
+	e.SetEscapeHTML(false)
+	_ = e.Encode(v)
+	lines := strings.Split(quoted.String(), "\n")
 	all := []string{
-		v, url.QueryEscape(v), url.PathEscape(v), escape(v), raw,
+		v, url.QueryEscape(v), url.PathEscape(v), escape(v), lines[0][1 : len(lines[0])-1], lines[1][1 : len(lines[1])-1],
 		base64.StdEncoding.EncodeToString([]byte(v)), base64.URLEncoding.EncodeToString([]byte(v)),
 	}
 	for _, part := range strings.Split(v, "\n") { // a message shows lines apart

@@ -96,6 +96,9 @@ func (d *download) take(resp *http.Response) *failure {
 		if !strings.HasPrefix(resp.Header.Get("Content-Range"), "bytes "+strconv.FormatInt(d.written, 10)+"-") {
 			return d.fail(pcm.Unavailable, true, "it goes on at %.60q instead of at byte %d", resp.Header.Get("Content-Range"), d.written)
 		}
+		if tag := resp.Header.Get("ETag"); tag != d.first.Get("ETag") {
+			return d.fail(pcm.Unavailable, true, "it was changed while it was read")
+		}
 	case d.written > 0:
 		return d.fail(pcm.Unavailable, true, "the transfer broke off at byte %d, and the server can't go on from there", d.written)
 	default:
@@ -113,13 +116,13 @@ func (d *download) take(resp *http.Response) *failure {
 	case out.err != nil:
 		return d.fail(pcm.Internal, true, "can't write what came: %v", out.err)
 	case err != nil:
+		// What has no strong tag may be something else the next time.
+		tag := d.first.Get("ETag")
 		if d.written > 0 {
 			d.o.header.Set("Range", fmt.Sprintf("bytes=%d-", d.written))
-			if tag := d.first.Get("ETag"); tag != "" && !strings.HasPrefix(tag, "W/") {
-				d.o.header.Set("If-Match", tag)
-			}
+			d.o.header.Set("If-Match", tag)
 		}
-		return d.fail(pcm.Unavailable, false, "the transfer broke off at byte %d: %s", d.written, clean(err.Error(), maxWords))
+		return d.fail(pcm.Unavailable, d.written > 0 && !strings.HasPrefix(tag, `"`), "the transfer broke off at byte %d: %s", d.written, clean(err.Error(), maxWords))
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -217,11 +218,14 @@ func (c *Client) netFailure(ctx, caller context.Context, o *outgoing, err error,
 	f := &failure{code: pcm.Unavailable, unsent: unsent, err: caller.Err()}
 	var e *pcm.Error
 	var long interface{ Timeout() bool }
+	var certificate *tls.CertificateVerificationError
 	switch {
 	case caller.Err() != nil:
 		f.text, f.final = "it was given up: "+caller.Err().Error(), true
 	case errors.As(err, &e):
 		f.code, f.text, f.final = e.Code, e.Message, true // of the guard
+	case errors.As(err, &certificate):
+		f.text, f.final = clean(err.Error(), maxWords)+": if the site has an authority of its own, name the file of its certificate under ca", true
 	case ctx.Err() != nil, errors.As(err, &long) && long.Timeout():
 		f.text = fmt.Sprintf("it does not answer within %s", c.cfg.Timeout)
 		if o.moved != nil {
