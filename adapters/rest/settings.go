@@ -58,7 +58,7 @@ func (c Config) Load() (*description.Description, error) {
 	if err != nil {
 		return nil, pcm.Errorf(pcm.Invalid, "can't read the description: %w", err)
 	}
-	d, problems := description.Parse(data)
+	d, problems := description.ParseIn(data, os.DirFS(filepath.Dir(c.File)))
 	if d == nil {
 		for _, p := range problems {
 			if !p.Warning {
