@@ -1,6 +1,7 @@
 package rest
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -244,10 +245,7 @@ func milliseconds(v any) int64 {
 
 // refresh is how long what was seen of pools is believed.
 func (b *backend) refresh() time.Duration {
-	if d := time.Duration(b.d.Limits.Refresh); d > 0 {
-		return d
-	}
-	return defaultRefresh
+	return cmp.Or(b.cfg.Refresh, time.Duration(b.d.Limits.Refresh), defaultRefresh)
 }
 
 // places is look, no older than refresh says.

@@ -30,6 +30,8 @@ type Config struct {
 
 	Poll time.Duration `json:"poll,omitempty"` // 0: what the description says
 	Rate float64       `json:"rate,omitempty"` // 0: what the description says
+	// How long what was seen of pools is believed, also while the back end is away; 0: what the description says.
+	Refresh time.Duration `json:"refresh,omitempty"`
 
 	Labels pcm.Labels `json:"labels,omitempty"` // of all pools, beside those described
 }
@@ -110,6 +112,9 @@ func (c Config) Check(d *description.Description) error {
 	}
 	if c.Poll < 0 || c.Poll > 0 && c.Poll < minPoll || c.Poll > time.Hour {
 		return pcm.Errorf(pcm.Invalid, "%s: poll %s is out of range: %s to 1h", name, c.Poll, minPoll)
+	}
+	if c.Refresh < 0 || c.Refresh > time.Hour {
+		return pcm.Errorf(pcm.Invalid, "%s: refresh %s is out of range: at most 1h", name, c.Refresh)
 	}
 	if c.Rate < 0 || c.Rate > 1e5 {
 		return pcm.Errorf(pcm.Invalid, "%s: a rate of %g calls a second is out of range", name, c.Rate)
