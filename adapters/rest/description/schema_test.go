@@ -165,7 +165,7 @@ func TestSchema(t *testing.T) {
 		}
 	}
 	if got, err := os.ReadFile(schemaFile); err != nil || !bytes.Equal(got, want.Bytes()) {
-		t.Errorf("configs/adapter.schema.json is out of date (%v): run go test -run TestSchema -update ./adapters/rest/description", err)
+		t.Errorf("configs/adapter.schema.json is out of date (%v): run go test ./adapters/rest/description -run TestSchema -update", err)
 	}
 	for name := range words {
 		typ, field, _ := strings.Cut(name, ".")
