@@ -27,10 +27,19 @@ const (
 type Env struct {
 	cel  *cel.Env
 	vars []string
+	cost uint64
 }
 
 // New makes an environment with variables of any type.
 func New(vars ...string) (*Env, error) {
+	env, err := cel.NewEnv(append(options(vars), functions()...)...)
+	if err != nil {
+		return nil, pcm.Errorf(pcm.Internal, "can't make an environment for expressions: %w", err)
+	}
+	return &Env{env, vars, MaxCost}, nil
+}
+
+func options(vars []string) []cel.EnvOption {
 	opts := []cel.EnvOption{
 		cel.OptionalTypes(), cel.CrossTypeNumericComparisons(true),
 		cel.ParserExpressionSizeLimit(MaxSource), cel.ParserRecursionLimit(64),
@@ -38,11 +47,7 @@ func New(vars ...string) (*Env, error) {
 	for _, v := range vars {
 		opts = append(opts, cel.Variable(v, cel.DynType))
 	}
-	env, err := cel.NewEnv(append(opts, functions()...)...)
-	if err != nil {
-		return nil, pcm.Errorf(pcm.Internal, "can't make an environment for expressions: %w", err)
-	}
-	return &Env{env, vars}, nil
+	return opts
 }
 
 // Vars are the names that expressions may use.
@@ -53,6 +58,8 @@ type Expr struct {
 	source  string
 	ast     *cel.Ast
 	program cel.Program
+	vars    []string
+	cost    uint64    // most that an evaluation may cost
 	path    *jsonPath // instead of CEL
 }
 
@@ -69,11 +76,11 @@ func (e *Env) Compile(source string) (*Expr, error) {
 		first := issues.Errors()[0]
 		return nil, pcm.Errorf(pcm.Invalid, "in expression %q, at %d:%d: %s", short(source), first.Location.Line(), first.Location.Column()+1, first.Message)
 	}
-	program, err := e.cel.Program(ast, cel.CostLimit(MaxCost), cel.InterruptCheckFrequency(100))
+	program, err := e.cel.Program(ast, cel.CostLimit(e.cost), cel.InterruptCheckFrequency(100))
 	if err != nil {
 		return nil, pcm.Errorf(pcm.Invalid, "in expression %q: %w", short(source), err)
 	}
-	return &Expr{source: source, ast: ast, program: program}, nil
+	return &Expr{source: source, ast: ast, program: program, vars: e.vars, cost: e.cost}, nil
 }
 
 // Source is the expression as it was written.
