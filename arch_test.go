@@ -18,7 +18,7 @@ const module = "github.com/jointcloud/pcm"
 // entry ending in /* names the folders below it.
 var leaves = []string{
 	"ledger", "ledger/tlog", "consensus", "mesh", "mesh/artifact", "adapters", "adapters/*", "adapters/plugin/*", "adapters/rest/*",
-	"node/placement", "node/policy", "node/api",
+	"node/placement", "node/rules", "node/api",
 	"configs", // the examples, embedded
 }
 
@@ -32,6 +32,7 @@ var arrowsBesides = map[string][]string{
 	"adapters/rest":              {"adapters", "adapters/supervisor", "adapters/expr", "adapters/rest/description", "adapters/rest/client"},
 	"adapters/rest/*":            {"adapters", "adapters/expr"},
 	"adapters/generate":          {"adapters", "adapters/expr", "adapters/rest/description", "configs"},
+	"node/rules":                 {"adapters/expr"},
 }
 
 // matches tells whether a package, named from the module's root, is one that a pattern names.
@@ -199,7 +200,10 @@ func TestArrowsCatch(t *testing.T) {
 		{"adapters/rest/client", "adapters/rest/description", true},
 		{"node/api", "", false},
 		{"node/api", "node", true},
-		{"node/placement", "node/policy", true},
+		{"node/placement", "node/rules", true},
+		{"node/rules", "adapters/expr", false},
+		{"ledger", "adapters/expr", true},
+		{"ledger", "node/rules", true},
 		{"node", "ledger", false},
 		{"node", "node/api", false},
 		{"node", "cmd/pcm", true},

@@ -23,6 +23,10 @@ type Pool struct {
 	Accelerator *Accelerator `json:"accelerator,omitempty" cbor:"12,keyasint,omitempty"` // what the GPUs of its capacity are; nil: not stated
 	Software    Software     `json:"software,omitempty" cbor:"13,keyasint,omitempty"`    // what is installed; what is missing isn't stated
 	Network     *Network     `json:"network,omitempty" cbor:"14,keyasint,omitempty"`     // among its machines; nil: not stated
+
+	// Tariffs are the other prices at which rules sell it. Whoever asks for one to
+	// which the rules don't entitle is refused by the seller.
+	Tariffs []Price `json:"tariffs,omitempty" cbor:"15,keyasint,omitempty"`
 }
 
 // Feature is something that a pool can do.
@@ -91,6 +95,14 @@ func (p Pool) Validate() error {
 			return Errorf(Invalid, "pool %s: %w", p.ID, err)
 		}
 	}
+	if len(p.Tariffs) > MaxTariffs {
+		return Errorf(Invalid, "pool %s has %d tariffs: at most %d", p.ID, len(p.Tariffs), MaxTariffs)
+	}
+	for _, t := range p.Tariffs {
+		if err := t.Validate(); err != nil || t.Unit != p.Price.Unit {
+			return Errorf(Invalid, "pool %s: a tariff is out of range, or not in %s", p.ID, p.Price.Unit)
+		}
+	}
 	return p.Price.Validate()
 }
 
@@ -111,6 +123,7 @@ type Offer struct {
 	NotAfter int64     `json:"not_after" cbor:"8,keyasint"` // Unix ms
 	Labels   Labels    `json:"labels,omitempty" cbor:"9,keyasint,omitempty"`
 	Pools    []Pool    `json:"pools" cbor:"10,keyasint"`
+	Rules    []Rule    `json:"rules,omitempty" cbor:"11,keyasint,omitempty"` // on which it sells, as far as they are public
 }
 
 // CheckSize refuses an offer that is too large to be told to others, with code
@@ -150,6 +163,9 @@ func OpenOffer(s Signed, now time.Time) (Offer, error) {
 	}
 	if err := o.Labels.Validate(); err != nil {
 		return o, err
+	}
+	if err := CheckRules(o.Rules); err != nil {
+		return o, Errorf(ErrorCode(err), "offer of %s: %w", Short(o.Peer), err)
 	}
 	ids := map[PoolID]bool{}
 	for _, p := range o.Pools {

@@ -45,6 +45,9 @@ func (r *random) capacity(t *rapid.T) {
 		if r.rarely(t, "accelerators", 3) {
 			p.Capacity.GPU, p.Price.PerGPUHour = int64(r.n(t, "gpus", 5)), pcm.Micro(r.n(t, "gpu price", 3))*7_777_777
 		}
+		for range r.n(t, "tariffs", 3) {
+			p.Tariffs = append(p.Tariffs, p.Price.Percent(r.n(t, "percent", 200)))
+		}
 		p.OwnOnly = r.rarely(t, "own only", 6)
 		c.Pools = append(c.Pools, p)
 	}
@@ -168,6 +171,9 @@ func (r *random) draw(t *rapid.T) (*mJob, *actor, pcm.Terms) {
 	}
 	if p := r.model.pools[ledger.PoolKey{Peer: seller.peer, Pool: "local"}]; p != nil {
 		terms.Offer, terms.Price = p.offer, p.Price
+		if n := len(p.Tariffs); n > 0 && r.rarely(t, "at a tariff", 2) {
+			terms.Price = p.Tariffs[r.n(t, "tariff", n)]
+		}
 	}
 	if r.rarely(t, "accelerator", 4) {
 		terms.Each.GPU = int64(1 + r.n(t, "gpus", 2))

@@ -449,6 +449,9 @@ func (s *story) capacity(l line, a *actor) pcm.Op {
 		p.Price.PerGPUHour = l.micro("per-gpu-hour", "0")
 		p.Capacity.GPU = int64(l.num("gpus", 0))
 		p.OwnOnly = l.HasArg("own-only")
+		if l.HasArg("tariff") {
+			p.Tariffs = []pcm.Price{p.Price.Percent(l.num("tariff", 100))}
+		}
 		p.MaxTime = l.dur("max-time", 0).Milliseconds()
 		c.Pools = []pcm.Pool{p}
 	}

@@ -247,7 +247,7 @@ func (a *applying) sellable(t *pcm.Terms) (*Pool, *Member, error) {
 		return nil, nil, pcm.Errorf(pcm.Conflict, "peer %s declares no pool %s any more", pcm.Short(t.Seller), t.Pool)
 	case p.Offer != t.Offer:
 		return nil, nil, pcm.Errorf(pcm.Conflict, "offer %d of peer %s is no longer current: %d is", t.Offer, pcm.Short(t.Seller), p.Offer)
-	case p.Pool.Price != t.Price || p.Pool.Adapter != t.Adapter:
+	case !p.Pool.Sold(t.Price) || p.Pool.Adapter != t.Adapter:
 		return nil, nil, pcm.Errorf(pcm.Conflict, "the terms are not those of offer %d of peer %s", t.Offer, pcm.Short(t.Seller))
 	case p.Pool.OwnOnly && t.Buyer != seller.Account:
 		return nil, nil, pcm.Errorf(pcm.Refused, "pool %s of peer %s is sold to its own account only", t.Pool, pcm.Short(t.Seller))

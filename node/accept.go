@@ -29,7 +29,11 @@ func (d *driver) finished(ctx context.Context, id pcm.TradeID, m *tradeModel, re
 		switch {
 		case r.Outcome == pcm.OutcomeSeller:
 			m.failed[r.Index] = orElse(r.Reason, "the seller could not run it")
-			d.avoidFor(m.terms, 5*time.Second, "could not run a task: "+r.Reason)
+			how := 5 * time.Second
+			if strings.HasPrefix(r.Reason, ruleMark) { // nothing but time or another job helps
+				how = ruledFor
+			}
+			d.avoidFor(m.terms, how, "could not run a task: "+r.Reason)
 			d.n.denials.learn(m.terms, r.Reason, time.Now())
 		case r.Output == "":
 			m.ready = append(m.ready, r)

@@ -185,7 +185,11 @@ const maxDenials = 4096
 type denials struct {
 	mu sync.Mutex
 	by map[denial]avoidance
+	at map[denial]time.Time // when each was learned, or asked about last
 }
+
+// forgiveEvery is how often a seller is asked whether it still refuses an account.
+const forgiveEvery = 15 * time.Second
 
 type denial struct {
 	seller pcm.PeerID
@@ -200,18 +204,42 @@ func (d *denials) learn(t pcm.Terms, reason string, now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.by == nil {
-		d.by = map[denial]avoidance{}
+		d.by, d.at = map[denial]avoidance{}, map[denial]time.Time{}
 	}
 	if len(d.by) >= maxDenials {
 		for k, a := range d.by {
 			if now.After(a.until) {
 				delete(d.by, k)
+				delete(d.at, k)
 			}
 		}
 	}
 	if len(d.by) < maxDenials {
 		d.by[denial{t.Seller, t.Buyer}] = avoidance{now.Add(deniedFor), reason}
+		d.at[denial{t.Seller, t.Buyer}] = now
 	}
+}
+
+// again tells whether it is time to ask a seller again that refuses an account, and
+// notes that it is asked.
+func (d *denials) again(seller pcm.PeerID, buyer pcm.AccountID, now time.Time) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	k := denial{seller, buyer}
+	at, ok := d.at[k]
+	if !ok || now.Sub(at) < forgiveEvery {
+		return false
+	}
+	d.at[k] = now
+	return true
+}
+
+// lift forgets that a seller refuses an account.
+func (d *denials) lift(seller pcm.PeerID, buyer pcm.AccountID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.by, denial{seller, buyer})
+	delete(d.at, denial{seller, buyer})
 }
 
 // of tells whether a seller refuses an account, and until when.
@@ -222,6 +250,7 @@ func (d *denials) of(seller pcm.PeerID, buyer pcm.AccountID, now time.Time) (avo
 	a, ok := d.by[k]
 	if ok && now.After(a.until) {
 		delete(d.by, k)
+		delete(d.at, k)
 		ok = false
 	}
 	return a, ok

@@ -17,6 +17,7 @@ type awards struct {
 type latestAward struct {
 	index uint64
 	key   placeKey
+	buyer pcm.AccountID
 	used  pcm.Resources
 	slots int
 }
@@ -30,7 +31,7 @@ func (a *awards) add(index uint64, t pcm.Terms) {
 	if len(a.list) >= maxAwards {
 		a.list = a.list[1:]
 	}
-	a.list = append(a.list, latestAward{index, placeKey{Peer: t.Seller, Pool: t.Pool}, t.Each.Times(t.Width), t.Width})
+	a.list = append(a.list, latestAward{index, placeKey{Peer: t.Seller, Pool: t.Pool}, t.Buyer, t.Each.Times(t.Width), t.Width})
 }
 
 // after returns the awards that an index doesn't include, and forgets the others.
@@ -47,14 +48,18 @@ func (a *awards) after(index uint64) []latestAward {
 	return append([]latestAward{}, kept...)
 }
 
-// freshSites are the sites with this peer's latest awards taken into account.
-func (n *Node) freshSites() []placement.Site {
+// freshSites are the sites with this peer's latest awards taken into account, as a
+// buyer sees them.
+func (n *Node) freshSites(buyer pcm.AccountID) []placement.Site {
 	index := n.cell.Applied()
 	sites := n.sites()
 	for _, l := range n.awards.after(index) {
 		for i := range sites {
 			if s := &sites[i]; s.Peer == l.key.Peer && s.Pool.ID == l.key.Pool {
 				s.Free, s.Slots = s.Free.Minus(l.used), s.Slots-l.slots
+				if l.buyer == buyer {
+					s.Reserved, s.Tasks = s.Reserved.Plus(l.used), s.Tasks+l.slots
+				}
 			}
 		}
 	}

@@ -159,19 +159,25 @@ func (s *seller) prepare(id pcm.TradeID, x *execution) {
 
 // veto is this peer's own rule about what is new.
 func (s *seller) veto(x *execution) error {
-	if s.n.draining.Load() {
-		return pcm.Errorf(pcm.Unavailable, "this peer is going down and takes no new work")
-	}
 	var drives pcm.AccountID
 	s.n.cell.View(func() {
 		if m, ok := s.n.state.Member(x.terms.Driver); ok {
 			drives = m.Account
 		}
 	})
-	if err := s.n.operator.mayBuy(x.terms, drives); err != nil {
+	return s.mayAward(x.terms, drives)
+}
+
+// mayAward refuses what this peer's operator doesn't want to run. drives is the
+// account of the driver.
+func (s *seller) mayAward(t pcm.Terms, drives pcm.AccountID) error {
+	if s.n.draining.Load() {
+		return pcm.Errorf(pcm.Unavailable, "this peer is going down and takes no new work")
+	}
+	if err := s.n.operator.mayBuy(t, drives); err != nil {
 		return err
 	}
-	return s.n.operator.drainingPool(x.terms.Pool)
+	return s.n.operator.drainingPool(t.Pool)
 }
 
 // holds tells whether something of a trade runs here.
@@ -209,6 +215,9 @@ func (s *seller) ready(x *execution) error {
 		return pcm.Errorf(pcm.Invalid, "the award reserves %s for %d ms, the spec asks for %s for %d ms", t.Each, t.LimitMS, each, st.Limit().Milliseconds())
 	}
 	if err := s.meets(st, t.Pool); err != nil {
+		return err
+	}
+	if err := s.ruled(t, h); err != nil {
 		return err
 	}
 	var need []pcm.Digest

@@ -277,6 +277,9 @@ func (n *Node) logFor(ctx context.Context, from pcm.Passport, req logRequest) (i
 	if from.Account != x.terms.Buyer && from.Peer != x.terms.Driver && !n.specs.concerned(from, x.terms.Job) {
 		return nil, pcm.Errorf(pcm.Forbidden, "the log of %s is not for peer %s", req.Trade, pcm.Short(from.Peer))
 	}
+	if err := n.seller.mayGive(req.Trade, from.Peer); err != nil {
+		return nil, err
+	}
 	return n.seller.openLog(ctx, req)
 }
 

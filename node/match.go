@@ -43,7 +43,7 @@ func (n *Node) sites() []placement.Site {
 				// Where ledger and gossip differ, the ledger counts: it is the judge.
 				free, slots := p.Free()
 				sites = append(sites, placement.Site{
-					Peer: o.Peer, Name: m.Name, Account: m.Account, Cell: o.Cell, Labels: m.Labels,
+					Peer: o.Peer, Name: m.Name, Account: m.Account, Cell: o.Cell, Labels: m.Labels, Rules: o.Rules, Credit: m.Credit,
 					Offer: p.Offer, Pool: p.Pool, Free: free, Slots: slots,
 					Silent: time.Duration(now-m.RenewedAt) * time.Millisecond,
 				})
@@ -71,6 +71,7 @@ func (d *driver) match(s int, sites []placement.Site) (placement.Request, []plac
 	if err != nil {
 		return r, nil, err
 	}
+	r.Judge = d.n.judge(d.held, s, d.model.buyer, d.n.self)
 	now := time.Now()
 	for i := range sites {
 		k := placeKey{Peer: sites[i].Peer, Pool: sites[i].Pool.ID}
@@ -84,6 +85,7 @@ func (d *driver) match(s int, sites []placement.Site) (placement.Request, []plac
 		}
 		if a, ok := d.n.denials.of(k.Peer, d.model.buyer, now); ok {
 			sites[i].Avoid = fmt.Sprintf("%s; asked again %s", a.why, in(a.until.Sub(now)))
+			d.forgive(k.Peer, s, k.Pool)
 		}
 	}
 	ranked, err := placement.Rank(r, sites)

@@ -22,6 +22,7 @@ import (
 	"github.com/jointcloud/pcm/ledger"
 	"github.com/jointcloud/pcm/mesh"
 	"github.com/jointcloud/pcm/mesh/artifact"
+	"github.com/jointcloud/pcm/node/rules"
 )
 
 // Config is what a peer is started with. Dir and Logger are required.
@@ -40,9 +41,10 @@ type Config struct {
 	MDNS      bool
 	PortMap   bool
 
-	Sales      []Sale               // what this peer sells
-	Facts      map[pcm.PoolID]Facts // what the back ends don't tell of their pools
-	Operations Operations           // with running tasks, that this peer allows
+	Sales      []Sale                    // what this peer sells
+	Facts      map[pcm.PoolID]Facts      // what the back ends don't tell of their pools
+	Operations Operations                // with running tasks, that this peer allows
+	Rules      func() (rules.Set, error) // on which this peer sells, as they are written now; nil: none
 
 	Credit pcm.Micro // most that any one other account may owe this peer
 
@@ -88,6 +90,9 @@ type Node struct {
 	owners      *owners
 	awards      awards
 	denials     denials
+	asking      askPaces
+	rules       atomic.Pointer[rules.Set] // this peer's own
+	book        rules.Book                // compiled, of all peers
 	operator    *operator
 	audit       *auditLog
 	latest      atomic.Uint64 // highest Raft index that this peer has heard of
@@ -157,6 +162,9 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	if n.operator, err = openOperator(n); err != nil {
 		return nil, err
 	}
+	if err := n.loadRules(); err != nil {
+		return nil, err
+	}
 	if n.audit, err = openAuditLog(filepath.Join(cfg.Dir, auditDir), n.log); err != nil {
 		return nil, err
 	}
@@ -187,6 +195,7 @@ func (n *Node) serve() {
 	n.mesh.HandleCall(protoSpec, mesh.Limits{Concurrent: 32}, n.specs.serve)
 	n.mesh.Handle(protoLogs, n.serveLogs)
 	n.mesh.HandleLimited(protoSession, mesh.Limits{Concurrent: maxSessionsPeer}, n.serveSession)
+	n.mesh.HandleCall(protoAsk, mesh.Limits{Request: maxAsk, Concurrent: 4}, n.serveAsk)
 	n.mesh.HandleCall(protoClock, mesh.Limits{Concurrent: 8}, serveClock)
 	n.mesh.HandleCall(protoCheckpoint, mesh.Limits{Request: maxCheckpointRequest, Concurrent: 8}, n.glass.serve)
 }

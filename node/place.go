@@ -39,7 +39,7 @@ func (d *driver) place(most int) ([]step, time.Duration) {
 			continue
 		}
 		if sites == nil {
-			sites = d.n.freshSites()
+			sites = d.n.freshSites(d.model.buyer)
 		}
 		active = true
 		r, ranked, err := d.match(s, sites)
@@ -130,6 +130,7 @@ func takeRoom(sites []placement.Site, ranked []placement.Candidate, p placement.
 	for i := range sites {
 		if sites[i].Peer == p.Peer && sites[i].Pool.ID == p.Pool.ID {
 			sites[i].Free, sites[i].Slots = sites[i].Free.Minus(used), sites[i].Slots-p.Width
+			sites[i].Reserved, sites[i].Tasks = sites[i].Reserved.Plus(used), sites[i].Tasks+p.Width
 		}
 	}
 	for i := range ranked {

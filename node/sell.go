@@ -22,6 +22,8 @@ type selling struct {
 	mu     sync.Mutex
 	pools  []pcm.Pool // as declared
 	number uint64
+	rules  []pcm.Rule       // as declared
+	prices []declaredPrices // of the latest offers, the newest last
 	again  chan struct{}
 	off    bool             // sells nothing any more
 	asked  bool             // by this peer's operator, to look now
@@ -51,7 +53,7 @@ func (s *selling) run(ctx context.Context) error {
 		generation := s.n.operator.generation()
 		pools := s.describe(ctx)
 		s.mu.Lock()
-		changed := s.number == 0 || s.steady.worth(s.pools, pools, time.Now(), asked)
+		changed := s.number == 0 || s.rulesChanged() || s.steady.worth(s.pools, pools, time.Now(), asked)
 		s.mu.Unlock()
 		if changed || time.Since(published) > offerLife/2 {
 			if err := s.declare(ctx, pools); err != nil {
@@ -108,6 +110,7 @@ func (s *selling) describe(ctx context.Context) []pcm.Pool {
 			if !offered {
 				continue
 			}
+			p.Tariffs = s.n.tariffs(p)
 			if err := p.Validate(); err != nil {
 				s.n.log.Warn("a pool is not valid and is not offered", "adapter", sale.Adapter.Name(), "error", err)
 				continue
@@ -132,17 +135,19 @@ func (s *selling) declare(ctx context.Context, pools []pcm.Pool) error {
 	offer := pcm.Offer{
 		Mesh: s.n.id.Mesh.Mesh, Cell: s.n.id.Mesh.Cell, Peer: s.n.self, Account: s.n.account, Name: s.n.cfg.Name,
 		Number: number, IssuedAt: now.UnixMilli(), NotAfter: now.Add(offerLife).UnixMilli(), Labels: s.n.cfg.Labels, Pools: pools,
+		Rules: s.n.publicRules(),
 	}
 	if err := offer.CheckSize(); err != nil {
 		return err
 	}
+	s.notePrices(number, pools)
 	try, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	if _, err := s.n.must(try, pcm.Op{Capacity: &pcm.Capacity{Offer: number, Pools: pools, Credit: s.n.cfg.Credit}}); err != nil {
 		return err
 	}
 	s.mu.Lock()
-	s.pools, s.number = pools, number
+	s.pools, s.number, s.rules = pools, number, offer.Rules
 	s.mu.Unlock()
 	return s.n.mesh.Publish(s.n.id.Peer.Seal(pcm.DomainOffer, offer))
 }

@@ -192,6 +192,11 @@ func (s *seller) mayWork(req attemptRequest, who asker) (*attemptWork, error) {
 	if err := s.authorised(x, who); err != nil {
 		return nil, err
 	}
+	if !who.own {
+		if err := s.mayGive(req.Trade, who.peer); err != nil {
+			return nil, err
+		}
+	}
 	if !placed && req.Request.Op != api.OpLook {
 		return nil, pcm.Errorf(pcm.Conflict, "task %d of %s does not run now: it has not started, or has ended", req.Index, req.Trade)
 	}

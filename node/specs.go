@@ -351,11 +351,19 @@ func (s *specs) concerned(from pcm.Passport, job pcm.JobID) bool {
 func (s *specs) mayRead(from pcm.Passport, root pcm.Digest) bool {
 	for _, owner := range s.n.owners.of(root) {
 		job, ok := jobOfOwner(owner)
-		if id, traded := tradeOfOwner(owner); traded {
+		id, traded := tradeOfOwner(owner)
+		if traded {
 			job, ok = s.n.seller.jobOf(id)
 		}
 		if ok && s.concerned(from, job) {
-			return true
+			if !traded {
+				return true
+			}
+			err := s.n.seller.mayGive(id, from.Peer)
+			if err == nil {
+				return true
+			}
+			s.n.log.Info("keeps data here", "trade", id, "peer", pcm.Short(from.Peer), "reason", err)
 		}
 	}
 	return false

@@ -138,7 +138,7 @@ func (n *Node) Offers(ctx context.Context) ([]api.Offer, error) {
 			for _, p := range o.Pools {
 				v := api.Offer{
 					ID: string(o.Peer) + "/" + string(p.ID), Peer: o.Peer, Name: o.Name, Account: o.Account, Cell: o.Cell,
-					Number: o.Number, Pool: p, Price: priceView(p.Price), Source: row.Source,
+					Number: o.Number, Pool: p, Rules: rulesFor(o.Rules, p.ID), Price: priceView(p.Price), Source: row.Source,
 					AgeMS: max(0, time.Now().UnixMilli()-o.IssuedAt), NotAfter: time.UnixMilli(o.NotAfter).UTC(),
 				}
 				if lp, ok := n.state.Pool(ledger.PoolKey{Peer: o.Peer, Pool: p.ID}); ok && o.Cell == n.id.Mesh.Cell {
@@ -497,34 +497,36 @@ func (n *Node) Explain(ctx context.Context, id pcm.JobID) (api.Explanation, erro
 	if !ok {
 		return api.Explanation{}, pcm.Errorf(pcm.NotFound, "the spec of %s is not here: ask its driver, peer %s", id, pcm.Short(j.Driver))
 	}
-	return n.explain(string(id), h, j.Account)
+	return n.explain(ctx, id, h, j.Account)
 }
 
 // ExplainSpec says where a spec's tasks would go.
-func (n *Node) ExplainSpec(_ context.Context, s api.Submission) (api.Explanation, error) {
+func (n *Node) ExplainSpec(ctx context.Context, s api.Submission) (api.Explanation, error) {
 	spec := s.Spec
 	if faults := spec.Normalize(); len(faults) > 0 {
 		return api.Explanation{}, joinFaults(faults)
 	}
-	return n.explain("dry-run", heldSpec{spec: spec}, n.account)
+	return n.explain(ctx, "", heldSpec{spec: spec}, n.account)
 }
 
-func (n *Node) explain(id string, h heldSpec, buyer pcm.AccountID) (api.Explanation, error) {
+func (n *Node) explain(ctx context.Context, id pcm.JobID, h heldSpec, buyer pcm.AccountID) (api.Explanation, error) {
 	_, unit, err := h.spec.BudgetAmount()
 	if err != nil {
 		return api.Explanation{}, err
 	}
-	e := api.Explanation{ID: id}
-	sites := n.freshSites()
+	e := api.Explanation{ID: orElse(string(id), "dry-run")}
+	sites := n.freshSites(buyer)
 	for s, st := range h.spec.Steps {
 		r, err := request(h, s, buyer, n.account, unit)
 		if err != nil {
 			return e, err
 		}
+		r.Judge = n.judge(h, s, buyer, n.self)
 		ranked, err := placement.Rank(r, sites)
 		if err != nil {
 			return e, err
 		}
+		n.askSellers(ctx, id, h, s, ranked)
 		x := api.StepExplain{Step: st.Name, Shape: r.Each, Strategy: h.spec.Strategy}
 		room := 0
 		for _, c := range ranked {

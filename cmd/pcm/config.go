@@ -10,6 +10,7 @@ import (
 	"github.com/multiformats/go-multiaddr"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/node/rules"
 )
 
 // Config is everything that can be set about a node. Each key can stand in the
@@ -33,6 +34,7 @@ type Config struct {
 	CreditLimit Amount               `json:"credit_limit"`
 	Classes     []string             `json:"classes"` // files
 	Facts       map[string]PoolFacts `json:"facts"`   // by pool
+	Rules       []rules.Rule         `json:"rules"`
 	Adapters    Adapters             `json:"adapters"`
 	Operations  Operations           `json:"operations"`
 	Store       Store                `json:"store"`
@@ -134,6 +136,7 @@ func DefaultConfig(dataDir string) Config {
 		Operations:  Operations{Exec: "all", Copy: "all", Suspend: "all", Service: "all"},
 		Classes:     []string{},
 		Facts:       map[string]PoolFacts{},
+		Rules:       []rules.Rule{},
 		Adapters: Adapters{
 			MaxOutput: "1GiB",
 			Process:   Process{Enabled: true, Sandbox: "auto", Disk: "10GiB", Price: price},

@@ -57,6 +57,9 @@ func loadConfig(file, data string, getenv func(string) string, flags func(*Confi
 	if err := c.Validate(); err != nil {
 		return c, placeFault(err, at, file, getenv)
 	}
+	if err := c.checkRules(at, file); err != nil {
+		return c, err
+	}
 	return c, nil
 }
 

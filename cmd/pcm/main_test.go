@@ -271,6 +271,11 @@ func sellFake(n *apitest.Node, price api.Price) {
 	n.AttemptList = []api.Attempt{{ID: "trd-eeeeeeeeeeeeeeee/0", Trade: "trd-eeeeeeeeeeeeeeee", Try: 1, Job: "job-eeeeeeeeeeeeeeee", Step: "train", Buyer: buyer, Driver: beta,
 		Pool: "local-process", Adapter: "process", Program: "python3", Resources: pcm.Resources{CPU: 100, Memory: 64 << 20}, LimitMS: 3600_000,
 		State: "pending", Native: "PENDING", Reason: "Priority", Awarded: at, Usage: pcm.Usage{CPUMS: 1500, MaxMemory: 3 << 20}, LeaseMS: 9000}}
+	n.SaleRules = []api.SaleRule{
+		{Rule: pcm.Rule{Name: "small", Pools: []string{"gpu-*"}, Accept: "job.gpu < 2", Reason: "too many"}, Public: true},
+		{Rule: pcm.Rule{Name: "half", Limit: &pcm.Limit{Share: 50, Tasks: 3}}, Public: true},
+		{Rule: pcm.Rule{Name: "nights", When: "!buyer.own", Accept: "time.hour > 20"}},
+	}
 	n.RuleList = []api.AccountRule{{ID: string(buyer), Kind: "account", Rule: "deny", Note: "unpaid", Since: at}}
 	n.CheckupView = api.NewCheckup(string(alpha), []api.Finding{{Check: "cell", Status: api.CheckWarn, Text: "2 of 3 voters can be reached from here", Hint: "look at beta"}})
 	n.AuditList = []api.AuditEntry{

@@ -58,7 +58,7 @@ func nodeConfig(cfg Config, s surroundings) (node.Config, error) {
 			Exec: node.Permit(cfg.Operations.Exec), Copy: node.Permit(cfg.Operations.Copy),
 			Suspend: node.Permit(cfg.Operations.Suspend), Service: node.Permit(cfg.Operations.Service),
 		},
-		Sales: sales, Facts: facts, Credit: credit, StoreQuota: quota, StoreReserve: reserve, Profile: cfg.Cell.Profile,
+		Sales: sales, Facts: facts, Rules: s.Rules, Credit: credit, StoreQuota: quota, StoreReserve: reserve, Profile: cfg.Cell.Profile,
 		API: func() []string { return s.API }, Logger: s.Logger,
 	}, nil
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/jointcloud/pcm/configs"
 	"github.com/jointcloud/pcm/node"
 	"github.com/jointcloud/pcm/node/api"
+	"github.com/jointcloud/pcm/node/rules"
 )
 
 // stopGrace is how long a node may take to end in order.
@@ -36,6 +37,7 @@ type surroundings struct {
 	Version string
 	API     []string // where its API listens
 	Logger  *slog.Logger
+	Rules   func() (rules.Set, error) // as the configuration has them now
 }
 
 func (a *app) upCommand() *cobra.Command {
@@ -86,7 +88,7 @@ config.yaml in the data folder (or --config FILE).`,
 			if err != nil {
 				return err
 			}
-			return a.upAgain(cmd.Context(), cfg)
+			return a.upAgain(cmd.Context(), cfg, ruleReader(file, dir, a.getenv))
 		},
 	}
 	fl := c.Flags()
@@ -103,9 +105,9 @@ config.yaml in the data folder (or --config FILE).`,
 }
 
 // upAgain runs the node, and again when it has moved to another mesh.
-func (a *app) upAgain(ctx context.Context, cfg Config) error {
+func (a *app) upAgain(ctx context.Context, cfg Config, own func() (rules.Set, error)) error {
 	for {
-		err := a.up(ctx, cfg)
+		err := a.up(ctx, cfg, own)
 		if !errors.Is(err, node.ErrRejoin) {
 			return err
 		}
@@ -115,7 +117,7 @@ func (a *app) upAgain(ctx context.Context, cfg Config) error {
 
 // up runs the node. What is started in order (listeners, lock, node, API) ends in
 // the opposite order.
-func (a *app) up(ctx context.Context, cfg Config) error {
+func (a *app) up(ctx context.Context, cfg Config, own func() (rules.Set, error)) error {
 	// What may be refused comes first: then no folder is made a data folder in vain.
 	tcp, refused := listenTCP(cfg)
 	if tcp != nil {
@@ -156,7 +158,7 @@ func (a *app) up(ctx context.Context, cfg Config) error {
 		return err
 	}
 
-	d, err := openNode(ctx, cfg, surroundings{Version: a.versionString(), API: []string{addr}, Logger: log})
+	d, err := openNode(ctx, cfg, surroundings{Version: a.versionString(), API: []string{addr}, Logger: log, Rules: own})
 	if err != nil {
 		return err
 	}

@@ -56,6 +56,16 @@ func (c *Client) KillAttempt(ctx context.Context, trade string, index int, reaso
 	return post[Ack](ctx, c, fmt.Sprintf("/v1/attempts/%s/%d/kill", url.PathEscape(trade), index), ReasonRequest{reason})
 }
 
+// Rules lists the rules on which the node's peer sells.
+func (c *Client) Rules(ctx context.Context) (List[SaleRule], error) {
+	return list[SaleRule](ctx, c, "/v1/rules", Query{}, pageSize)
+}
+
+// ReloadRules puts the rules in force that the node's configuration has now.
+func (c *Client) ReloadRules(ctx context.Context) (List[SaleRule], error) {
+	return post[List[SaleRule]](ctx, c, "/v1/rules/reload", nil)
+}
+
 // AccountRules lists who may buy at the node's peer and who may not.
 func (c *Client) AccountRules(ctx context.Context) (List[AccountRule], error) {
 	return list[AccountRule](ctx, c, "/v1/accounts", Query{}, pageSize)

@@ -25,6 +25,8 @@ type Operator interface {
 	Attempts(ctx context.Context) ([]Attempt, error) // by trade and index
 	KillAttempt(ctx context.Context, id pcm.TradeID, index int, reason string) (Ack, error)
 
+	Rules(ctx context.Context) ([]SaleRule, error)
+	ReloadRules(ctx context.Context) ([]SaleRule, error) // as the configuration has them now
 	AccountRules(ctx context.Context) ([]AccountRule, error)
 	SetAccountRule(ctx context.Context, who, rule, note string) (AccountRule, error)
 	RemoveAccountRule(ctx context.Context, who string) (AccountRule, error)
@@ -125,6 +127,12 @@ type Attempt struct {
 	Started   time.Time     `json:"started_at,omitzero"`
 	Usage     pcm.Usage     `json:"usage"` // so far
 	LeaseMS   int64         `json:"lease_ms,omitempty"`
+}
+
+// SaleRule is one of the rules on which this peer sells.
+type SaleRule struct {
+	pcm.Rule
+	Public bool `json:"public"` // it travels in the offer
 }
 
 // AccountRule says whether an account or a peer may buy here.
@@ -278,6 +286,21 @@ func (s *Server) operatorRoutes() {
 			return Ack{}, err
 		}
 		return s.node.KillAttempt(ctx, id, in.Index, in.Body.Reason)
+	})
+
+	route(s, false, http.MethodGet, "/v1/rules", "list-rules", "The rules on which this peer sells; those that travel in its offer come first. Needs the token", func(ctx context.Context, in *Page) (List[SaleRule], error) {
+		if err := mayReadSecrets(ctx); err != nil {
+			return List[SaleRule]{}, err
+		}
+		items, err := s.node.Rules(ctx)
+		if err != nil {
+			return List[SaleRule]{}, err
+		}
+		return paginate(items, func(r SaleRule) string { return r.Name }, *in)
+	})
+	route(s, true, http.MethodPost, "/v1/rules/reload", "reload-rules", "Put the rules in force that the configuration has now; with a fault in them, those before stay", func(ctx context.Context, _ *none) (List[SaleRule], error) {
+		items, err := s.node.ReloadRules(ctx)
+		return List[SaleRule]{Items: items}, err
 	})
 
 	listRoute(s, "/v1/accounts", "list-accounts", "Who may buy here and who may not", s.node.AccountRules, func(r AccountRule) string { return r.ID })

@@ -72,8 +72,9 @@ type Offer struct {
 	Free      *pcm.Resources `json:"free,omitempty"` // as the cell's ledger has it; nil: not of this node's cell
 	FreeSlots *int           `json:"free_slots,omitempty"`
 	Price     Price          `json:"price"`
-	Source    pcm.PeerID     `json:"source"` // who sent it here
-	AgeMS     int64          `json:"age_ms"` // since it was issued
+	Rules     []pcm.Rule     `json:"rules,omitempty"` // on which it is sold, as far as they are public
+	Source    pcm.PeerID     `json:"source"`          // who sent it here
+	AgeMS     int64          `json:"age_ms"`          // since it was issued
 	NotAfter  time.Time      `json:"not_after"`
 }
 

@@ -22,6 +22,7 @@ type Request struct {
 	Driver   pcm.AccountID // account of the peer that places
 	Unit     string        // in which the job pays
 	Strategy string
+	Judge    Judge // of the rules that sites state; nil: they are not asked
 
 	demand, own pcm.Demand // of the step, with and without what its class demands
 }
@@ -48,6 +49,24 @@ type Site struct {
 	Slots   int           // free now
 	Silent  time.Duration // since the seller was last known alive
 	Avoid   string        // why it should not be asked just now, e.g. "rejected 3 s ago: …"
+	Rules   []pcm.Rule    // of the seller, as far as they are public
+	Credit  pcm.Micro     // the most that one other account may owe the seller
+
+	Reserved pcm.Resources // by the buyer, beside what the ledger shows yet
+	Tasks    int           // at once, of those
+}
+
+// Judge asks a site's rules for a request that passed the filters.
+type Judge interface {
+	Judge(r Request, s Site) Ruling
+}
+
+// Ruling is what a seller's rules say.
+type Ruling struct {
+	Refused string // why; "": it is not
+	Price   pcm.Price
+	Room    int    // tasks more at once
+	Limit   string // why Room is no more
 }
 
 // SilentFor is how long a seller may be silent and still be asked: several idle renewals.
@@ -228,10 +247,25 @@ func Rank(r Request, sites []Site) ([]Candidate, error) {
 				break
 			}
 		}
+		limit := ""
+		if c.OK() && len(s.Rules) > 0 && r.Judge != nil {
+			ruling := r.Judge.Judge(r, s)
+			if ruling.Refused != "" {
+				c.Filter, c.Reason = "rules", ruling.Refused
+			} else {
+				c.Pool.Price, c.Slots = ruling.Price, min(c.Slots, ruling.Room)
+				c.Cost = ruling.Price.Cost(r.Each, r.Limit)
+			}
+			if s.Free.Fits(r.Each, s.Slots) > ruling.Room {
+				limit = ruling.Limit
+			}
+		}
 		if c.OK() {
-			c.Room = s.Free.Fits(r.Each, s.Slots)
+			c.Room = s.Free.Fits(r.Each, c.Slots)
 			c.Score = strategy.Score(r, c)
-			if c.Room == 0 {
+			if c.Room == 0 && limit != "" {
+				c.Reason = "full: " + limit
+			} else if c.Room == 0 {
 				c.Reason = fmt.Sprintf("full: %s and %d slots are free of %s and %d", s.Free, s.Slots, s.Pool.Capacity, s.Pool.Slots)
 			}
 		}

@@ -15,6 +15,7 @@ type Seller struct {
 	PoolList    []api.OwnPool
 	AttemptList []api.Attempt
 	RuleList    []api.AccountRule
+	SaleRules   []api.SaleRule
 	AuditList   []api.AuditEntry
 	CheckupView api.Checkup
 	Done        []string // "cordon local-process: reason"
@@ -23,6 +24,15 @@ type Seller struct {
 func (n *Node) Pools(context.Context) ([]api.OwnPool, error)            { return read(n, &n.PoolList) }
 func (n *Node) Attempts(context.Context) ([]api.Attempt, error)         { return read(n, &n.AttemptList) }
 func (n *Node) AccountRules(context.Context) ([]api.AccountRule, error) { return read(n, &n.RuleList) }
+
+func (n *Node) Rules(context.Context) ([]api.SaleRule, error) { return read(n, &n.SaleRules) }
+
+func (n *Node) ReloadRules(context.Context) ([]api.SaleRule, error) {
+	n.Lock()
+	defer n.Unlock()
+	n.Done = append(n.Done, "reload rules")
+	return n.SaleRules, n.Err
+}
 
 func (n *Node) Doctor(context.Context) (api.Checkup, error) { return read(n, &n.CheckupView) }
 
