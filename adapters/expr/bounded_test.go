@@ -34,7 +34,7 @@ func TestUses(t *testing.T) {
 	for source, want := range map[string]string{
 		`job.cpu > 2 && buyer.labels.region == "eu"`:               "[{[job cpu] false} {[buyer labels region] false}]",
 		`has(job.labels.x) || job.?labels.?y.orValue("") == job.z`: "[{[job labels x] true} {[job labels y] true} {[job z] false}]",
-		`job.inputs.all(i, i.target == buyer["a"].b)`:          "[{[job inputs] false} {[buyer] false}]",
+		`job.inputs.all(i, i.target == buyer["a"].b)`:              "[{[job inputs] false} {[buyer] false}]",
 		`1 > 2`: "[]",
 	} {
 		e, err := expr.New("job", "buyer")
