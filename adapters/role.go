@@ -16,7 +16,7 @@ import (
 // Width tasks of a trade at once (see [Task.Batch]), and sees to it that no
 // more than Width of them run at once.
 type Batcher interface {
-	// MaxBatch is the most that it takes of one trade at once.
+	// MaxBatch is the most that it takes of one trade at once; 0: it has no queue, after all.
 	MaxBatch() int
 }
 

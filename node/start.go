@@ -24,7 +24,7 @@ const (
 func (x *execution) room(a adapters.Adapter) (n, width int) {
 	width = x.terms.Width
 	b, ok := a.(adapters.Batcher)
-	if !ok {
+	if !ok || b.MaxBatch() <= 0 {
 		return width - len(x.running), width
 	}
 	if left := len(x.running); left > width/8 {

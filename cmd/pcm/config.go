@@ -60,6 +60,8 @@ type Adapters struct {
 	Slurm     Slurm     `json:"slurm"`
 
 	Kubernetes Kubernetes `json:"kubernetes"`
+
+	Plugins []Plugin `json:"plugins"`
 }
 
 // Process sells native processes.
@@ -143,6 +145,7 @@ func DefaultConfig(dataDir string) Config {
 			Wasm:      Wasm{Enabled: true, Price: modules},
 			Slurm:     Slurm{Partitions: []string{}, KeepEnv: []string{}, Price: price},
 			Container: defaultContainer(price), Kubernetes: defaultKubernetes(price),
+			Plugins: []Plugin{},
 		},
 		Store: Store{Quota: "10GiB", Reserve: "512MiB"},
 		Cell:  Cell{Profile: "lan", VoterEligible: true},
@@ -254,6 +257,9 @@ func (c Config) Validate() error {
 		return err
 	}
 	if err := c.Adapters.Container.validate("adapters.container"); err != nil {
+		return err
+	}
+	if err := validatePlugins(c.Adapters.Plugins); err != nil {
 		return err
 	}
 	return c.Adapters.Slurm.validate()

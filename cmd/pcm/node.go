@@ -67,7 +67,7 @@ func nodeConfig(cfg Config, s surroundings) (node.Config, error) {
 func sales(cfg Config, s surroundings) ([]node.Sale, error) {
 	p, w := cfg.Adapters.Process, cfg.Adapters.Wasm
 	cluster := cfg.Adapters.Slurm
-	if !p.Enabled && !w.Enabled && !cluster.Enabled && !cfg.Adapters.Container.Enabled && !cfg.Adapters.Kubernetes.Enabled {
+	if !p.Enabled && !w.Enabled && !cluster.Enabled && !cfg.Adapters.Container.Enabled && !cfg.Adapters.Kubernetes.Enabled && len(cfg.Adapters.Plugins) == 0 {
 		return nil, nil
 	}
 	self, err := os.Executable()
@@ -128,5 +128,9 @@ func sales(cfg Config, s surroundings) ([]node.Sale, error) {
 		}
 		list = append(list, sale)
 	}
-	return list, nil
+	plugins, err := pluginSales(cfg.Adapters.Plugins, tasksDir(cfg), own, s.Version, client, s.Logger)
+	if err != nil {
+		return nil, err
+	}
+	return append(list, plugins...), nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/container"
 	"github.com/jointcloud/pcm/adapters/kubernetes"
+	"github.com/jointcloud/pcm/adapters/plugin"
 	"github.com/jointcloud/pcm/adapters/process"
 	"github.com/jointcloud/pcm/adapters/slurm"
 	"github.com/jointcloud/pcm/adapters/supervisor"
@@ -37,6 +38,8 @@ type supervised struct {
 	Slurm     *slurm.Config           `json:"slurm,omitempty"` // nil: not sold
 
 	Kubernetes *kubernetes.Settings `json:"kubernetes,omitempty"`
+
+	Plugins []plugin.Config `json:"plugins,omitempty"`
 }
 
 // superviseCommand is the process outside the daemon that holds tasks' leases.
@@ -98,6 +101,7 @@ func (s supervised) serve(ctx context.Context) error {
 		}
 		runners = append(runners, r)
 	}
+	runners = append(runners, pluginRunners(s.Plugins, s.Dir, log)...)
 	return supervisor.Serve(ctx, supervisor.Config{
 		Dir: s.Dir, Runners: runners, Version: s.Version, OutputCap: limit,
 	})
@@ -128,6 +132,11 @@ func supervisorClient(cfg Config, instance, executable, version string, log *slo
 		}
 		s.Container = &r
 	}
+	plugins, environ, err := pluginSettings(cfg.Adapters.Plugins, s.Dir, instance, version)
+	if err != nil {
+		return nil, err
+	}
+	s.Plugins = plugins
 	same, err := json.Marshal(s)
 	if err != nil {
 		return nil, pcm.Errorf(pcm.Internal, "can't encode the supervisor's settings: %w", err)
@@ -139,6 +148,6 @@ func supervisorClient(cfg Config, instance, executable, version string, log *slo
 	}
 	return supervisor.NewClient(supervisor.ClientConfig{
 		Dir: s.Dir, Argv: []string{executable, "supervise", string(settings)}, Version: s.Version, Logger: log,
-		Env: cfg.Adapters.Slurm.environ(),
+		Env: append(cfg.Adapters.Slurm.environ(), environ...),
 	}), nil
 }

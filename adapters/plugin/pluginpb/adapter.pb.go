@@ -322,7 +322,7 @@ type HandshakeRequest struct {
 	Instance string `protobuf:"bytes,3,opt,name=instance,proto3" json:"instance,omitempty"`
 	// The adapter's name in the site's configuration; pools carry it.
 	Name string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
-	// The site's settings for the plug-in, as they stand in its configuration: a JSON object. What
+	// The site's settings for the plug-in, as they stand in its configuration: a JSON object of strings; empty: none. What
 	// is wrong with them is answered with INVALID_ARGUMENT: the message shows in the site's log.
 	SettingsJson string `protobuf:"bytes,5,opt,name=settings_json,json=settingsJson,proto3" json:"settings_json,omitempty"`
 	// The site's secrets for the plug-in, by name. Never to be logged or written to a file.
