@@ -1,0 +1,431 @@
+package rest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters"
+	"github.com/jointcloud/pcm/adapters/expr"
+	"github.com/jointcloud/pcm/adapters/rest/client"
+	"github.com/jointcloud/pcm/adapters/rest/description"
+	"github.com/jointcloud/pcm/adapters/supervisor"
+)
+
+// TryOptions says how far Try goes.
+type TryOptions struct {
+	DryRun bool // nothing is sent: requests are shown as far as they can be without answers
+	Run    bool // a task is run for real; otherwise nothing is made, stopped or deleted
+
+	Task adapters.Task // to run, or to show; without command: true. Key, lease and limits are filled in
+	Out  func(Step)    // told of each step, one after the other
+}
+
+// Step is something that Try did, or would do.
+type Step struct {
+	Part     string           `json:"part"`               // of the description: login, pools, create, find, watch, logs, stop, delete, data …
+	Sent     bool             `json:"sent"`               // the request was sent; else it is only shown
+	Exchange *client.Exchange `json:"exchange,omitempty"` // secrets are blotted out, bodies are bounded
+	Facts    []Fact           `json:"facts,omitempty"`    // what was understood, or what stands for what
+	Err      string           `json:"error,omitempty"`
+}
+
+// Fact is a thing in our words and in the back end's.
+type Fact struct {
+	Ours   string `json:"ours"`
+	Theirs string `json:"theirs"`
+}
+
+const maxFact = 400 // bytes of a fact shown
+
+// Try goes through a description: what is asked of the back end, and what is
+// understood of its answers. The error is the first one that a step had.
+func Try(ctx context.Context, cfg Config, opt TryOptions) error {
+	t := &trial{ctx: ctx, opt: opt, part: "login"}
+	b, err := open(ctx, cfg, t.trace)
+	if err != nil {
+		return err
+	}
+	defer b.http.Close()
+	t.b, t.cfg = b, cfg
+	if opt.DryRun {
+		t.b.do = t
+	}
+	t.bridge()
+	t.pools()
+	if !opt.DryRun && t.err != nil {
+		return t.err
+	}
+	if opt.Run && !opt.DryRun {
+		return t.run()
+	}
+	t.calls()
+	return t.err
+}
+
+// trial is one Try. As a caller it shows requests instead of sending them.
+type trial struct {
+	ctx   context.Context
+	cfg   Config
+	opt   TryOptions
+	b     *backend
+	place map[string]any
+
+	mu   sync.Mutex // held by what tells of steps
+	part string
+	err  error
+}
+
+func (t *trial) now(part string) {
+	t.mu.Lock()
+	t.part = part
+	t.mu.Unlock()
+}
+
+func (t *trial) tell(s Step) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s.Part == "" {
+		s.Part = t.part
+	}
+	if t.opt.Out != nil {
+		t.opt.Out(s)
+	}
+}
+
+// fail tells of an error.
+func (t *trial) fail(err error) {
+	t.mu.Lock()
+	if t.err == nil {
+		t.err = err
+	}
+	t.mu.Unlock()
+	text := err.Error()
+	if t.b != nil {
+		text = t.b.secrets.Redact(text)
+	}
+	t.tell(Step{Err: text})
+}
+
+func (t *trial) trace(x client.Exchange) { t.tell(Step{Sent: true, Exchange: &x, Err: x.Err}) }
+
+var errShown = pcm.Errorf(pcm.Unavailable, "nothing was sent")
+
+// Do shows a request.
+func (t *trial) Do(_ context.Context, r client.Request) (*client.Response, error) {
+	x, err := t.b.http.Preview(r)
+	if err != nil {
+		return nil, err
+	}
+	t.tell(Step{Exchange: &x})
+	return nil, errShown
+}
+
+// fact is a value of theirs as it is shown.
+func (t *trial) fact(v any) string { return t.b.clean(expr.Text(v), maxFact) }
+
+// bridge tells what stands for what, as far as the description knows by itself.
+func (t *trial) bridge() {
+	var words []Fact
+	for _, w := range slices.Sorted(maps.Keys(t.b.d.States)) {
+		n := t.b.states.Of(w)
+		ours := string(n.State)
+		if n.State == adapters.Ended {
+			ours += ", " + string(n.Outcome)
+		}
+		words = append(words, Fact{Ours: ours, Theirs: w})
+	}
+	t.tell(Step{Part: "states", Facts: words})
+	if br := t.b.d.Bridge; br != nil {
+		var facts []Fact
+		for _, k := range slices.Sorted(maps.Keys(br.Classes)) {
+			facts = append(facts, Fact{"class " + k, br.Classes[k]})
+		}
+		for _, k := range slices.Sorted(maps.Keys(br.Regions)) {
+			facts = append(facts, Fact{"region " + br.Regions[k], k})
+		}
+		for _, k := range slices.Sorted(maps.Keys(br.Units)) {
+			facts = append(facts, Fact{"unit " + br.Units[k], k})
+		}
+		t.tell(Step{Part: "bridge", Facts: facts})
+	}
+}
+
+// pools shows what the back end has, and as what it is sold.
+func (t *trial) pools() {
+	t.now("pools")
+	if t.opt.DryRun {
+		t.shown(func() error {
+			for i := range t.b.d.Pools.More {
+				m := &t.b.d.Pools.More[i]
+				if _, err := t.b.call(t.ctx, &m.Call, t.vars()); err != nil && err != errShown {
+					return err
+				}
+			}
+			if l := t.b.d.Pools.List; l != nil {
+				return t.b.list(t.ctx, l, t.vars(), func(any) bool { return true })
+			}
+			return nil
+		})
+		return
+	}
+	places, err := t.b.look(t.ctx, nil)
+	if err != nil {
+		t.fail(err)
+		return
+	}
+	var facts []Fact
+	for _, p := range places {
+		text := fmt.Sprintf("pool %s: %d slots of %s", p.pool.ID, p.pool.Slots, p.each)
+		if p.pool.Class != "" {
+			text += ", class " + p.pool.Class
+		}
+		if p.pool.Accelerator != nil {
+			text += ", " + p.pool.Accelerator.String()
+		}
+		if len(p.pool.Labels) > 0 {
+			text += ", " + p.pool.Labels.String()
+		}
+		facts = append(facts, Fact{text, t.fact(p.item)})
+	}
+	t.tell(Step{Facts: facts})
+	if len(places) == 0 {
+		t.fail(pcm.Errorf(pcm.NotFound, "none of what the back end lists is a pool: look at pools.items and pools.where"))
+		return
+	}
+	t.place = map[string]any{"id": string(places[0].pool.ID), "native": places[0].item}
+	for _, p := range places {
+		if p.pool.ID == t.opt.Task.Pool {
+			t.place = map[string]any{"id": string(p.pool.ID), "native": p.item}
+		}
+	}
+}
+
+// shown runs what ends when its first request is shown.
+func (t *trial) shown(f func() error) {
+	if err := f(); err != nil && err != errShown {
+		t.tell(Step{Err: "this depends on an answer, or is wrong: " + t.b.clean(err.Error(), maxFact)})
+	}
+}
+
+// task is the one to show or to run.
+func (t *trial) task() adapters.Task {
+	task := t.opt.Task
+	if len(task.Command) == 0 {
+		task.Command = []string{"true"}
+	}
+	if task.Job == "" {
+		task.Job = pcm.NewJobID()
+	}
+	if task.Key.Trade == "" {
+		task.Key = adapters.Key{Trade: pcm.NewTradeID(task.Job, uint64(time.Now().UnixNano())), Attempt: 1}
+	}
+	if task.Pool == "" && t.place != nil {
+		id, _ := t.place["id"].(string)
+		task.Pool = pcm.PoolID(id)
+	}
+	if task.Resources.CPU == 0 {
+		task.Resources = pcm.Resources{CPU: 100, Memory: 64 << 20}
+	}
+	if task.Limit == 0 {
+		task.Limit = 10 * time.Minute
+	}
+	task.Count, task.OutputCap = max(task.Count, 1), max(task.OutputCap, 64<<20)
+	task.Deadline = adapters.Now().Add(task.Limit + 20*time.Minute)
+	return task
+}
+
+// note is that of the task, as it would be when it is there.
+func (t *trial) note() *note {
+	task := t.task()
+	n := &note{Task: task, Nonce: newNonce(), ID: "JOB-ID", Pool: t.place, Step: map[string]any{}}
+	if n.Pool == nil {
+		n.Pool = map[string]any{"id": "POOL", "native": map[string]any{}}
+	}
+	if t.b.d.Data != nil {
+		n.Data = map[string]any{"inputs": []any{}, "outputs": map[string]any{}}
+		if prefix, err := t.b.prefix(t.ctx, n); err == nil {
+			maps.Copy(n.Data, map[string]any{"prefix": prefix, "in": prefix + "/in/", "out": prefix + "/out/", "pack": t.b.d.Data.Pack})
+			for k, dir := range map[string]string{"prefix_url": "/", "in_url": "/in/", "out_url": "/out/"} {
+				n.Data[k] = t.b.location(t.ctx, prefix+dir)
+			}
+		}
+	}
+	if t.b.scripted {
+		n.Script = script(task, jobName(t.b.cfg.Instance, task.Key), n.Nonce, n.Data)
+	}
+	return n
+}
+
+func (t *trial) vars() map[string]any { return t.b.vars(t.note()) }
+
+// calls shows the requests of a task's life. Those that only read are sent.
+func (t *trial) calls() {
+	n := t.note()
+	sent := t.b.do
+	only := func() { t.b.do = t } // what makes or changes something is shown only
+	only()
+	t.now("let")
+	for _, l := range t.b.d.Let {
+		v, err := l.Value.Render(t.ctx, t.b.vars(n))
+		if err != nil {
+			t.tell(Step{Err: t.b.clean(err.Error(), maxFact)})
+			continue
+		}
+		if n.Let == nil {
+			n.Let = map[string]any{}
+		}
+		n.Let[l.Name] = v
+		t.tell(Step{Facts: []Fact{{"task.let." + l.Name, t.fact(v)}}})
+	}
+	show := func(part string, c *description.Call) {
+		if c != nil {
+			t.now(part)
+			t.shown(func() error { _, err := t.b.call(t.ctx, c, t.b.vars(n)); return err })
+		}
+	}
+	for i := range t.b.d.Create.Before {
+		s := &t.b.d.Create.Before[i]
+		show("create.before "+s.Name, &s.Call)
+	}
+	show("create", &t.b.d.Create.Call)
+	t.b.do = sent
+	if f := &t.b.d.Find; f.List != nil {
+		t.now("find")
+		t.read(func() error {
+			ids, err := t.b.find(t.ctx, t.b.vars(n))
+			if err == nil {
+				t.tell(Step{Facts: []Fact{{fmt.Sprintf("%d jobs of a key that is new", len(ids)), strings.Join(ids, ", ")}}})
+			}
+			return err
+		})
+	}
+	if w := &t.b.d.Watch; w.List != nil {
+		t.now("watch")
+		t.read(func() error { return t.watch(w) })
+	}
+	only()
+	show("watch", t.b.d.Watch.One)
+	for i := range t.b.d.Logs {
+		if l := &t.b.d.Logs[i]; !l.Object.Given() {
+			t.now("logs " + l.Stream)
+			vars := t.b.vars(n)
+			vars["offset"] = int64(0)
+			t.shown(func() error { _, err := t.b.call(t.ctx, &l.Call, vars); return err })
+		}
+	}
+	for _, c := range []struct {
+		part string
+		call *description.Call
+	}{{"suspend", t.b.d.Suspend}, {"resume", t.b.d.Resume}, {"stop", t.b.d.Stop}, {"kill", t.b.d.Kill}, {"delete", t.b.d.Delete}} {
+		show(c.part, c.call)
+	}
+	t.b.do = sent
+}
+
+// read makes a call that changes nothing.
+func (t *trial) read(f func() error) {
+	if t.opt.DryRun {
+		t.shown(f)
+	} else if err := f(); err != nil {
+		t.fail(err)
+	}
+}
+
+// watch tells how the jobs stand that are there, ours or not.
+func (t *trial) watch(w *description.Watch) error {
+	var facts []Fact
+	err := t.b.list(t.ctx, w.List, t.vars(), func(item any) bool {
+		at := map[string]any{"settings": t.b.settings, "job": item}
+		id, err1 := t.b.text(t.ctx, w.Status.ID, at)
+		word, err2 := t.b.text(t.ctx, w.Status.State, at)
+		if err1 != nil || err2 != nil {
+			facts = append(facts, Fact{"not as described", t.fact(item)})
+		} else {
+			facts = append(facts, Fact{"job " + t.b.clean(id, 80) + " is " + string(t.b.states.Of(word).State), t.b.clean(word, maxNative)})
+		}
+		return len(facts) >= 20
+	})
+	if len(facts) > 0 {
+		t.tell(Step{Facts: facts})
+	}
+	return err
+}
+
+// run runs the task, as the node would.
+func (t *trial) run() error {
+	dir, err := os.MkdirTemp("", "pcm-try-")
+	if err != nil {
+		return pcm.Errorf(pcm.Unavailable, "can't make a folder: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	cfg := t.cfg
+	cfg.Dir = dir
+	r, err := NewRunner(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	// Its calls are told of, too.
+	b, err := open(t.ctx, cfg, t.trace)
+	if err != nil {
+		return err
+	}
+	r.b, r.poller.b = b, b
+	task := t.task()
+	if err := r.Check(task); err != nil {
+		return err
+	}
+	if err := r.Sweep(nil); err != nil {
+		return err
+	}
+	var out, errs bytes.Buffer
+	work := filepath.Join(dir, "work")
+	if err := os.Mkdir(work, 0o700); err != nil {
+		return pcm.Errorf(pcm.Unavailable, "can't make a folder: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(t.ctx, task.Limit)
+	defer cancel()
+	t.now("run")
+	exit := r.Run(ctx, &supervisor.Run{
+		Task: task, Work: work, Stdout: &capped{w: &out}, Stderr: &capped{w: &errs}, Stopping: make(chan supervisor.Stop),
+		Started: func() { t.tell(Step{Part: "state", Facts: []Fact{{string(adapters.Running), ""}}}) },
+		Report: func(s adapters.State, native, reason string) {
+			t.tell(Step{Part: "state", Facts: []Fact{{string(s) + " " + reason, native}}})
+		},
+		Used: func(int64, pcm.Bytes) {},
+	})
+	t.tell(Step{Part: "end", Facts: []Fact{
+		{fmt.Sprintf("outcome %s, exit code %d %s", exit.Outcome, exit.Code, exit.Reason), exit.Native},
+		{"stdout", t.b.clean(out.String(), maxFact)}, {"stderr", t.b.clean(errs.String(), maxFact)},
+	}})
+	t.now("delete")
+	if err := r.Close(t.ctx); err != nil {
+		return err
+	}
+	if left := r.notes.keys(); len(left) > 0 {
+		return pcm.Errorf(pcm.Unavailable, "the back end did not let us delete job %s: delete it there", left[0])
+	}
+	if exit.Outcome != pcm.OutcomeOK {
+		return pcm.Errorf(pcm.Refused, "the task ended as %s: %s", exit.Outcome, exit.Reason)
+	}
+	return nil
+}
+
+// capped keeps the first bytes of what is written.
+type capped struct{ w *bytes.Buffer }
+
+func (c *capped) Write(p []byte) (int, error) {
+	c.w.Write(p[:min(len(p), max(0, 64<<10-c.w.Len()))])
+	return len(p), nil
+}
+
+var _ caller = (*trial)(nil)

@@ -1,0 +1,97 @@
+package rest
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jointcloud/pcm/adapters"
+)
+
+// try collects the steps of a Try.
+func try(t *testing.T, cfg Config, opt TryOptions) (steps []Step, err error) {
+	t.Helper()
+	opt.Out = func(s Step) { steps = append(steps, s) }
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	err = Try(ctx, cfg, opt)
+	text, jerr := json.Marshal(steps)
+	if jerr != nil {
+		t.Fatal(jerr)
+	}
+	if strings.Contains(string(text), cloudToken) {
+		t.Errorf("the secret is in %s", text)
+	}
+	return steps, err
+}
+
+// requests are those of the steps: "POST /v1/jobs".
+func requests(steps []Step, sent bool) (all []string) {
+	for _, s := range steps {
+		if s.Exchange != nil && s.Sent == sent {
+			_, path, _ := strings.Cut(strings.TrimPrefix(s.Exchange.URL, "http://"), "/")
+			all = append(all, s.Exchange.Method+" /"+path)
+		}
+	}
+	return all
+}
+
+func has1(all []string, prefix string) bool {
+	for _, s := range all {
+		if strings.HasPrefix(s, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+func TestTry(t *testing.T) {
+	for _, file := range []string{"small.yaml", "shell.yaml"} {
+		c := newCloud(t, 4)
+		cfg := c.settings(file)
+		steps, err := try(t, cfg, TryOptions{DryRun: true})
+		if err != nil || c.Count("") != 0 {
+			t.Errorf("dry: %v, %d calls", err, c.Count(""))
+		}
+		shown := requests(steps, false)
+		for _, want := range []string{"GET /v1/flavors", "GET /v1/jobs?name=", "POST /v1/jobs/JOB-ID/stop", "DELETE /v1/jobs/JOB-ID"} {
+			if !has1(shown, want) {
+				t.Errorf("%s is not in %q", want, shown)
+			}
+		}
+
+		steps, err = try(t, cfg, TryOptions{})
+		if err != nil || c.Count("POST") != 0 || !has1(requests(steps, true), "GET /v1/flavors") || !has1(requests(steps, false), "POST /v1/jobs") {
+			t.Errorf("without a task: %v, sent %q, shown %q", err, requests(steps, true), requests(steps, false))
+		}
+		pool := false
+		for _, s := range steps {
+			for _, f := range s.Facts {
+				pool = pool || strings.HasPrefix(f.Ours, "pool std.4: 4 slots of 4 cpu, 32GiB, class cpu.medium") && strings.Contains(f.Theirs, `"name":"std.4"`)
+			}
+		}
+		if !pool {
+			t.Errorf("the pool is not told of: %+v", steps)
+		}
+
+		steps, err = try(t, cfg, TryOptions{Run: true, Task: adapters.Task{Command: []string{"echo", "hello"}}})
+		last := steps[len(steps)-1]
+		if err != nil || !has1(requests(steps, true), "POST /v1/jobs") || !has1(requests(steps, true), "DELETE /v1/jobs/") {
+			t.Errorf("%s: %v, %q, %+v", file, err, requests(steps, true), last)
+		}
+		said := ""
+		for _, s := range steps {
+			if s.Part == "end" {
+				said = s.Facts[1].Theirs
+			}
+		}
+		if said != "hello" {
+			t.Errorf("%s: the task said %q", file, said)
+		}
+		if n := len(c.jobs); n != 0 {
+			t.Errorf("%s: %d jobs are left", file, n)
+		}
+	}
+}
