@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"time"
 )
 
 // apiError is a refusal as the API has it.
@@ -127,7 +126,7 @@ func (c *Cloud) throttled() bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := time.Now()
+	now := c.o.Now()
 	if c.filled.IsZero() {
 		c.tokens = float64(c.o.Rate)
 	} else {
