@@ -2,6 +2,7 @@ package modelarts
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"path"
 	"regexp"
@@ -192,7 +193,7 @@ func channels(field string, list []channel) error {
 		}
 		seen[ch.Name] = true
 		if ch.LocalDir == "" {
-			ch.LocalDir = mount + "/" + field + "/" + ch.Name + "_0"
+			ch.LocalDir = fmt.Sprintf("%s/%s/%s_%d", mount, field, ch.Name, i)
 		}
 	}
 	return nil
