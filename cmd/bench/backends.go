@@ -30,6 +30,7 @@ type backend struct {
 	name   string
 	how    string                                 // natively
 	config string                                 // of the adapter, in the configuration of a peer
+	ask    pcm.Ask                                // of each task, both ways; zero: one core
 	array  func(ctx context.Context, n int) error // natively
 	close  func() error
 }
@@ -83,7 +84,10 @@ func (b *bench) overhead(ctx context.Context, be *backend, n int) error {
 	}); err != nil {
 		return err
 	}
-	step := pcm.Step{Name: "run", Command: []string{"true"}, Resources: pcm.Ask{CPU: "1", Memory: "128MiB"}, TimeLimit: "5m"}
+	step := pcm.Step{Name: "run", Command: []string{"true"}, Resources: be.ask, TimeLimit: "5m"}
+	if be.ask.CPU == "" {
+		step.Resources = pcm.Ask{CPU: "1", Memory: "128MiB"}
+	}
 	through := func(n int) (time.Duration, error) {
 		step.Count = n
 		_, took, err := runJobWithin(ctx, backendWait, p, step, "")
@@ -252,7 +256,7 @@ func (b *bench) openKubernetes(ctx context.Context) (*backend, error) {
 	}
 	jobs := 0
 	return &backend{
-		name: "kubernetes", how: "one Indexed Job",
+		name: "kubernetes", how: "one Indexed Job", ask: pcm.Ask{CPU: "100m", Memory: "64MiB"}, // so that as many fit as may
 		config: fmt.Sprintf("  process: {enabled: false}\n  wasm: {enabled: false}\n  kubernetes: {enabled: true, kubeconfig: %s, namespace: pcm, helper_image: %s, default_image: %s, slots: %d, capacity: {cpu: %d, memory: 8GiB}}\n",
 			k.Restricted, server.HelperImage, server.HelperImage, backendWidth, backendWidth),
 		array: func(ctx context.Context, n int) error {
@@ -266,12 +270,12 @@ func (b *bench) openKubernetes(ctx context.Context) (*backend, error) {
 
 // indexedJob runs a Job in the default namespace to its end, and deletes it.
 func indexedJob(ctx context.Context, k *server.Kubernetes, name string, n int) error {
-	ask := map[string]any{"cpu": "10m", "memory": "16Mi"}
+	ask := map[string]any{"cpu": "100m", "memory": "64Mi"}
 	pod := map[string]any{
 		"restartPolicy": "Never", "terminationGracePeriodSeconds": 0, "automountServiceAccountToken": false,
 		"containers": []any{map[string]any{
 			"name": "run", "image": server.HelperImage, "imagePullPolicy": "Never", "command": []string{"true"},
-			"resources": map[string]any{"requests": ask},
+			"resources": map[string]any{"requests": ask, "limits": ask},
 		}},
 	}
 	if err := k.Create(ctx, map[string]any{

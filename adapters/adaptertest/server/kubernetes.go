@@ -250,6 +250,7 @@ var kubernetesPaths = map[string]string{
 	"Role": "/apis/rbac.authorization.k8s.io/v1/namespaces/%s/roles", "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/%s/rolebindings",
 	"ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles", "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
 	"Node": "/api/v1/nodes", "Pod": "/api/v1/namespaces/%s/pods",
+	"Job": "/apis/batch/v1/namespaces/%s/jobs",
 }
 
 // Create makes objects.
