@@ -30,7 +30,7 @@ func (c *Commanded) Exec(ctx context.Context, k adapters.Key, x adapters.Exec) (
 	if len(x.Command) == 0 || x.Command[0] == "" || strings.Contains(x.Command[0], "=") {
 		return 0, pcm.Errorf(pcm.Invalid, "there is no command to run, or its name contains =")
 	}
-	_, j, err := c.refOf(ctx, k)
+	in, j, err := c.refOf(ctx, k)
 	if err != nil {
 		return 0, err
 	}
@@ -59,7 +59,7 @@ func (c *Commanded) Exec(ctx context.Context, k adapters.Key, x adapters.Exec) (
 	rand.Read(id[:])
 	said := c.spool.file(k.String(), "exec."+hex.EncodeToString(id[:]))
 	defer os.Remove(said)
-	args = append(args, "/bin/sh", c.spool.file(k.String(), "exec"), said)
+	args = append(args, "/bin/sh", c.spool.script(k.String(), in.Generation), "beside", said)
 	cmd := exec.CommandContext(ctx, program, append(args, x.Command...)...)
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "LC_ALL=C", "TERM=xterm"}

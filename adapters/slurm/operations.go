@@ -252,17 +252,16 @@ func (a *Adapter) Dial(ctx context.Context, k adapters.Key, port int) (net.Conn,
 }
 
 // refOf is the job of a running attempt, as Slurm knows it.
-func (c *Commanded) refOf(ctx context.Context, k adapters.Key) (jobRef, job, error) {
+func (c *Commanded) refOf(ctx context.Context, k adapters.Key) (intent, job, error) {
 	in, _, err := c.running(k)
 	if err != nil {
-		return jobRef{}, job{}, err
+		return intent{}, job{}, err
 	}
-	ref := jobRef{in.ID, in.Index, in.Name}
 	if in.ID == 0 {
-		return ref, job{}, pcm.Errorf(pcm.Unavailable, "the number of attempt %s's job is not known yet: try again", k)
+		return in, job{}, pcm.Errorf(pcm.Unavailable, "the number of attempt %s's job is not known yet: try again", k)
 	}
-	j, err := c.link.end(ctx, ref)
-	return ref, j, err
+	j, err := c.link.end(ctx, in.ref())
+	return in, j, err
 }
 
 // Suspend implements adapters.Suspender.
@@ -272,11 +271,11 @@ func (c *Commanded) Suspend(ctx context.Context, k adapters.Key) error { return 
 func (c *Commanded) Resume(ctx context.Context, k adapters.Key) error { return c.halt(ctx, k, false) }
 
 func (c *Commanded) halt(ctx context.Context, k adapters.Key, on bool) error {
-	ref, _, err := c.refOf(ctx, k)
+	in, _, err := c.refOf(ctx, k)
 	if err != nil {
 		return err
 	}
-	err = c.link.suspend(ctx, ref, on)
+	err = c.link.suspend(ctx, in.ref(), on)
 	if pcm.ErrorCode(err) == pcm.Refused && (strings.Contains(err.Error(), "permission") || strings.Contains(err.Error(), "Access")) {
 		return pcm.Errorf(pcm.Forbidden, "Slurm does not let this node's user suspend and resume jobs: it must be an operator (sacctmgr modify user … set adminlevel=operator): %w", err)
 	}

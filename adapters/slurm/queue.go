@@ -291,9 +291,6 @@ func (q *queue) intend(b batch, keys []string, group []*attempt, gen int) error 
 		}
 		err := os.WriteFile(q.r.spool.script(a.key, gen), []byte(wrapper(q.r.spool, a.Task, gen, a.work, q.r.cfg.KeepEnv)), 0o600)
 		if err == nil {
-			err = os.WriteFile(q.r.spool.file(a.key, "exec"), []byte(beside(a.Task, a.work, q.r.cfg.KeepEnv)), 0o600)
-		}
-		if err == nil {
 			err = q.r.spool.saveIntent(a.key, in)
 		}
 		if err != nil {
@@ -308,6 +305,11 @@ func (q *queue) intend(b batch, keys []string, group []*attempt, gen int) error 
 
 // placed notes the number under which Slurm has the group.
 func (q *queue) placed(id int64, group []*attempt) {
+	in, _ := group[0].place()
+	in.ID = id
+	if err := q.r.spool.saveNumber(group[0].key, in); err != nil {
+		q.r.log.Warn("can't note a job's number", "job", in.Name, "number", id, "err", err)
+	}
 	for _, a := range group {
 		a.mu.Lock()
 		a.at.ID, a.submitted, a.job, a.missing = id, time.Now(), nil, 0
@@ -316,9 +318,6 @@ func (q *queue) placed(id int64, group []*attempt) {
 		if gone {
 			q.r.poller.drop(jobRef{in.ID, in.Index, in.Name})
 			continue
-		}
-		if err := q.r.spool.saveIntent(a.key, in); err != nil {
-			q.r.log.Warn("can't note a job's number", "attempt", a.key, "err", err)
 		}
 		a.nudge()
 	}

@@ -46,11 +46,6 @@ func environment(t adapters.Task, work string, keep []string) string {
 	return strings.Join(words, " ")
 }
 
-// beside is the script by which a command runs beside a task: see Exec.
-func beside(t adapters.Task, work string, keep []string) string {
-	return fmt.Sprintf("#!/bin/sh\numask 077\nsaid=$1\nshift\ncd %s || exit 126\n( %s \"$@\" )\necho $? >\"$said\"\n", quote(work), environment(t, work, keep))
-}
-
 // wrapper is the script of one attempt. It leaves evidence in the spool:
 //
 //	KEY.GEN.start    made by whoever runs the attempt, who must be the first to make it
@@ -60,9 +55,12 @@ func beside(t adapters.Task, work string, keep []string) string {
 // The file kill, or stop, in the attempt's folder ends it where Slurm doesn't
 // answer; so does the loss of the folder, which the node deletes when it has
 // given the attempt up.
+//
+// With the words "beside FILE COMMAND..." it runs a command as the task would, and
+// its code goes to the file: see Exec.
 func wrapper(s spool, t adapters.Task, gen int, work string, keep []string) string {
 	key := t.Key.String()
-	words := []string{environment(t, work, keep)}
+	words := []string{"inside"}
 	for _, w := range append(slices.Clone(t.Command), t.Args...) {
 		words = append(words, quote(w))
 	}
@@ -77,7 +75,7 @@ func wrapper(s spool, t adapters.Task, gen int, work string, keep []string) stri
 	return strings.NewReplacer(
 		"@KEY@", key, "@EVIDENCE@", quote(s.evidence(key, gen, "")), "@DIR@", quote(s.attempt(key)), "@WORK@", quote(work),
 		"@PATH@", quote(taskPath), "@TASKPATH@", quote(path), "@PROGRAM@", quote(t.Command[0]), "@LIMIT@", limit,
-		"@RUN@", strings.Join(words, " "),
+		"@ENV@", environment(t, work, keep), "@RUN@", strings.Join(words, " "),
 	).Replace(wrapperText)
 }
 
@@ -88,6 +86,15 @@ unset CDPATH ENV
 evidence=@EVIDENCE@ dir=@DIR@ work=@WORK@
 PATH=@PATH@
 export PATH
+inside() { @ENV@ "$@"; }
+if [ "$1" = beside ]; then
+	said=$2
+	shift 2
+	cd "$work" || exit 126
+	(inside "$@")
+	echo $? >"$said"
+	exit
+fi
 job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_JOB_ID:+_$SLURM_ARRAY_TASK_ID}
 note() { printf 'job=%s\nhost=%s\nrestarts=%s\n' "$job" "${SLURMD_NODENAME:-$(uname -n)}" "${SLURM_RESTART_COUNT:-0}"; }
 
@@ -98,8 +105,10 @@ if ! { note >"${evidence}start"; } 2>/dev/null; then
 	exit 75
 fi
 set +C
+watcher=''
 leave() { # CODE LINES
 	{ printf 'code=%s\n%s\n' "$1" "$2"; times; echo end; } >"${evidence}exit"
+	[ -z "$watcher" ] || wait "$watcher" # Slurm looks for what is left of a job, which takes it time
 	exit "$1"
 }
 cd "$work" || leave 75 "fault=its working folder can't be entered on ${SLURMD_NODENAME:-its node}"
@@ -138,8 +147,17 @@ watch() {
 	trap 'kill "$nap"; exit 0' TERM
 	most=0 nap='' told='' pause=0.1
 	while kill -0 "$pid"; do # a TERM that came before the trap is lost
+		sleep "$pause" & # first: most tasks that are short are over by then
+		nap=$!
+		wait "$nap"
+		case $pause in 0.1) pause=0.2 ;; 0.2) pause=0.5 ;; 0.5) pause=1 ;; 1) pause=2 ;; esac
+		kill -0 "$pid" || break
 		while read -r name value _; do
-			case $name in VmHWM:) [ "$value" -le "$most" ] || { most=$value; echo "$most" >"$dir/peak"; } ;; esac
+			case $name in VmHWM:)
+				[ "$value" -le "$most" ] || { most=$value; echo "$most" >"$dir/peak"; }
+				break
+				;;
+			esac
 		done <"/proc/$pid/status"
 		if [ -e "$dir/kill" ] || [ ! -d "$dir" ]; then
 			# What the task has started goes first.
@@ -149,10 +167,6 @@ watch() {
 		fi
 		: >"$dir/alive"
 		[ ! -e "$dir/stop" ] || [ -n "$told" ] || { told=1; kill -TERM "$pid"; }
-		sleep "$pause" &
-		nap=$!
-		wait "$nap"
-		case $pause in 0.1) pause=0.5 ;; 0.5) pause=1 ;; 1) pause=2 ;; esac
 	done
 }
 watch >/dev/null 2>&1 </dev/null &
@@ -179,7 +193,7 @@ elif [ -s "$dir/peak" ]; then
 	read -r peak <"$dir/peak"
 else # it was over before it could be looked at: no less than this shell
 	while read -r name value _; do
-		case $name in VmHWM:) peak=$value ;; esac
+		case $name in VmHWM:) peak=$value && break ;; esac
 	done <"/proc/$$/status"
 fi 2>/dev/null
 if [ "$code" = 127 ]; then

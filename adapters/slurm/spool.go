@@ -24,11 +24,13 @@ import (
 //	spool/           evidence: see wrapper
 //	attempts/KEY/    script, streams, and with a shared folder of its own the working folder
 //	arrays/NAME/N    leads to the folder of the array's N-th attempt
+//	numbers/NAME     what number Slurm gave the array
 type spool string
 
 func (s spool) attempts() string             { return filepath.Join(string(s), "attempts") }
 func (s spool) attempt(key string) string    { return filepath.Join(string(s), "attempts", key) }
 func (s spool) array(name string) string     { return filepath.Join(string(s), "arrays", name) }
+func (s spool) number(array string) string   { return filepath.Join(string(s), "numbers", array) }
 func (s spool) events() string               { return filepath.Join(string(s), "spool") }
 func (s spool) intent(key string) string     { return filepath.Join(s.attempt(key), "batch.json") }
 func (s spool) file(key, name string) string { return filepath.Join(s.attempt(key), name) }
@@ -41,7 +43,7 @@ func (s spool) evidence(key string, gen int, what string) string {
 
 // open makes the folders.
 func (s spool) open() error {
-	for _, dir := range []string{s.attempts(), s.array(""), s.events()} {
+	for _, dir := range []string{s.attempts(), s.array(""), s.number(""), s.events()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return pcm.Errorf(pcm.Unavailable, "slurm: can't make the shared folder: %w", err)
 		}
@@ -239,6 +241,8 @@ type intent struct {
 	ID         int64  `json:"id,omitempty"` // 0: not known to have been submitted
 }
 
+func (in intent) ref() jobRef { return jobRef{in.ID, in.Index, in.Name} }
+
 func (s spool) saveIntent(key string, in intent) error {
 	data, err := json.Marshal(in)
 	if err != nil {
@@ -247,10 +251,23 @@ func (s spool) saveIntent(key string, in intent) error {
 	return replaceFile(s.intent(key), data)
 }
 
+// saveNumber notes what number Slurm gave: once for all of an array.
+func (s spool) saveNumber(key string, in intent) error {
+	if in.Index < 0 {
+		return s.saveIntent(key, in)
+	}
+	return replaceFile(s.number(in.Name), []byte(strconv.FormatInt(in.ID, 10)+"\n"))
+}
+
 func (s spool) loadIntent(key string) (in intent, ok bool) {
 	data, err := readSmall(s.intent(key))
 	if err != nil || json.Unmarshal([]byte(data), &in) != nil || in.Name == "" || in.Generation < 1 {
 		return intent{}, false
+	}
+	if in.ID == 0 && in.Index >= 0 && filepath.IsLocal(in.Name) {
+		if text, err := readSmall(s.number(in.Name)); err == nil {
+			in.ID, _ = strconv.ParseInt(strings.TrimSpace(text), 10, 64)
+		}
 	}
 	return in, true
 }
@@ -287,7 +304,14 @@ func (s spool) forget(key string, generations int) {
 	}
 	if ok && in.Index >= 0 && filepath.IsLocal(in.Name) {
 		os.Remove(filepath.Join(s.array(in.Name), strconv.Itoa(in.Index)))
-		os.Remove(s.array(in.Name)) // with its last one
+		s.forgetArray(in.Name)
+	}
+}
+
+// forgetArray deletes what was kept of an array, with its last one.
+func (s spool) forgetArray(name string) {
+	if err := os.Remove(s.array(name)); err == nil || errors.Is(err, fs.ErrNotExist) {
+		os.Remove(s.number(name))
 	}
 }
 
@@ -310,7 +334,7 @@ func (s spool) tidyArrays() {
 	for _, name := range names {
 		if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
 			os.Remove(name)
-			os.Remove(filepath.Dir(name)) // with its last one
+			s.forgetArray(filepath.Base(filepath.Dir(name)))
 		}
 	}
 }

@@ -242,6 +242,9 @@ func TestForget(t *testing.T) {
 	if err := s.open(); err != nil {
 		t.Fatal(err)
 	}
+	if err := s.saveNumber("", intent{Name: "pcm.x", Index: 0, ID: 63}); err != nil {
+		t.Fatal(err)
+	}
 	var keys []string
 	for i := range 2 {
 		key := adaptertest.NewTask().Key.String()
@@ -256,6 +259,9 @@ func TestForget(t *testing.T) {
 		}
 		if err := s.saveIntent(key, intent{Name: "pcm.x", Index: i, Generation: 2}); err != nil {
 			t.Fatal(err)
+		}
+		if in, ok := s.loadIntent(key); !ok || in != (intent{Name: "pcm.x", Index: i, Generation: 2, ID: 63}) {
+			t.Errorf("its place is %+v, %v", in, ok)
 		}
 		for gen := 1; gen <= 2; gen++ {
 			if _, err := s.claim(key, gen); err != nil {
@@ -272,7 +278,7 @@ func TestForget(t *testing.T) {
 	}
 	s.tidyArrays()
 	s.forget(keys[1], 2)
-	for _, dir := range []string{s.attempts(), s.array(""), s.events()} {
+	for _, dir := range []string{s.attempts(), s.array(""), s.number(""), s.events()} {
 		if left, err := readNames(dir); err != nil || len(left) > 0 {
 			t.Errorf("%s holds %v, %v", dir, left, err)
 		}
