@@ -142,7 +142,8 @@ func (b *backend) pool(ctx context.Context, m *description.Pool, vars map[string
 		return pl, pcm.Errorf(pcm.Unavailable, "pool %s of %s is not as described: %w", id, b.name, fault)
 	}
 	pl.pool = pcm.Pool{
-		ID: pcm.PoolID(id), Adapter: b.name, Capacity: pl.each.Times(int(slots)), Slots: int(slots), Sandbox: b.sandbox(), Labels: pcm.Labels{},
+		ID: pcm.PoolID(id), Adapter: b.name, Capacity: pl.each.Times(int(slots)), Slots: int(slots), Sandbox: b.sandbox(), OwnOnly: b.sandbox() == "none",
+		Labels: pcm.Labels{},
 	}
 	if class := nameOf(expr.Text(get("class", m.Class))); class != "" {
 		pl.pool.Class = class

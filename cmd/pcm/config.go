@@ -61,7 +61,8 @@ type Adapters struct {
 
 	Kubernetes Kubernetes `json:"kubernetes"`
 
-	Plugins []Plugin `json:"plugins"`
+	Described []Described `json:"described"`
+	Plugins   []Plugin    `json:"plugins"`
 }
 
 // Process sells native processes.
@@ -145,7 +146,8 @@ func DefaultConfig(dataDir string) Config {
 			Wasm:      Wasm{Enabled: true, Price: modules},
 			Slurm:     Slurm{Partitions: []string{}, KeepEnv: []string{}, Price: price},
 			Container: defaultContainer(price), Kubernetes: defaultKubernetes(price),
-			Plugins: []Plugin{},
+			Described: []Described{},
+			Plugins:   []Plugin{},
 		},
 		Store: Store{Quota: "10GiB", Reserve: "512MiB"},
 		Cell:  Cell{Profile: "lan", VoterEligible: true},
@@ -257,6 +259,9 @@ func (c Config) Validate() error {
 		return err
 	}
 	if err := c.Adapters.Container.validate("adapters.container"); err != nil {
+		return err
+	}
+	if err := validateDescribed(c.Adapters.Described, c.Adapters.Plugins); err != nil {
 		return err
 	}
 	if err := validatePlugins(c.Adapters.Plugins); err != nil {

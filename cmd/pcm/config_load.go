@@ -45,6 +45,7 @@ func loadConfig(file, data string, getenv func(string) string, flags func(*Confi
 		return c, err
 	}
 	flags(&c)
+	locateDescriptions(c.Adapters.Described, filepath.Dir(file))
 	if err := c.complete(); err != nil {
 		return c, err
 	}

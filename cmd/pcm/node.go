@@ -67,7 +67,7 @@ func nodeConfig(cfg Config, s surroundings) (node.Config, error) {
 func sales(cfg Config, s surroundings) ([]node.Sale, error) {
 	p, w := cfg.Adapters.Process, cfg.Adapters.Wasm
 	cluster := cfg.Adapters.Slurm
-	if !p.Enabled && !w.Enabled && !cluster.Enabled && !cfg.Adapters.Container.Enabled && !cfg.Adapters.Kubernetes.Enabled && len(cfg.Adapters.Plugins) == 0 {
+	if !p.Enabled && !w.Enabled && !cluster.Enabled && !cfg.Adapters.Container.Enabled && !cfg.Adapters.Kubernetes.Enabled && len(cfg.Adapters.Plugins) == 0 && len(cfg.Adapters.Described) == 0 {
 		return nil, nil
 	}
 	self, err := os.Executable()
@@ -132,5 +132,9 @@ func sales(cfg Config, s surroundings) ([]node.Sale, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(list, plugins...), nil
+	described, err := describedSales(cfg.Adapters.Described, tasksDir(cfg), own, client)
+	if err != nil {
+		return nil, err
+	}
+	return append(append(list, plugins...), described...), nil
 }

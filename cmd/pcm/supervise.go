@@ -17,6 +17,7 @@ import (
 	"github.com/jointcloud/pcm/adapters/kubernetes"
 	"github.com/jointcloud/pcm/adapters/plugin"
 	"github.com/jointcloud/pcm/adapters/process"
+	"github.com/jointcloud/pcm/adapters/rest"
 	"github.com/jointcloud/pcm/adapters/slurm"
 	"github.com/jointcloud/pcm/adapters/supervisor"
 	"github.com/jointcloud/pcm/adapters/wasm"
@@ -39,7 +40,8 @@ type supervised struct {
 
 	Kubernetes *kubernetes.Settings `json:"kubernetes,omitempty"`
 
-	Plugins []plugin.Config `json:"plugins,omitempty"`
+	Described []rest.Config   `json:"described,omitempty"`
+	Plugins   []plugin.Config `json:"plugins,omitempty"`
 }
 
 // superviseCommand is the process outside the daemon that holds tasks' leases.
@@ -101,6 +103,7 @@ func (s supervised) serve(ctx context.Context) error {
 		}
 		runners = append(runners, r)
 	}
+	runners = append(runners, describedRunners(s.Described, log)...)
 	runners = append(runners, pluginRunners(s.Plugins, s.Dir, log)...)
 	return supervisor.Serve(ctx, supervisor.Config{
 		Dir: s.Dir, Runners: runners, Version: s.Version, OutputCap: limit,
@@ -137,6 +140,10 @@ func supervisorClient(cfg Config, instance, executable, version string, log *slo
 		return nil, err
 	}
 	s.Plugins = plugins
+	if s.Described, err = describedConfigs(cfg.Adapters.Described, s.Dir, instance); err != nil {
+		return nil, err
+	}
+	environ = append(environ, describedEnviron(cfg.Adapters.Described)...)
 	same, err := json.Marshal(s)
 	if err != nil {
 		return nil, pcm.Errorf(pcm.Internal, "can't encode the supervisor's settings: %w", err)
