@@ -90,6 +90,7 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Secrets == nil {
 		cfg.Secrets, _ = NewSecrets(nil)
 	}
+	quiet()
 	roots, err := readCA(cfg.CA)
 	if err != nil {
 		return nil, err

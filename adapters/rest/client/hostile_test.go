@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -425,4 +426,62 @@ func TestQueue(t *testing.T) {
 	if _, err := b.Do(t.Context(), Request{URL: b.URL}); err != nil || b.waiting.Load() != 0 {
 		t.Errorf("%d wait, %v", b.waiting.Load(), err)
 	}
+}
+
+// TestUnasked: what a server says without being asked does not come to the log,
+// where net/http would write it.
+func TestUnasked(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, "the server's own words\r\n\r\n")
+			_, _ = io.Copy(io.Discard, c)
+			c.Close()
+		}
+	}()
+	lines := make(chan string, 100)
+	before := log.Writer()
+	defer log.SetOutput(before)
+	log.SetOutput(quieter{lineWriter(lines)})
+	address := "http://" + l.Addr().String()
+	c, err := New(Config{Origins: []string{address}, AllowPrivate: true, Retry: Retry{First: time.Millisecond}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	// Each connection is a race between the server's words and the request.
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+		if _, err := c.Do(t.Context(), Request{URL: address}); err == nil {
+			t.Fatal("that was no answer")
+		}
+		select {
+		case line := <-lines:
+			if strings.Contains(line, "own words") {
+				t.Errorf("the log has %q", line)
+			}
+			if strings.HasSuffix(line, string(unsolicited)+"\n") {
+				return
+			}
+		default:
+		}
+	}
+	t.Error("net/http writes no such line any more: is there a need for this?")
+}
+
+type lineWriter chan string
+
+func (w lineWriter) Write(p []byte) (int, error) {
+	select {
+	case w <- string(p):
+	default:
+	}
+	return len(p), nil
 }

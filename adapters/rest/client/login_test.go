@@ -169,6 +169,12 @@ func TestSecretReferences(t *testing.T) {
 	if got := s.Redact("one, the other, the+other"); got != "***, ***, ***" {
 		t.Errorf("blotted out: %q", got)
 	}
+	for i := range 2 * maxHidden { // tokens come and go
+		s.hide(fmt.Sprintf("token-%d-", i))
+	}
+	if got := s.Redact(fmt.Sprintf("the other token-%d-", 2*maxHidden-1)); got != "*** ***" || len(s.values) > maxHidden {
+		t.Errorf("blotted out: %q, %d values", got, len(s.values))
+	}
 	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
 	}

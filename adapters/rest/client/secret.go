@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"io"
@@ -33,8 +34,8 @@ type Secrets struct {
 	refs map[string]string
 
 	mu     sync.Mutex
-	last   map[string]string // by name
-	values []string          // all that must not be seen, the oldest first
+	last   map[string]string // as they were read last, by name
+	values []string          // what else must not be seen: older ones, and what log-ins gave; the oldest first
 	blot   *strings.Replacer
 }
 
@@ -96,11 +97,12 @@ func (s *Secrets) Get(name string) (string, error) {
 		return "", pcm.Errorf(pcm.Unavailable, "secret %s: %w", s.describe(name), err)
 	}
 	s.mu.Lock()
-	changed := s.last[name] != value
+	old := s.last[name]
 	s.last[name] = value
 	s.mu.Unlock()
-	if changed {
-		s.hide(value)
+	if old != value {
+		s.hide(old)
+		s.renew()
 	}
 	return value, nil
 }
@@ -147,21 +149,30 @@ func (s *Secrets) hide(value string) {
 		return
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if i := slices.Index(s.values, value); i >= 0 {
-		s.values = append(slices.Delete(s.values, i, i+1), value)
-		return
+	i := slices.Index(s.values, value)
+	if i >= 0 {
+		s.values = slices.Delete(s.values, i, i+1)
 	}
 	s.values = append(s.values, value)
 	if len(s.values) > maxHidden {
 		s.values = slices.Delete(s.values, 0, 1)
 	}
+	s.mu.Unlock()
+	if i < 0 {
+		s.renew()
+	}
+}
+
+// renew makes the blot anew, of all that must not be seen.
+func (s *Secrets) renew() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var forms []string
-	for _, v := range s.values {
+	for _, v := range slices.AppendSeq(slices.Clone(s.values), maps.Values(s.last)) {
 		forms = append(forms, shapes(v)...)
 	}
 	// A secret may begin with another one: the longest form first.
-	slices.SortFunc(forms, func(a, b string) int { return len(b) - len(a) })
+	slices.SortFunc(forms, func(a, b string) int { return cmp.Or(len(b)-len(a), strings.Compare(a, b)) })
 	var pairs []string
 	for _, f := range slices.Compact(forms) {
 		pairs = append(pairs, f, hidden)
