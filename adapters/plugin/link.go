@@ -94,8 +94,8 @@ func call[Req, Res any](ctx context.Context, l *link, method string, limit time.
 	return res.Msg, nil
 }
 
-// codes is what gRPC's statuses mean; the others are faults of the plug-in.
-var codes = map[connect.Code]pcm.Code{
+// meanings are those of gRPC's statuses; the others are faults of the plug-in.
+var meanings = map[connect.Code]pcm.Code{
 	connect.CodeInvalidArgument:    pcm.Invalid,
 	connect.CodeOutOfRange:         pcm.Invalid,
 	connect.CodeFailedPrecondition: pcm.Refused,
@@ -124,7 +124,7 @@ func (l *link) fault(method string, err error) error {
 		words = e.Message()
 		if connect.IsWireError(err) {
 			var ok bool
-			if code, ok = codes[e.Code()]; !ok {
+			if code, ok = meanings[e.Code()]; !ok {
 				code = pcm.Internal
 			}
 		} else if e.Code() == connect.CodeResourceExhausted {

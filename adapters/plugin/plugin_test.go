@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -61,11 +62,17 @@ func testConfig(dir, mode string) Config {
 	if err := os.WriteFile(token, []byte(testSecret+"\n"), 0o600); err != nil {
 		panic(err)
 	}
+	if user != "" {
+		exe = othersProgram(dir) // the test binary's folder is ours alone
+	}
 	return Config{
 		Name: "proc", Command: []string{exe, plugintest.WordPlugin, mode}, User: user, Dir: dir, Instance: "test", Version: "test",
 		Settings: []byte(`{"answer": 42}`), Secrets: map[string]string{"token": "file:" + token}, Times: testTimes(mode),
 	}
 }
+
+// othersProgram is a copy of the test binary that other users can run.
+func othersProgram(dir string) string { return filepath.Join(dir+".exe", "plugin") }
 
 // script makes a task run the test binary, which it has as an input.
 func script(t *testing.T, task *adapters.Task, steps ...string) {
@@ -102,14 +109,34 @@ func instance(t *testing.T, mode string) adaptertest.Instance {
 			}
 		}
 		if f.apart {
+			box.End()
 			os.RemoveAll(filepath.Dir(f.place))
 		}
 	})
+	if f.apart {
+		exe, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		to := filepath.Dir(othersProgram(box.Dir))
+		if err := os.Mkdir(to, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(to) })
+		data, err := os.ReadFile(exe)
+		if err == nil {
+			err = os.WriteFile(othersProgram(box.Dir), data, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 	ins := adaptertest.Instance{Adapter: newAdapter(t, box, box.Client()), Box: box}
 	ins.Reconnect = func() adapters.Adapter { return newAdapter(t, box, box.Reconnect()) }
 	ins.Hang = func() func() {
 		pid := pluginPID(t, f)
 		syscall.Kill(pid, syscall.SIGSTOP)
+		wait(t, "all of its threads stand still", func() bool { return halted(pid) })
 		return func() { syscall.Kill(pid, syscall.SIGCONT) }
 	}
 	ins.Restart = func() {
@@ -128,6 +155,18 @@ func instance(t *testing.T, mode string) adaptertest.Instance {
 		return bytes.Count(data, []byte(k.String()+"\n"))
 	}
 	return ins
+}
+
+// halted tells whether every thread of the process is stopped: a signal stops them one by one.
+func halted(pid int) bool {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, name := range threads {
+		data, err := os.ReadFile(name)
+		if i := bytes.LastIndexByte(data, ')'); err != nil || i < 0 || i+2 >= len(data) || data[i+2] != 'T' {
+			return false
+		}
+	}
+	return err == nil && len(threads) > 0
 }
 
 // pluginPID is the plug-in's process, once it is up.
@@ -166,4 +205,9 @@ func TestConformance(t *testing.T) {
 		Script: script, Unsupported: unsupported, Remote: true,
 		Missing: func(t *adapters.Task) { t.Command = []string{"no-such-program"} },
 	})
+}
+
+func readFS(fsys fs.FS, name string) (string, error) {
+	data, err := fs.ReadFile(fsys, name)
+	return string(data), err
 }
