@@ -11,7 +11,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 
 	"github.com/jointcloud/pcm"
-	"github.com/jointcloud/pcm/ledger"
 	"github.com/jointcloud/pcm/node/placement"
 )
 
@@ -21,7 +20,7 @@ const protoAsk protocol.ID = "/pcm/ask/1.0.0"
 // Bounds of questions.
 const (
 	maxAsk      = 256 << 10
-	maxAskPools = 64
+	maxAskPools = 16
 	maxAsked    = 32              // sellers for one step
 	askWait     = 3 * time.Second // for all of them together
 	askPace     = 100 * time.Millisecond
@@ -129,14 +128,19 @@ func (n *Node) serveAsk(_ context.Context, from pcm.Passport, raw []byte) ([]byt
 func (n *Node) answer(r askRequest, buyer pcm.AccountID, driver pcm.Passport) askAnswer {
 	a := askAnswer{Why: make([]string, len(r.Pools))}
 	h := heldSpec{spec: r.Spec}
-	_, unit, _ := r.Spec.BudgetAmount() // Normalize has read it
+	in := inquiry{held: h, buyer: buyer, with: driver}
+	_, in.unit, _ = r.Spec.BudgetAmount() // Normalize has read it
+	set := n.ownRules()
+	if len(set.Public)+len(set.Private) > 0 {
+		n.cell.View(func() { in.account = n.accountOf(buyer, anyTrade) })
+	}
 	for i, id := range r.Pools {
 		t := pcm.Terms{Buyer: buyer, Driver: driver.Peer, Pool: id}
 		if err := n.seller.mayAward(t, driver.Account); err != nil {
 			a.Why[i] = clip(err.Error())
 			continue
 		}
-		v, err := n.verdict(h, 0, buyer, driver, id, unit, func(*ledger.Trade) bool { return true })
+		v, err := n.verdict(set, in, id)
 		switch {
 		case err != nil:
 			a.Why[i] = clip(err.Error())

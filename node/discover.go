@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -73,6 +74,36 @@ func (s *selling) warnings() (all []string) {
 	for _, name := range sortedKeys(s.blind) {
 		b := s.blind[name]
 		all = append(all, fmt.Sprintf("the back end of adapter %s can't be observed since %s and is not offered; what runs there goes on: %s", name, b.since.UTC().Format(time.RFC3339), b.why))
+	}
+	return all
+}
+
+// strays are names in the configuration that are of no pool here: of facts, and of
+// rules. While a back end can't be observed nobody knows.
+func (s *selling) strays() (all []string) {
+	known, whole := s.n.operator.shownPools()
+	if !whole {
+		return nil
+	}
+	names := make([]string, len(known))
+	for i, id := range known {
+		names[i] = string(id)
+	}
+	have := orElse(strings.Join(names, ", "), "none")
+	for _, id := range sortedKeys(s.n.cfg.Facts) {
+		if !slices.Contains(known, id) {
+			hint := ""
+			if near := pcm.Nearest(string(id), names); near != "" {
+				hint = "; did you mean " + near + "?"
+			}
+			all = append(all, fmt.Sprintf("facts.%s is of no pool here and has no effect: the pools are %s%s", id, have, hint))
+		}
+	}
+	set := s.n.ownRules()
+	for _, r := range slices.Concat(set.Public, set.Private) {
+		if !slices.ContainsFunc(known, r.For) {
+			all = append(all, fmt.Sprintf("rule %s is for %s, which no pool here is called: it has no effect; the pools are %s", r.Name, strings.Join(r.Pools, ", "), have))
+		}
 	}
 	return all
 }

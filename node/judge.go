@@ -2,6 +2,7 @@ package node
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jointcloud/pcm"
@@ -72,6 +73,8 @@ func (n *Node) accountOf(buyer pcm.AccountID, counts func(*ledger.Trade) bool) a
 	return a
 }
 
+func anyTrade(*ledger.Trade) bool { return true }
+
 // standing is what rules see of it.
 func (a account) standing(seller pcm.AccountID, unit string, credit pcm.Micro, k placeKey) rules.Standing {
 	whole := func(m pcm.Micro) float64 { return float64(m) / 1e6 }
@@ -100,7 +103,7 @@ func (j *judge) prepare(each pcm.Resources) {
 		return
 	}
 	j.read = true
-	j.n.cell.View(func() { j.account = j.n.accountOf(j.buyer, func(*ledger.Trade) bool { return true }) })
+	j.n.cell.View(func() { j.account = j.n.accountOf(j.buyer, anyTrade) })
 	j.who = j.n.described(j.driver)
 	j.job = rules.Of(rules.JobOf(j.held.spec.Name, j.held.spec.Steps[j.step], each, j.held.spec))
 	j.exchange = exchange(j.who, j.held.spec.Steps[j.step])
@@ -153,18 +156,23 @@ func (j *judge) Judge(r placement.Request, s placement.Site) placement.Ruling {
 	return placement.Ruling{Price: price, Room: v.Room, Limit: v.Limit}
 }
 
-// verdict is what this peer's own rules say of tasks of a step in one of its pools.
-// earlier tells which of the buyer's trades count for its limits.
-func (n *Node) verdict(h heldSpec, step int, buyer pcm.AccountID, driver pcm.Passport, id pcm.PoolID, unit string, earlier func(*ledger.Trade) bool) (rules.Verdict, error) {
-	return n.verdictOf(n.ownRules(), h, step, buyer, driver, id, unit, earlier)
+// inquiry is what this peer's own rules are asked about.
+type inquiry struct {
+	held    heldSpec
+	step    int
+	buyer   pcm.AccountID
+	with    pcm.Passport // the driver, or who wants data
+	unit    string
+	account account // of the buyer
 }
 
-func (n *Node) verdictOf(set rules.Set, h heldSpec, step int, buyer pcm.AccountID, driver pcm.Passport, id pcm.PoolID, unit string, earlier func(*ledger.Trade) bool) (rules.Verdict, error) {
+// verdict is what rules of this peer's own say of tasks in one of its pools.
+func (n *Node) verdict(set rules.Set, in inquiry, id pcm.PoolID) (rules.Verdict, error) {
 	free := rules.Verdict{Percent: 100, Room: pcm.MaxBatch}
 	if len(set.Public)+len(set.Private) == 0 {
 		return free, nil
 	}
-	st := h.spec.Steps[step]
+	st := in.held.spec.Steps[in.step]
 	each, err := st.Shape()
 	if err != nil {
 		return free, err
@@ -172,7 +180,6 @@ func (n *Node) verdictOf(set rules.Set, h heldSpec, step int, buyer pcm.AccountI
 	k := placeKey{Peer: n.self, Pool: id}
 	var pool pcm.Pool
 	var me ledger.Member
-	var a account
 	n.cell.View(func() {
 		if p, ok := n.state.Pool(k); ok {
 			pool = p.Pool
@@ -180,18 +187,16 @@ func (n *Node) verdictOf(set rules.Set, h heldSpec, step int, buyer pcm.AccountI
 		if m, ok := n.state.Member(n.self); ok {
 			me = *m
 		}
-		a = n.accountOf(buyer, earlier)
 	})
 	now := time.Now()
 	zone, _ := now.Zone()
 	q := &rules.Question{
-		Job: rules.Of(rules.JobOf(h.spec.Name, st, each, h.spec)), Buyer: rules.Of(buyerOf(buyer, driver, buyer == n.account)),
-		Standing: rules.Of(a.standing(n.account, unit, me.Credit, k)), Pool: rules.Of(rules.PoolOf(pool, me.Labels)), Peers: exchange(driver, st),
+		Job: rules.Of(rules.JobOf(in.held.spec.Name, st, each, in.held.spec)), Buyer: rules.Of(buyerOf(in.buyer, in.with, in.buyer == n.account)),
+		Standing: rules.Of(in.account.standing(n.account, in.unit, me.Credit, k)), Pool: rules.Of(rules.PoolOf(pool, me.Labels)), Peers: exchange(in.with, st),
 		Time: rules.Of(rules.Time{
-			Hour: now.Hour(), Minute: now.Minute(), Weekday: [...]string{"sun", "mon", "tue", "wed", "thu", "fri", "sat"}[now.Weekday()],
-			Date: now.Format(time.DateOnly), Zone: zone,
+			Hour: now.Hour(), Minute: now.Minute(), Weekday: strings.ToLower(now.Weekday().String()[:3]), Date: now.Format(time.DateOnly), Zone: zone,
 		}),
-		ID: id, Each: each, Whole: pool.Capacity, Slots: pool.Slots, Reserved: a.reserved[k], Tasks: a.tasks[k],
+		ID: id, Each: each, Whole: pool.Capacity, Slots: pool.Slots, Reserved: in.account.reserved[k], Tasks: in.account.tasks[k],
 	}
 	v := n.book.Judge(set.Public, false, q)
 	if v.Refused == "" {
@@ -200,7 +205,7 @@ func (n *Node) verdictOf(set rules.Set, h heldSpec, step int, buyer pcm.AccountI
 		}
 	}
 	if v.Fault != nil {
-		n.log.Warn("a rule can't be evaluated, so it refuses", "rule", v.Rule, "pool", id, "buyer", pcm.Short(buyer), "error", v.Fault)
+		n.log.Warn("a rule can't be evaluated, so it refuses", "rule", v.Rule, "pool", id, "buyer", pcm.Short(in.buyer), "error", v.Fault)
 	}
 	return v, nil
 }
@@ -208,15 +213,20 @@ func (n *Node) verdictOf(set rules.Set, h heldSpec, step int, buyer pcm.AccountI
 // ruled asks this peer's rules about what was awarded to it.
 func (s *seller) ruled(t pcm.Terms, h heldSpec) error {
 	n := s.n
-	var at int64
-	n.cell.View(func() {
+	set := n.ownRules()
+	in := inquiry{held: h, step: t.Step, buyer: t.Buyer, with: n.described(t.Driver), unit: t.Price.Unit}
+	read := func() {
+		var at int64
 		if tr, ok := n.state.Trade(t.Trade()); ok {
 			at = tr.AwardedAt
 		}
-	})
-	v, err := n.verdict(h, t.Step, t.Buyer, n.described(t.Driver), t.Pool, t.Price.Unit, func(o *ledger.Trade) bool {
-		return o.AwardedAt < at || o.AwardedAt == at && o.ID < t.Trade()
-	})
+		// Of two trades that together are over a limit the earlier one runs.
+		in.account = n.accountOf(t.Buyer, func(o *ledger.Trade) bool { return o.AwardedAt < at || o.AwardedAt == at && o.ID < t.Trade() })
+	}
+	if len(set.Public)+len(set.Private) > 0 {
+		n.cell.View(read)
+	}
+	v, err := n.verdict(set, in, t.Pool)
 	switch {
 	case err != nil:
 		return err
@@ -261,7 +271,9 @@ func (s *seller) mayGive(id pcm.TradeID, to pcm.PeerID) error {
 	if !known || t.Step >= len(h.spec.Steps) {
 		return pcm.Errorf(pcm.Unavailable, "the job of %s is not known here, so the rules of peer %s can't be asked where its data may go", id, pcm.Short(n.self))
 	}
-	v, err := n.verdictOf(set, h, t.Step, t.Buyer, n.described(to), t.Pool, t.Price.Unit, func(*ledger.Trade) bool { return true })
+	in := inquiry{held: h, step: t.Step, buyer: t.Buyer, with: n.described(to), unit: t.Price.Unit}
+	n.cell.View(func() { in.account = n.accountOf(t.Buyer, anyTrade) })
+	v, err := n.verdict(set, in, t.Pool)
 	if err != nil {
 		return err
 	}

@@ -130,6 +130,7 @@ type operator struct {
 	changes uint64 // of settings
 	shown   uint64 // changes that the declared pools show
 	seen    map[pcm.PoolID]sighting
+	shows   map[string]bool     // adapters that have shown what they have
 	dark    map[string]sighting // adapters that can't be observed, and have shown no pool yet
 }
 
@@ -233,10 +234,31 @@ func (o *operator) saw(adapter string, pools []pcm.Pool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	delete(o.dark, adapter)
+	if o.shows == nil {
+		o.shows = map[string]bool{}
+	}
+	o.shows[adapter] = true
 	maps.DeleteFunc(o.seen, func(_ pcm.PoolID, s sighting) bool { return s.pool.Adapter == adapter })
 	for _, p := range pools {
 		o.seen[p.ID] = sighting{pool: p}
 	}
+}
+
+// shownPools are the pools that the adapters have shown, in order, and whether all
+// adapters can be observed and have.
+func (o *operator) shownPools() (ids []pcm.PoolID, whole bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	whole = len(o.dark) == 0
+	for id, s := range o.seen {
+		ids = append(ids, id)
+		whole = whole && !s.blind
+	}
+	for _, sale := range o.n.cfg.Sales {
+		whole = whole && o.shows[sale.Adapter.Name()]
+	}
+	slices.Sort(ids)
+	return ids, whole
 }
 
 // lost notes that an adapter can't be observed.

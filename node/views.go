@@ -88,6 +88,7 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 	}
 	s.Warnings = append(s.Warnings, n.glass.alarms.warnings()...)
 	s.Warnings = append(s.Warnings, n.offer.warnings()...)
+	s.Warnings = append(s.Warnings, n.offer.strays()...)
 	if !n.saysSame(own) {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("name or labels in the configuration differ from the passport, which says %q with %s: others go by the passport; to change it, leave and join again", own.Name, orElse(own.Labels.String(), "no labels")))
 	}

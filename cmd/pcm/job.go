@@ -428,7 +428,7 @@ func drawExplanation(t *table, e api.Explanation) {
 		}
 		t.row(append(head, "WHY NOT")...)
 		for _, c := range s.Candidates {
-			fits, why := "yes", ""
+			fits, why := "yes", c.Reason
 			if !c.OK {
 				fits, why = "no", strings.Trim(c.Filter+": "+c.Reason, ": ")
 			}
