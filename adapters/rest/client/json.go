@@ -3,8 +3,7 @@ package client
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
-	"io"
+	"unicode/utf8"
 
 	"github.com/jointcloud/pcm"
 )
@@ -18,102 +17,200 @@ const (
 
 // decodeJSON reads one JSON value into maps, slices, strings, booleans, nil and
 // [json.Number], which keeps numbers as they were written. What two readers could
-// understand differently is refused: a key that is there twice, text behind the value.
+// understand differently is refused: a key that is there twice, text behind the
+// value. encoding/json finds no such keys.
 func decodeJSON(data []byte) (any, error) {
-	d := json.NewDecoder(bytes.NewReader(bytes.TrimPrefix(data, []byte("\ufeff"))))
-	d.UseNumber()
-	r := jsonReader{d: d}
+	r := jsonReader{data: bytes.TrimPrefix(data, []byte("\ufeff"))}
 	v, err := r.value(0)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, pcm.Errorf(pcm.Invalid, "there is more behind the first JSON value, at byte %d", d.InputOffset())
+	if r.peek(); r.at < len(r.data) {
+		return nil, pcm.Errorf(pcm.Invalid, "there is more behind the first JSON value, at byte %d", r.at)
 	}
 	return v, nil
 }
 
 type jsonReader struct {
-	d      *json.Decoder
+	data   []byte
+	at     int
 	values int
 }
 
-func (r *jsonReader) token() (json.Token, error) {
-	t, err := r.d.Token()
-	if errors.Is(err, io.EOF) {
-		return nil, pcm.Errorf(pcm.Invalid, "the JSON ends too early, at byte %d", r.d.InputOffset())
+// peek skips white space; it is the byte that follows, 0 at the end.
+func (r *jsonReader) peek() byte {
+	for ; r.at < len(r.data); r.at++ {
+		switch c := r.data[r.at]; c {
+		case ' ', '\t', '\r', '\n':
+		default:
+			return c
+		}
 	}
-	if err != nil {
-		return nil, pcm.Errorf(pcm.Invalid, "no valid JSON near byte %d", r.d.InputOffset())
+	return 0
+}
+
+func (r *jsonReader) bad() error {
+	if r.at >= len(r.data) {
+		return pcm.Errorf(pcm.Invalid, "the JSON ends too early, at byte %d", len(r.data))
 	}
-	return t, nil
+	return pcm.Errorf(pcm.Invalid, "no valid JSON at byte %d", r.at)
 }
 
 func (r *jsonReader) value(depth int) (any, error) {
-	t, err := r.token()
-	if err != nil {
-		return nil, err
-	}
-	return r.rest(t, depth)
-}
-
-// rest reads what follows a value's first token.
-func (r *jsonReader) rest(t json.Token, depth int) (any, error) {
 	if r.values++; r.values > maxValues {
 		return nil, pcm.Errorf(pcm.TooLarge, "the JSON has more than %d values", maxValues)
 	}
-	switch t := t.(type) {
-	case json.Number:
-		if len(t) > maxNumber {
-			return nil, pcm.Errorf(pcm.TooLarge, "the JSON has a number of %d digits", len(t))
-		}
-		return t, nil
-	case json.Delim:
+	switch c := r.peek(); {
+	case c == '{' || c == '[':
 		if depth >= maxDepth {
 			return nil, pcm.Errorf(pcm.TooLarge, "the JSON is nested over %d levels deep", maxDepth)
 		}
-		if t == '{' {
+		if r.at++; c == '{' {
 			return r.object(depth + 1)
 		}
 		return r.array(depth + 1)
+	case c == '"':
+		return r.text()
+	case c == '-' || '0' <= c && c <= '9':
+		return r.number()
+	case c == 't':
+		return true, r.word("true")
+	case c == 'f':
+		return false, r.word("false")
+	case c == 'n':
+		return nil, r.word("null")
 	}
-	return t, nil
+	return nil, r.bad()
+}
+
+func (r *jsonReader) word(w string) error {
+	for i := range len(w) {
+		if r.at >= len(r.data) || r.data[r.at] != w[i] {
+			return r.bad()
+		}
+		r.at++
+	}
+	return nil
 }
 
 func (r *jsonReader) object(depth int) (any, error) {
 	m := map[string]any{}
+	if r.peek() == '}' {
+		r.at++
+		return m, nil
+	}
 	for {
-		t, err := r.token()
+		if r.peek() != '"' {
+			return nil, r.bad()
+		}
+		key, err := r.text()
 		if err != nil {
 			return nil, err
-		}
-		key, ok := t.(string)
-		if !ok {
-			return m, nil // the closing brace: the decoder lets nothing else by
 		}
 		if _, twice := m[key]; twice {
 			return nil, pcm.Errorf(pcm.Invalid, "the JSON has the key %.64q twice in one object", key)
 		}
+		if r.peek() != ':' {
+			return nil, r.bad()
+		}
+		r.at++
 		if m[key], err = r.value(depth); err != nil {
 			return nil, err
+		}
+		if more, err := r.more('}'); err != nil || !more {
+			return m, err
 		}
 	}
 }
 
 func (r *jsonReader) array(depth int) (any, error) {
 	a := []any{}
+	if r.peek() == ']' {
+		r.at++
+		return a, nil
+	}
 	for {
-		t, err := r.token()
-		if err != nil {
-			return nil, err
-		}
-		if t == json.Delim(']') {
-			return a, nil
-		}
-		v, err := r.rest(t, depth)
+		v, err := r.value(depth)
 		if err != nil {
 			return nil, err
 		}
 		a = append(a, v)
+		if more, err := r.more(']'); err != nil || !more {
+			return a, err
+		}
 	}
+}
+
+// more tells whether a comma follows rather than the end.
+func (r *jsonReader) more(end byte) (bool, error) {
+	switch r.peek() {
+	case ',':
+		r.at++
+		return true, nil
+	case end:
+		r.at++
+		return false, nil
+	}
+	return false, r.bad()
+}
+
+// text reads a string, which begins here.
+func (r *jsonReader) text() (string, error) {
+	plain := true
+	for i := r.at + 1; i < len(r.data); i++ {
+		switch c := r.data[i]; {
+		case c == '"':
+			raw := r.data[r.at : i+1]
+			var s string
+			if inner := raw[1 : len(raw)-1]; plain && utf8.Valid(inner) {
+				s = string(inner)
+			} else if json.Unmarshal(raw, &s) != nil {
+				return "", r.bad()
+			}
+			r.at = i + 1
+			return s, nil
+		case c == '\\':
+			plain = false
+			i++
+		case c < ' ':
+			r.at = i
+			return "", r.bad()
+		}
+	}
+	r.at = len(r.data)
+	return "", r.bad()
+}
+
+func (r *jsonReader) digits() bool {
+	from := r.at
+	for r.at < len(r.data) && '0' <= r.data[r.at] && r.data[r.at] <= '9' {
+		r.at++
+	}
+	return r.at > from
+}
+
+// has skips one of some bytes.
+func (r *jsonReader) has(some string) bool {
+	if r.at < len(r.data) && bytes.IndexByte([]byte(some), r.data[r.at]) >= 0 {
+		r.at++
+		return true
+	}
+	return false
+}
+
+func (r *jsonReader) number() (any, error) {
+	from := r.at
+	r.has("-")
+	if !r.has("0") && !r.digits() || r.has(".") && !r.digits() {
+		return nil, r.bad()
+	}
+	if r.has("eE") {
+		if r.has("+-"); !r.digits() {
+			return nil, r.bad()
+		}
+	}
+	if n := r.at - from; n > maxNumber {
+		return nil, pcm.Errorf(pcm.TooLarge, "the JSON has a number of %d digits", n)
+	}
+	return json.Number(r.data[from:r.at]), nil
 }
