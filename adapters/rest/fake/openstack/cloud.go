@@ -11,8 +11,8 @@
 // by a call. The guest's kernel kills the process that holds most when memory runs out.
 //
 // Not as in the real thing: all images and networks are alike and any root may see
-// this machine's files; the commands poweroff, halt, shutdown and reboot are the
-// server's own only if they are called by name; a server that is started or
+// this machine's files; the commands poweroff, halt, shutdown, reboot and dmesg are
+// the server's own only if they are called by name; a server that is started or
 // rebooted does nothing more. Swift, Neutron, Cinder and Glance are not there.
 package openstack
 

@@ -240,6 +240,11 @@ func TestOutOfMemory(t *testing.T) {
 	if got := u.console(id, nil); !strings.Contains(got, "Out of memory: Killed process") {
 		t.Errorf("console:\n%s", got)
 	}
+	id = u.create("quiet", `dmesg -n 1; sh -c 'x=$(head -c 100000000 /dev/zero | tr "\0" x); sleep 300'; echo "code $?"`)
+	u.says(id, "code 137\n")
+	if got := u.console(id, nil); strings.Contains(got, "Out of memory") {
+		t.Errorf("console:\n%s", got)
+	}
 }
 
 func TestRefusals(t *testing.T) {
