@@ -1,0 +1,80 @@
+package rest
+
+import (
+	"testing"
+	"time"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters"
+	"github.com/jointcloud/pcm/adapters/adaptertest"
+	"github.com/jointcloud/pcm/adapters/rest/fake/objects"
+	"github.com/jointcloud/pcm/adapters/rest/fake/openstack"
+)
+
+// startOpenStack starts Keystone and Nova, and an object store beside them.
+func startOpenStack(t *testing.T) provider {
+	t.Helper()
+	store, err := objects.Open(objects.Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store.Allow("AK", "store secret")
+	if err := store.CreateBucket("tasks"); err != nil {
+		t.Fatal(err)
+	}
+	c := openstack.New(openstack.Options{
+		Dir: t.TempDir(), User: "pcm", Password: "correct horse", Project: "peers", Cores: 64, RAM: 1 << 20, Instances: 64, GPUs: 2,
+		Flavors: []openstack.Flavor{
+			{ID: "1", Name: "m1.tiny", VCPUs: 1, RAM: 256, Disk: 10},
+			{ID: "2", Name: "m1.small", VCPUs: 1, RAM: 4096, Disk: 20},
+			{ID: "3", Name: "m1.large", VCPUs: 4, RAM: 32768, Disk: 80},
+			{ID: "4", Name: "g1.a100", VCPUs: 4, RAM: 32768, Disk: 80, GPUs: 2, Extra: map[string]string{"pci_passthrough:alias": "a100:2"}},
+		},
+		Grace: time.Hour, // whoever wants it sooner deletes the server
+	})
+	h, s := newHost(t, c), newHost(t, store)
+	t.Cleanup(c.Close)
+	return provider{
+		host: h, hang: c.Faults.Hang, fill: c.Fill, logOut: c.LogOut, starts: c.Starts,
+		cfg: Config{
+			File: shipped(t, "openstack"), AllowPrivate: true, Poll: 100 * time.Millisecond, Rate: 500,
+			Settings: map[string]string{
+				"identity": h.url() + "/identity/v3", "user": "pcm", "project": "peers", "image": openstack.DefaultImage,
+				"store": s.url(), "bucket": "tasks",
+			},
+			Secrets: secrets(t, map[string]string{"password": "correct horse", "access_key": "AK", "secret_key": "store secret"}),
+		},
+	}
+}
+
+func TestConformanceOpenStack(t *testing.T) {
+	c := startOpenStack(t)
+	adaptertest.Run(t, adaptertest.Subject{
+		Name: "rest (openstack)", Script: steps, Remote: true, Parallel: 6, Pace: time.Second, Patience: 2 * time.Minute, Many: 12,
+		Missing: func(t *adapters.Task) { t.Command = []string{"no-such-program"} },
+		GPU:     func(_ *testing.T, t *adapters.Task) { t.Resources.GPU = 2 },
+		Env:     []string{"INSTANCE_ID", "OLDPWD", "SHLVL", "_"},
+		Enough:  16 << 30, Unsupported: described(t, c.cfg),
+		New: c.instance,
+		Own: func(t *testing.T) adaptertest.Instance { return startOpenStack(t).instance(t) },
+	})
+}
+
+// The pools are the cloud's flavors, as many as the quota allows, in our words.
+func TestOpenStackPools(t *testing.T) {
+	c := startOpenStack(t)
+	pools, err := c.instance(t).Adapter.Pools(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[pcm.PoolID]pcm.Pool{}
+	for _, p := range pools {
+		found[p.ID] = p
+	}
+	if p := found["m1.large"]; p.Slots != 16 || p.Capacity.CPU != 64000 || p.Capacity.Memory != 16*32<<30 || p.Capacity.Disk != 16*80<<30 || p.Labels["region"] != "regionone" {
+		t.Errorf("%+v", p)
+	}
+	if p := found["g1.a100"]; p.Capacity.GPU != 2*int64(p.Slots) || p.Accelerator == nil || p.Accelerator.Model != "a100" {
+		t.Errorf("%+v", p)
+	}
+}
