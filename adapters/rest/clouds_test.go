@@ -126,7 +126,7 @@ func (c provider) instance(t *testing.T) adaptertest.Instance {
 	t.Helper()
 	cfg := c.cfg
 	cfg.Instance = t.Name()
-	ins := Instance(t, cfg)
+	ins := boxed(t, cfg)
 	ins.Hang, ins.Fill = c.hang, c.fill
 	ins.Restart = func() { c.host.stop(); c.logOut(); c.host.start() }
 	ins.Starts = func(k adapters.Key) int { return c.starts(jobName(cfg.Instance, k)) }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -40,6 +41,7 @@ type stream struct {
 	read   int64  // bytes taken, of logs that come whole
 	head   []byte // what they began with
 	tail   []byte // and what was taken last
+	gap    bool   // what comes next doesn't follow what was taken
 	full   bool   // over the cap: the supervisor ends the attempt
 }
 
@@ -134,6 +136,11 @@ func (r *reader) finish(ctx context.Context, ended bool) error {
 	}
 }
 
+// tail tells whether a log keeps its end only.
+func (b *backend) tail() bool {
+	return slices.ContainsFunc(b.d.Logs, func(l description.Log) bool { return l.Follow == "tail" })
+}
+
 func (r *reader) full() bool {
 	for _, s := range r.logs {
 		if s.full {
@@ -166,6 +173,12 @@ func (r *reader) follow(ctx context.Context, s *stream) (news bool, err error) {
 			return news, err
 		}
 		news = true
+		if s.gap {
+			s.gap = false
+			if m, scripted := s.dst.(*marks); scripted {
+				m.gap()
+			}
+		}
 		if _, err := io.WriteString(s.dst, text); err != nil {
 			s.full = true
 			return news, nil
@@ -237,7 +250,7 @@ func (s *stream) fresh(text string) string {
 		if i := bytes.LastIndex(all, s.tail); i >= 0 {
 			from = i + len(s.tail)
 		} else if n := min(len(all), len(s.head)); n > 0 && !bytes.Equal(all[:n], s.head[:n]) {
-			from = 0 // its window has moved on: there is a gap
+			from, s.gap = 0, s.log.Follow == "tail" // its window has moved on
 		} else if int64(len(all)) > s.read {
 			from = int(s.read)
 		}

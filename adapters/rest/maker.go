@@ -32,6 +32,12 @@ func (m *maker) next(ctx context.Context) error {
 		n.Pool = p
 	}
 	if n.Data == nil && a.b.d.Data != nil {
+		// What a step makes may be the place of what is uploaded.
+		if a.b.d.Data.Store == "presigned" {
+			if err := m.steps(ctx); err != nil {
+				return err
+			}
+		}
 		if err := a.upload(ctx); err != nil {
 			return err
 		}
@@ -56,7 +62,7 @@ func (m *maker) next(ctx context.Context) error {
 func (m *maker) prepare(ctx context.Context) error {
 	a, n := m.a, m.a.n
 	if a.b.scripted && n.Script == "" {
-		n.Script = script(a.Task, jobName(a.b.cfg.Instance, a.Key), n.Nonce, n.Data)
+		n.Script = script(a.Task, jobName(a.b.cfg.Instance, a.Key), n.Nonce, n.Data, a.b.tail())
 	}
 	if n.Let == nil {
 		let := map[string]any{}
@@ -71,6 +77,12 @@ func (m *maker) prepare(ctx context.Context) error {
 		}
 		n.Let = let
 	}
+	return m.steps(ctx)
+}
+
+// steps makes the calls that come before create, and were not made yet.
+func (m *maker) steps(ctx context.Context) error {
+	a, n := m.a, m.a.n
 	for i := range a.b.d.Create.Before {
 		s := &a.b.d.Create.Before[i]
 		if _, done := n.Step[s.Name]; done {

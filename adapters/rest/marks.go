@@ -73,6 +73,13 @@ func (m *marks) close() error {
 	return m.plain(rest)
 }
 
+// gap is called when a part of the output was lost: what was held back of it can't
+// be completed, and whoever reads on is told.
+func (m *marks) gap() {
+	m.rest = nil
+	_ = m.plain([]byte("\n[a part of the output is lost: its back end keeps the end only]\n")) // the next write tells of a fault
+}
+
 // overlap is how much of the end of s may be the begin of mark.
 func overlap(s, mark []byte) int {
 	for n := min(len(s), len(mark)-1); n > 0; n-- {
@@ -105,6 +112,7 @@ func (m *marks) line(p []byte, whole bool) error {
 		p = bytes.TrimSuffix(p, []byte("\r"))
 	}
 	word, text, _ := strings.Cut(string(p), " ")
+	m.began = m.began || word != "f" // the line that says so may be lost
 	switch word {
 	case "s":
 		m.began = true

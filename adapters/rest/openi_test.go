@@ -28,7 +28,7 @@ func startOpenI(t *testing.T) provider {
 	return provider{
 		host: h, hang: c.Faults.Hang, fill: c.Fill, logOut: c.LogOut, starts: c.Starts,
 		cfg: Config{
-			File: shipped(t, "openi"), AllowPrivate: true, Poll: 100 * time.Millisecond, Rate: 500,
+			File: shipped(t, "openi"), AllowPrivate: true, Poll: 100 * time.Millisecond, Refresh: 100 * time.Millisecond, Rate: 500,
 			Settings: map[string]string{"endpoint": h.url(), "username": "pcm", "image": openi.DefaultImage},
 			Secrets:  secrets(t, map[string]string{"password": "correct horse"}),
 		},
@@ -40,7 +40,7 @@ func TestConformanceOpenI(t *testing.T) {
 	lacks := described(t, c.cfg)
 	lacks["images"] = "the fake platform runs all images alike" // the description does not lack them
 	adaptertest.Run(t, adaptertest.Subject{
-		Name: "rest (openi)", Script: steps, Remote: true, Parallel: 6, Pace: time.Second, Patience: 2 * time.Minute, Many: 12,
+		Name: "rest (openi)", Script: steps, Remote: true, Parallel: 10, Pace: time.Second, Patience: 2 * time.Minute, Many: 12,
 		Missing: func(t *adapters.Task) { t.Command = []string{"no-such-program"} },
 		GPU:     func(_ *testing.T, t *adapters.Task) { t.Resources.GPU = 2 },
 		Env:     []string{"OCTOPUS_*", "NVIDIA_VISIBLE_DEVICES", "OLDPWD", "SHLVL", "_"},

@@ -37,7 +37,7 @@ func startOpenStack(t *testing.T) provider {
 	return provider{
 		host: h, hang: c.Faults.Hang, fill: c.Fill, logOut: c.LogOut, starts: c.Starts,
 		cfg: Config{
-			File: shipped(t, "openstack"), AllowPrivate: true, Poll: 100 * time.Millisecond, Rate: 500,
+			File: shipped(t, "openstack"), AllowPrivate: true, Poll: 100 * time.Millisecond, Refresh: 100 * time.Millisecond, Rate: 500,
 			Settings: map[string]string{
 				"identity": h.url() + "/identity/v3", "user": "pcm", "project": "peers", "image": openstack.DefaultImage,
 				"store": s.url(), "bucket": "tasks",
@@ -50,7 +50,7 @@ func startOpenStack(t *testing.T) provider {
 func TestConformanceOpenStack(t *testing.T) {
 	c := startOpenStack(t)
 	adaptertest.Run(t, adaptertest.Subject{
-		Name: "rest (openstack)", Script: steps, Remote: true, Parallel: 6, Pace: time.Second, Patience: 2 * time.Minute, Many: 12,
+		Name: "rest (openstack)", Script: steps, Remote: true, Parallel: 10, Pace: time.Second, Patience: 2 * time.Minute, Many: 12,
 		Missing: func(t *adapters.Task) { t.Command = []string{"no-such-program"} },
 		GPU:     func(_ *testing.T, t *adapters.Task) { t.Resources.GPU = 2 },
 		Env:     []string{"INSTANCE_ID", "OLDPWD", "SHLVL", "_"},

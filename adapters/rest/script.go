@@ -37,7 +37,10 @@ func environ(t adapters.Task) []string {
 // script is the text that brings the inputs, runs the task and takes its outputs
 // away, where the back end has no more than a shell; see description.Task. Its own
 // words stand behind the nonce: see marks.
-func script(t adapters.Task, name, nonce string, data map[string]any) string {
+//
+// Where the log keeps its end only, the task is ended when its output is over its
+// cap, as nobody else can tell.
+func script(t adapters.Task, name, nonce string, data map[string]any, tail bool) string {
 	var in strings.Builder
 	inputs, _ := data["inputs"].([]any)
 	for i, v := range inputs {
@@ -90,7 +93,22 @@ func script(t adapters.Task, name, nonce string, data map[string]any) string {
 	if t.OutputCap <= 0 || most < 0 {
 		most = 1 << 40
 	}
+	var printer, out1, printed, bounded, from string
+	from = ` <"$d/err"`
+	if tail {
+		limit := "unlimited"
+		if t.OutputCap > 0 {
+			limit = strconv.FormatInt(int64(t.OutputCap)/512+1, 10)
+		}
+		// dd hands on at once what it gets; tee ends by its limit, and then whoever prints.
+		keep := func(stream string) string {
+			return "(trap '' TERM; dd bs=4096 | (ulimit -f " + limit + "; exec tee \"$d/" + stream + "\"))"
+		}
+		printer = "mkfifo \"$d/out\" || fault 'mkfifo fails'\n" + keep("stdout") + " <\"$d/out\" &\nprinter=$!\n"
+		out1, printed, bounded, from = ` >"$d/out"`, ` "$printer"`, keep("stderr")+` <"$d/err" | `, ""
+	}
 	return strings.NewReplacer(
+		"@PRINTER@\n", printer, "@OUT@", out1, "@PRINTED@", printed, "@BOUNDED@", bounded, "@FROM@", from,
 		"@KEY@", t.Key.String(), "@NONCE@", nonce, "@NAME@", name, "@MOST@", strconv.FormatInt(most, 10),
 		"@COMMAND@", shell(append(append([]string{}, t.Command...), t.Args...)...), "@RUN@", run,
 		"@EXPORTS@", strings.TrimSuffix(exports.String(), "\n"), "@INPUTS@", strings.TrimSuffix(in.String(), "\n"),
@@ -178,14 +196,15 @@ input() { # number, kind, target, URL
 cd "$d/work" || fault "its working folder is gone"
 where=$(pwd -P)
 # Standard error goes the same way as standard output, its lines marked.
-(
+@BOUNDED@(
 	trap '' TERM
 	while IFS= read -r line; do
 		printf '%se %s\n' "$n" "$line"
 	done
 	[ -z "$line" ] || printf '%sE %s\n' "$n" "$line"
-) <"$d/err" &
+)@FROM@ &
 marker=$!
+@PRINTER@
 set -- @COMMAND@
 say s begins
 (
@@ -193,7 +212,7 @@ say s begins
 	unset PCM_WORK PCM_IN PCM_OUT
 @EXPORTS@
 	@RUN@
-) </dev/null 2>"$d/err" &
+) </dev/null 2>"$d/err"@OUT@ &
 pid=$!
 [ -z "$told" ] || kill -TERM "$pid"
 (
@@ -220,10 +239,10 @@ trap '' TERM
 kill "$watcher"
 (
 	sleep 3
-	kill -KILL "$marker"
+	kill -KILL "$marker"@PRINTED@
 ) </dev/null >/dev/null 2>&1 &
 late=$!
-wait "$marker"
+wait "$marker"@PRINTED@
 kill "$late"
 times >"$d/times"
 {

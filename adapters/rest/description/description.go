@@ -200,7 +200,8 @@ type Let struct {
 }
 
 // Create makes the job. It is called once for each attempt: where the answer was
-// lost, Find tells whether there is one.
+// lost, Find tells whether there is one. The steps before it come after the inputs are
+// uploaded; with presigned data before, so that they can make a place for them.
 type Create struct {
 	Before []Step `yaml:"before,omitempty"` // calls that come first, such as one that makes a data set; task.step.NAME is what they gave
 	Call   `yaml:",inline"`
@@ -260,7 +261,8 @@ type Log struct {
 	Text   Expression `yaml:"text,omitempty" vars:"body,status,header"` // default the whole answer
 	// How reading goes on: "whole" (default: each answer is the text from its begin), "offset"
 	// (offset is bytes read so far), "marker" (offset is what Next found last) or "tail" (each
-	// answer is the end of the text so far, as of a console: what was there too shortly is lost).
+	// answer is the end of the text so far, as of a console: what was there too shortly is lost,
+	// which stdout then says; a task of task.script is ended when its output is over its cap).
 	Follow string     `yaml:"follow,omitempty"`
 	Next   Expression `yaml:"next,omitempty" vars:"body,status,header"`
 	Object Template   `yaml:"object,omitempty"` // instead of a call: an object in the data store
@@ -274,7 +276,7 @@ type Log struct {
 //	              presigned and pack: files have an element for each file, with its own target
 //	data.outputs  {key, url, dir, dir_url}, and what Transfer gives
 //	data.in_url, data.out_url, data.prefix_url   of the folders that hold all of them
-//	data.in, data.out, data.prefix               their keys
+//	data["in"], data.out, data.prefix            their keys; CEL keeps the word in for itself
 //
 // url and key are of the object: of the file, or of the archive input.tar or
 // outputs.tar; dir and dir_url are of the folder that holds it, and end in "/". A tar of
