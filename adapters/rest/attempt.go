@@ -240,7 +240,9 @@ func (a *attempt) kill(ctx context.Context) supervisor.Exit {
 			call, stop := context.WithTimeout(ctx, callTime)
 			_, err := a.b.call(call, a.b.killer(), a.vars())
 			stop()
-			sent = err == nil || isAbsent(err)
+			if sent = err == nil || isAbsent(err); sent {
+				a.t.doom()
+			}
 			if err != nil && !isAbsent(err) {
 				a.r.log.Warn("can't end a job yet", "attempt", a.key, "job", a.n.ID, "err", err)
 			}

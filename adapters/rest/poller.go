@@ -44,6 +44,7 @@ type track struct {
 	seen    *reading
 	missing int
 	first   time.Time // of missing
+	doomed  bool      // it was ended by force, which may well delete it
 	gone    bool      // the back end doesn't know it any more
 }
 
@@ -388,7 +389,15 @@ func (t *track) miss() bool {
 	if t.missing++; t.missing == 1 {
 		t.first = time.Now()
 	}
-	return t.missing >= looks && time.Since(t.first) >= vanished
+	return t.doomed || t.missing >= looks && time.Since(t.first) >= vanished
+}
+
+// doom says that the back end has taken the call that ends the job by force: the
+// first reading from now on that lacks it is believed.
+func (t *track) doom() {
+	t.mu.Lock()
+	t.doomed, t.known = true, time.Now()
+	t.mu.Unlock()
 }
 
 func (t *track) nudge() {

@@ -261,7 +261,7 @@ func (t *trial) note() *note {
 		}
 	}
 	if t.b.scripted {
-		n.Script = script(task, jobName(t.b.cfg.Instance, task.Key), n.Nonce, n.Data)
+		n.Script = script(task, jobName(t.b.cfg.Instance, task.Key), n.Nonce, n.Data, t.b.tail())
 	}
 	return n
 }
