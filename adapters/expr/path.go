@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"github.com/theory/jsonpath"
+	"github.com/theory/jsonpath/spec"
 
 	"github.com/jointcloud/pcm"
 )
@@ -44,4 +45,31 @@ func (p *jsonPath) eval(vars map[string]any) (any, error) {
 		return nil, nil
 	}
 	return found[0], nil
+}
+
+// Wildcard is a step of a JSONPath: all elements.
+type Wildcard struct{}
+
+// Steps are those of a JSONPath into the variable of: a text for a field, an int64
+// for an element, a [Wildcard]. ok is false where there are others, such as filters.
+func (x *Expr) Steps() (of string, steps []any, ok bool) {
+	if x.path == nil {
+		return "", nil, false
+	}
+	for _, segment := range x.path.path.Query().Segments() {
+		if segment.IsDescendant() || len(segment.Selectors()) != 1 {
+			return "", nil, false
+		}
+		switch s := segment.Selectors()[0].(type) {
+		case spec.Name:
+			steps = append(steps, string(s))
+		case spec.Index:
+			steps = append(steps, int64(s))
+		case spec.WildcardSelector:
+			steps = append(steps, Wildcard{})
+		default:
+			return "", nil, false
+		}
+	}
+	return x.path.of, steps, true
 }

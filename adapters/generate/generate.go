@@ -1,0 +1,316 @@
+// Package generate writes the project of a plug-in in a language of the author's
+// choice: from a description, from an OpenAPI document, or from nothing but the
+// contract. What it writes it can write again when the description has changed: the
+// author's parts, marked in the files, stay as they are.
+package generate
+
+import (
+	"bytes"
+	"embed"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/template"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters/plugin"
+	"github.com/jointcloud/pcm/adapters/rest/description"
+)
+
+// Below templates/LANGUAGE lie three folders of what a project consists of:
+//
+//	generated  written from the description, with regions for the author
+//	support    the same in each project
+//	once       written once, then the author's
+//
+// and for projects of one sort only folders with its name behind a dash: described,
+// openapi or bare.
+// Files that end in .tmpl are text/template over [Project]; others are copied.
+//
+//go:embed all:templates
+var templates embed.FS
+
+// Options say what to write.
+type Options struct {
+	Name     string // the adapter's
+	Language string
+	Dir      string
+	From     []byte // description or OpenAPI document; nothing: the contract alone
+	FromFile string // what that is called
+	FromDir  fs.FS  // where its neighbours are
+	Force    bool   // overwrite generated parts that were edited
+	Version  string // of the program
+}
+
+// Project is what templates see.
+type Project struct {
+	Name        string
+	Title       string // the name with a capital, without dashes
+	Package     string // the name as an identifier
+	Language    string
+	Version     string
+	From        string
+	About       string
+	Description *description.Description // nil where there is none
+	Operations  []Operation              // of an OpenAPI document
+	Scripted    bool                     // tasks are run by task.script
+
+	emitter  *emitter
+	sections map[string]string
+}
+
+// Operation is a call of an OpenAPI document, with names that languages take.
+type Operation struct {
+	description.Operation
+	Name string // of the function: getJob
+}
+
+// Kind is where a file comes from.
+type Kind string
+
+// The kinds.
+const (
+	Generated Kind = "generated"
+	Support   Kind = "support" // the same in each project
+	Stubs     Kind = "stubs"   // made from the contract by protoc
+	Once      Kind = "once"    // written once, then the author's
+)
+
+// file is one of a project.
+type file struct {
+	path string
+	kind Kind
+	text []byte
+}
+
+// Languages are the names of all there are.
+func Languages() []string { return slices.Sorted(maps.Keys(languages)) }
+
+// New writes a project, or writes it anew.
+func New(o Options) (*Report, error) {
+	lang, ok := languages[o.Language]
+	if !ok {
+		return nil, pcm.Errorf(pcm.Invalid, "%q is none of the languages %s", o.Language, strings.Join(Languages(), ", "))
+	}
+	if !pcm.ValidName(o.Name) {
+		return nil, pcm.Errorf(pcm.Invalid, "%q is not a name of lower-case letters, digits, dots and dashes", o.Name)
+	}
+	p, err := newProject(o, lang)
+	if err != nil {
+		return nil, err
+	}
+	files, err := p.files(lang)
+	if err != nil {
+		return nil, err
+	}
+	return write(o, lang, files)
+}
+
+func newProject(o Options, lang *language) (*Project, error) {
+	p := &Project{
+		Name: o.Name, Language: o.Language, Version: o.Version, From: path.Base(filepath.ToSlash(o.FromFile)),
+		Package: strings.NewReplacer("-", "_", ".", "_").Replace(o.Name), emitter: &emitter{Syntax: lang.Syntax}, sections: map[string]string{},
+	}
+	for _, part := range strings.FieldsFunc(o.Name, func(r rune) bool { return r == '-' || r == '.' }) {
+		p.Title += strings.ToUpper(part[:1]) + part[1:]
+	}
+	p.About = "runs tasks of PCM on " + o.Name
+	if o.From == nil {
+		return p, nil
+	}
+	if isOpenAPI(o.From) {
+		ops, err := description.ParseOpenAPI(o.From)
+		if err != nil {
+			return nil, err
+		}
+		p.Operations = operations(ops)
+		return p, nil
+	}
+	d, problems := description.ParseIn(o.From, o.FromDir)
+	for _, problem := range problems {
+		if !problem.Warning {
+			return nil, pcm.Errorf(pcm.Invalid, "%s: %s; 'pcm adapter lint' tells all", o.FromFile, problem)
+		}
+	}
+	p.Description, p.About = d, strings.TrimSpace(d.About)
+	if err := p.describe(o, lang); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// isOpenAPI tells an OpenAPI document from a description.
+func isOpenAPI(data []byte) bool {
+	for line := range bytes.Lines(data) {
+		line = bytes.TrimLeft(line, " \t{")
+		if bytes.HasPrefix(line, []byte("openapi:")) || bytes.HasPrefix(line, []byte(`"openapi"`)) {
+			return !bytes.Contains(data, []byte("\npcm: adapter/")) && !bytes.HasPrefix(data, []byte("pcm: adapter/"))
+		}
+	}
+	return false
+}
+
+func operations(ops []description.Operation) (out []Operation) {
+	seen := map[string]int{}
+	for _, op := range ops {
+		id := op.ID
+		if id == "" {
+			id = strings.ToLower(op.Method) + " " + op.Path
+		}
+		var name strings.Builder
+		for i, part := range strings.FieldsFunc(id, func(r rune) bool { return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9') }) {
+			if i == 0 {
+				name.WriteString(strings.ToLower(part[:1]) + part[1:])
+				continue
+			}
+			name.WriteString(strings.ToUpper(part[:1]) + part[1:])
+		}
+		unique := name.String()
+		if unique == "" || '0' <= unique[0] && unique[0] <= '9' {
+			unique = "call" + unique
+		}
+		if seen[unique]++; seen[unique] > 1 {
+			unique += fmt.Sprint(seen[unique])
+		}
+		out = append(out, Operation{op, unique})
+	}
+	return out
+}
+
+// Section is a part of the description as code of the language: "create".
+func (p *Project) Section(name string) string { return p.sections[name] }
+
+// Has tells whether the description has that part.
+func (p *Project) Has(name string) bool { return p.sections[name] != "" }
+
+// Text is a text as the language writes it.
+func (p *Project) Text(s string) string { return p.emitter.Text(s) }
+
+// Signed tells whether requests are signed by a scheme that projects don't bring.
+func (p *Project) Signed() bool {
+	return p.Description != nil && (p.Description.Login.Kind == "aws" || p.Description.Login.Kind == "huawei")
+}
+
+// Stored tells whether files go through a store that projects don't bring.
+func (p *Project) Stored() bool {
+	return p.Description != nil && p.Description.Data != nil && (p.Description.Data.Store != "presigned" || p.Description.Data.Pack != "tar")
+}
+
+// folders are those below the language's that have files for this project.
+func (p *Project) folders(root string) (all []string) {
+	sort := "bare"
+	switch {
+	case p.Description != nil:
+		sort = "described"
+	case p.Operations != nil:
+		sort = "openapi"
+	}
+	for _, kind := range []Kind{Generated, Support, Once} {
+		for _, dir := range []string{root + "/" + string(kind), root + "/" + string(kind) + "-" + sort} {
+			if _, err := fs.Stat(templates, dir); err == nil {
+				all = append(all, dir)
+			}
+		}
+	}
+	return all
+}
+
+// files makes all files of the project.
+func (p *Project) files(lang *language) ([]file, error) {
+	root := "templates/" + p.Language
+	var all []file
+	for _, dir := range p.folders(root) {
+		kind, _, _ := strings.Cut(path.Base(dir), "-")
+		err := fs.WalkDir(templates, dir, func(name string, e fs.DirEntry, err error) error {
+			if err != nil || e.IsDir() {
+				return err
+			}
+			text, err := templates.ReadFile(name)
+			if err != nil {
+				return err
+			}
+			to := strings.ReplaceAll(strings.TrimPrefix(name, dir+"/"), "NAME", p.Package)
+			to, expand := strings.CutSuffix(to, ".tmpl")
+			to = strings.TrimSuffix(to, ".txt") // so that the tree's own tools pass it over
+			if expand {
+				t, err := template.New(name).Parse(string(text))
+				if err != nil {
+					return err
+				}
+				var b bytes.Buffer
+				if err := t.Execute(&b, p); err != nil {
+					return err
+				}
+				text = b.Bytes()
+			}
+			if len(bytes.TrimSpace(text)) == 0 {
+				return nil // not for this project
+			}
+			if path.Base(to) == "gitignore" {
+				to = path.Join(path.Dir(to), ".gitignore")
+			}
+			all = append(all, file{to, Kind(kind), text})
+			return nil
+		})
+		if err != nil {
+			return nil, pcm.Errorf(pcm.Internal, "the templates of %s: %w", p.Language, err)
+		}
+	}
+	for from, to := range lang.stubs {
+		text, err := plugin.Sources.ReadFile(from)
+		if err != nil {
+			return nil, pcm.Errorf(pcm.Internal, "the stubs: %w", err)
+		}
+		if lang.stub != nil {
+			text = lang.stub(p, text)
+		}
+		all = append(all, file{to, Stubs, text})
+	}
+	for i, f := range all {
+		if lang.format == nil || f.kind == Stubs {
+			continue
+		}
+		text, err := lang.format(f.path, f.text)
+		if err != nil {
+			return nil, pcm.Errorf(pcm.Internal, "%s of this project can't be formatted: %w", f.path, err)
+		}
+		all[i].text = text
+	}
+	slices.SortFunc(all, func(a, b file) int { return strings.Compare(a.path, b.path) })
+	return all, nil
+}
+
+// readTree reads what is in the project's folder already; nothing if that is not there.
+func readTree(dir string) (map[string][]byte, error) {
+	have := map[string][]byte{}
+	err := filepath.WalkDir(dir, func(name string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if e.IsDir() {
+			if name != dir && (strings.HasPrefix(e.Name(), ".") || slices.Contains([]string{"node_modules", "__pycache__", "dist", "bin", "venv"}, e.Name())) {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		info, err := e.Info()
+		if err != nil || !info.Mode().IsRegular() || info.Size() > 4<<20 || len(have) > 10_000 {
+			return err
+		}
+		rel, err := filepath.Rel(dir, name)
+		if err != nil {
+			return err
+		}
+		have[filepath.ToSlash(rel)], err = os.ReadFile(name)
+		return err
+	})
+	if err != nil && !os.IsNotExist(err) {
+		return nil, pcm.Errorf(pcm.Invalid, "can't read what is in %s: %w", dir, err)
+	}
+	return have, nil
+}
