@@ -142,7 +142,9 @@ func TestRefusals(t *testing.T) {
 		{func(o *Options) { o.Dir = full }, "is not empty"},
 		{func(o *Options) { o.From = []byte(strings.Replace(small, "id: $.id", "id: nobody.id", 1)) }, "small.yaml: line 24: create.id"},
 		{func(o *Options) { o.From = []byte(strings.Replace(small, "id: $.id", "id: $..id", 1)) }, "create.id: the JSONPath"},
-		{func(o *Options) { o.From = []byte(strings.Replace(small, "id: $.id", `id: string(timestamp(body.t))`, 1)) }, "create.id: in \"string(timestamp(body.t))\": the function timestamp can't be written"},
+		{func(o *Options) {
+			o.From = []byte(strings.Replace(small, "id: $.id", `id: string(timestamp(body.t))`, 1))
+		}, "create.id: in \"string(timestamp(body.t))\": the function timestamp can't be written"},
 	} {
 		o := Options{Name: "jobs", Language: "go", Dir: filepath.Join(t.TempDir(), "x"), From: []byte(small), FromFile: "small.yaml"}
 		c.change(&o)
