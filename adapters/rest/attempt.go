@@ -292,7 +292,7 @@ func (a *attempt) finish(ctx context.Context, seen *reading) supervisor.Exit {
 			a.r.log.Warn("can't note that a job has ended", "attempt", a.key, "err", err)
 		}
 	}
-	err := a.reader.finish(ctx, true)
+	err := a.reader.finish(ctx, !a.n.Forced) // what is killed has no last words
 	exit := a.judge(ctx, seen)
 	if err != nil && exit.Outcome == pcm.OutcomeOK {
 		exit.Outcome, exit.Code, exit.Reason = pcm.OutcomeSeller, 255, "its output could not be read: "+err.Error()

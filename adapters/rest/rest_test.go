@@ -128,3 +128,10 @@ func TestConformance(t *testing.T) {
 	s.Name = "rest (test)"
 	adaptertest.Run(t, s)
 }
+
+// What runs the text that this package makes, over one log that comes whole.
+func TestConformanceOfScript(t *testing.T) {
+	s := subject(t, "shell.yaml")
+	s.Name = "rest (test, script)"
+	adaptertest.Run(t, s)
+}
