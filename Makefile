@@ -15,7 +15,7 @@ gotest = $(if $(RERUN),$(GO) run $(GOTESTSUM) --format pkgname --rerun-fails=2 -
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS = -s -w -X main.version=$(VERSION)
 
-.PHONY: all build test test-backends judge race lint verify generate bench demo demo-backends clean
+.PHONY: all build test test-backends judge race lint verify generate bench demo demo-backends demo-describe clean
 
 all: build
 
@@ -90,6 +90,11 @@ demo: build
 # needs is said if it is missing; .ci/backends installs it.
 demo-backends: build
 	$(GO) run ./cmd/demo -pcm bin/pcm -backends
+
+# A site joins the mesh with an account at a cloud and a description of that cloud's
+# API, and no code; under a minute.
+demo-describe: build
+	$(GO) run ./cmd/demo -pcm bin/pcm -describe
 
 clean:
 	rm -rf bin

@@ -5,7 +5,9 @@
 //
 // With -backends it shows four sites with four back ends instead: Kubernetes,
 // Slurm, Docker and plain processes share one job. It starts private instances of
-// those and stops them; 'make demo-backends' builds and runs it.
+// those and stops them; 'make demo-backends' builds and runs it. With -describe a
+// site joins that has nothing but an account at a cloud, which no adapter in the
+// program knows: 'make demo-describe'.
 package main
 
 import (
@@ -30,13 +32,17 @@ func main() {
 	pcmPath := flag.String("pcm", "bin/pcm", "the pcm `PROGRAM`")
 	docs := flag.String("docs", ".", "`FOLDER` whose Markdown documents are counted")
 	backends := flag.Bool("backends", false, "show sites with Kubernetes, Slurm, Docker and processes")
+	describe := flag.Bool("describe", false, "show a site that joins by a description of its cloud")
 	manifest := flag.String("rbac", "configs/kubernetes/rbac.yaml", "`FILE` with the rights that Kubernetes gives the node")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	play, most := func(s *stage) []act { return s.peersAct(*docs) }, limit
-	if *backends {
+	switch {
+	case *backends:
 		play, most = func(s *stage) []act { return s.backendsAct(*docs, *manifest) }, limitServers
+	case *describe:
+		play = (*stage).describeAct
 	}
 	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()

@@ -20,6 +20,7 @@ type stage struct {
 	program, dir string
 	peers        []*nodetest.Process
 	servers      servers
+	cloud        *cloud // nil: none was started
 }
 
 // role is a peer with its configuration.
@@ -81,18 +82,19 @@ func (s *stage) found(ctx context.Context) error {
 	return err
 }
 
-// raise starts peers; the first founds the mesh, and the others join it by its tokens.
+// raise starts peers; the first of all founds the mesh, and the others join it by its tokens.
 func (s *stage) raise(ctx context.Context, cast []role) error {
-	for i, c := range cast {
+	for _, c := range cast {
 		config := filepath.Join(s.dir, c.name+".yaml")
 		if err := os.WriteFile(config, []byte(c.config), 0o600); err != nil {
 			return err
 		}
 		p := &nodetest.Process{Binary: s.program, Name: c.name, Dir: filepath.Join(s.dir, c.name), Config: config, Log: filepath.Join(s.dir, c.name+".log")}
 		s.peers = append(s.peers, p)
+		first := s.peers[0]
 		var join []string
-		if i > 0 {
-			r, err := s.peers[0].CLI(ctx, "invite", "-o", "json")
+		if p != first {
+			r, err := first.CLI(ctx, "invite", "-o", "json")
 			if err != nil || r.Code != 0 {
 				return fmt.Errorf("pcm invite: %v %s", err, r.Stderr)
 			}
@@ -100,11 +102,11 @@ func (s *stage) raise(ctx context.Context, cast []role) error {
 			if err != nil {
 				return err
 			}
-			fmt.Printf("\n%s$ pcm invite\n%s…\n", cast[0].name, token[:48])
+			fmt.Printf("\n%s$ pcm invite\n%s…\n", first.Name, token[:48])
 			join = []string{"--join", token}
 		}
 		shown := "pcm up --config " + c.name + ".yaml"
-		if i > 0 {
+		if p != first {
 			shown += " --join " + join[1][:12] + "…"
 		}
 		fmt.Printf("%s$ %s   # %s\n", c.name, shown, c.does)
@@ -225,6 +227,9 @@ func (s *stage) end() error {
 		errs = append(errs, p.Sweep())
 	}
 	errs = append(errs, s.servers.close())
+	if s.cloud != nil {
+		errs = append(errs, s.cloud.close())
+	}
 	if left := nodetest.Leftovers(s.dir); len(left) > 0 {
 		errs = append(errs, fmt.Errorf("processes %v are left", left))
 	}

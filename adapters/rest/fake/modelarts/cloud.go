@@ -183,6 +183,16 @@ func (c *Cloud) Starts(name string) int {
 	return c.starts[name]
 }
 
+// Ran counts how often programs of all jobs there ever were have begun to run.
+func (c *Cloud) Ran() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, starts := range c.starts {
+		n += starts
+	}
+	return n
+}
+
 // Forget makes a job unknown, as if it had never been. It reports whether there was
 // one; what it runs is ended.
 func (c *Cloud) Forget(id string) bool {
