@@ -144,13 +144,13 @@ func (s *stage) joinDescribed(ctx context.Context) error {
 	if err := s.raise(ctx, []role{{"dora", "sells training jobs of ModelArts", string(config)}}); err != nil {
 		return err
 	}
-	for _, args := range [][]string{{"adapter", "lint", "modelarts"}, {"pool", "list"}} {
+	if err := nodetest.Await(ctx, func(ctx context.Context) error { return s.sold(ctx, "modelarts") }); err != nil {
+		return err
+	}
+	for _, args := range [][]string{{"adapter", "list"}, {"pool", "list"}} {
 		if _, err := s.show(ctx, "dora", args...); err != nil {
 			return err
 		}
-	}
-	if err := nodetest.Await(ctx, func(ctx context.Context) error { return s.sold(ctx, "modelarts") }); err != nil {
-		return err
 	}
 	tell("\ncarl, who sells nothing, sees it among what the others sell:")
 	_, err = s.show(ctx, "carl", "offers")
@@ -248,7 +248,7 @@ func (s *stage) runDescribed(ctx context.Context) error {
 	if _, err := s.show(ctx, "dora", "balances"); err != nil {
 		return err
 	}
-	if err := s.books(ctx, "carl"); err != nil {
+	if err := s.books(ctx, "dora"); err != nil {
 		return err
 	}
 	lines, err := s.written()
