@@ -236,10 +236,16 @@ func (s *seller) ruled(t pcm.Terms, h heldSpec) error {
 		return pcm.Errorf(pcm.Refused, "%s: %d tasks more can run at once now, %d were asked for", v.Limit, v.Room, t.Width)
 	}
 	usual, known := n.offer.priced(t.Offer, t.Pool)
-	if asked := usual.Percent(v.Percent); known && (t.Price.PerTask < asked.PerTask || t.Price.PerCPUHour < asked.PerCPUHour || t.Price.PerGiBHour < asked.PerGiBHour || t.Price.PerGPUHour < asked.PerGPUHour) {
+	if known && !covers(t.Price, usual.Percent(v.Percent)) {
 		return pcm.Errorf(pcm.Refused, "the rules of peer %s ask this buyer for %d %% of the price of pool %s, the award names less", pcm.Short(n.self), v.Percent, t.Pool)
 	}
 	return nil
+}
+
+// covers tells whether no part of a price is below what is asked for. One that is
+// above is the buyer's own choice.
+func covers(price, asked pcm.Price) bool {
+	return price.PerTask >= asked.PerTask && price.PerCPUHour >= asked.PerCPUHour && price.PerGiBHour >= asked.PerGiBHour && price.PerGPUHour >= asked.PerGPUHour
 }
 
 // mayGive refuses to give results, output and files of a trade's tasks to a peer to

@@ -88,6 +88,37 @@ func TestRankByRules(t *testing.T) {
 	}
 }
 
+// Who isn't entitled to a tariff doesn't get it, be it for one part of the price only.
+func TestTariffsAreForTheEntitled(t *testing.T) {
+	usual := pcm.Price{Unit: pcm.DefaultUnit, PerTask: 100, PerCPUHour: 100, PerGiBHour: 100, PerGPUHour: 100}
+	if !covers(usual, usual) || !covers(usual, usual.Percent(80)) {
+		t.Error("the usual price is refused")
+	}
+	if covers(usual.Percent(80), usual) || covers(usual, usual.Percent(101)) {
+		t.Error("a lower price is taken")
+	}
+	for _, lower := range []func(*pcm.Price) *pcm.Micro{
+		func(p *pcm.Price) *pcm.Micro { return &p.PerTask }, func(p *pcm.Price) *pcm.Micro { return &p.PerCPUHour },
+		func(p *pcm.Price) *pcm.Micro { return &p.PerGiBHour }, func(p *pcm.Price) *pcm.Micro { return &p.PerGPUHour },
+	} {
+		p := usual
+		*lower(&p)--
+		if covers(p, usual) {
+			t.Errorf("%+v is taken", p)
+		}
+	}
+	var s selling
+	for i := range uint64(2 * maxPriced) {
+		s.notePrices(i, []pcm.Pool{{ID: "local", Price: usual.Percent(int(i))}})
+	}
+	if p, known := s.priced(2*maxPriced-1, "local"); !known || p != usual.Percent(2*maxPriced-1) || len(s.prices) != maxPriced {
+		t.Errorf("%+v, %v: of %d offers", p, known, len(s.prices))
+	}
+	if _, known := s.priced(0, "local"); known {
+		t.Error("prices are remembered for ever")
+	}
+}
+
 // One seller's rules can't take long, however many pools it offers.
 func TestRulesOfOneSellerAreBounded(t *testing.T) {
 	j, r := judging()

@@ -201,3 +201,44 @@ func TestRules(t *testing.T) {
 		return nil
 	})
 }
+
+// TestDataStays: bert gives no data to dora, though she is of the buyer's account.
+func TestDataStays(t *testing.T) {
+	t.Parallel()
+	m := nodetest.New(t,
+		nodetest.Spec{Name: "bert", Config: nodetest.Bare("0", 4) + `rules:
+  - name: stays
+    data: peer.name != "dora"
+    reason: nothing goes to ${peer.name}
+`},
+		nodetest.Spec{Name: "carl", Config: nodetest.Buyer},
+		nodetest.Spec{Name: "dora", Config: nodetest.Buyer, Same: "carl"},
+	)
+	carl, dora := m.Peer("carl"), m.Peer("dora")
+	flag := filepath.Join(m.Dir, "go")
+	j := carl.Send(own(nodetest.Command(1, "echo hello; while ! test -e "+flag+"; do sleep 0.05; done")), "")
+	carl.AwaitRunning(j.ID)
+	nodetest.Eventually(t, "carl reads the output", func(context.Context) error {
+		if r := carl.PCM("job", "logs", string(j.ID), "--follow=false"); r.Code != 0 || !strings.Contains(r.Stdout, "hello") {
+			return fmt.Errorf("%+v", r)
+		}
+		return nil
+	})
+	const why = "rule stays: nothing goes to dora"
+	if r := dora.PCM("job", "logs", string(j.ID), "--follow=false"); r.Code == 0 || !strings.Contains(r.Stderr, why) || strings.Contains(r.Stdout, "hello") {
+		t.Errorf("dora reads the output: %+v", r)
+	}
+	if r := dora.PCM("exec", string(j.ID), "--", "true"); r.Code == 0 || !strings.Contains(r.Stderr, why) {
+		t.Errorf("dora works with the task: %+v", r)
+	}
+	// Nor can she have tasks run there herself.
+	e, err := dora.ExplainSpec(t.Context(), api.Submission{Spec: nodetest.Command(1, "true")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := hindrance(t, e); c.OK || c.Reason != "not sold: "+why {
+		t.Errorf("dora is told %+v", c)
+	}
+	write(t, flag, "")
+	carl.Done(j.ID)
+}
