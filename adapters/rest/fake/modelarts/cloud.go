@@ -212,6 +212,9 @@ func (c *Cloud) remove(j *job) {
 	c.order = slices.DeleteFunc(c.order, func(o *job) bool { return o == j })
 	j.gone = true
 	j.end(0)
+	if j.left {
+		os.RemoveAll(j.dir)
+	}
 }
 
 // Jump shows another phase of a job than it is in, until the job itself goes on to the next one.

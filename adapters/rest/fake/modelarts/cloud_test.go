@@ -291,20 +291,25 @@ func TestEnds(t *testing.T) {
 			t.Errorf("log: %q", got)
 		}
 	})
-	t.Run("deleted while it runs", func(t *testing.T) {
-		job := s.create(plain("sleep 300", nil))
-		s.until(job, "Running")
-		s.call("DELETE", job, nil)
-		dir := filepath.Join(s.cloud.o.Dir, "jobs", strings.TrimPrefix(job, "/training-jobs/"))
-		for end := time.Now().Add(time.Minute); ; <-time.After(10 * time.Millisecond) {
-			if _, err := os.Stat(dir); os.IsNotExist(err) {
-				break
+	for when, command := range map[string]string{"Running": "sleep 300", "Completed": "true"} {
+		t.Run("deleted when "+when, func(t *testing.T) {
+			job := s.create(plain(command, nil))
+			s.until(job, when)
+			dir := filepath.Join(s.cloud.o.Dir, "jobs", strings.TrimPrefix(job, "/training-jobs/"))
+			if _, err := os.Stat(dir); err != nil {
+				t.Fatal(err)
 			}
-			if time.Now().After(end) {
-				t.Fatal("the job's folder stays")
+			s.call("DELETE", job, nil)
+			for end := time.Now().Add(time.Minute); ; <-time.After(10 * time.Millisecond) {
+				if _, err := os.Stat(dir); os.IsNotExist(err) {
+					break
+				}
+				if time.Now().After(end) {
+					t.Fatal("the job's folder stays")
+				}
 			}
-		}
-	})
+		})
+	}
 }
 
 func TestWaiting(t *testing.T) {

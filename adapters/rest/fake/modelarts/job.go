@@ -46,7 +46,8 @@ type job struct {
 	process *machine.Process
 	stop    chan struct{} // closed when the end is wanted
 	grace   time.Duration
-	gone    bool // deleted: its folder goes when it has ended
+	gone    bool // deleted: its folder goes when nothing runs there any more
+	left    bool // nothing does
 }
 
 // add makes a job and lets it run. c.mu is held.

@@ -19,7 +19,7 @@ func (c *Cloud) run(j *job) {
 	defer func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if j.gone {
+		if j.left = true; j.gone {
 			os.RemoveAll(j.dir)
 		}
 	}()
