@@ -17,6 +17,7 @@ type seller struct {
 	adapters map[string]adapters.Adapter // by name
 	mu       sync.Mutex
 	trades   map[pcm.TradeID]*execution
+	turns    map[string]chan struct{} // of starts, by adapter
 	reports  *reports
 	untidy   chan struct{} // something is left that may have to be removed, or taken up
 	sessions sessions
@@ -68,7 +69,7 @@ func (x *execution) key(i int) adapters.Key {
 func newSeller(n *Node) *seller {
 	s := &seller{
 		n: n, adapters: map[string]adapters.Adapter{}, trades: map[pcm.TradeID]*execution{}, reports: newReports(),
-		untidy: make(chan struct{}, 1), sessions: sessions{by: map[adapters.Key]int{}},
+		turns: map[string]chan struct{}{}, untidy: make(chan struct{}, 1), sessions: sessions{by: map[adapters.Key]int{}},
 	}
 	for _, sale := range n.cfg.Sales {
 		s.adapters[sale.Adapter.Name()] = sale.Adapter
@@ -482,13 +483,20 @@ func (s *seller) extend(ctx context.Context, sent adapters.BootTime) {
 		}
 	}
 	s.mu.Unlock()
+	// A back end that hangs keeps neither others nor the next renewal waiting.
+	ctx, cancel := context.WithTimeout(ctx, pcm.RenewEvery)
+	defer cancel()
+	var wg sync.WaitGroup
 	for name, leases := range by {
 		if f, ok := s.adapters[name].(adapters.Fencer); ok {
-			if err := f.Extend(ctx, leases); err != nil {
-				s.n.log.Warn("can't extend leases", "adapter", name, "tasks", len(leases), "error", err)
-			}
+			wg.Go(func() {
+				if err := f.Extend(ctx, leases); err != nil {
+					s.n.log.Warn("can't extend leases", "adapter", name, "tasks", len(leases), "error", err)
+				}
+			})
 		}
 	}
+	wg.Wait()
 }
 
 // jobOf is the job of an open trade of this seller.

@@ -18,6 +18,29 @@ const (
 	startTry  = time.Minute
 )
 
+// maxStarts bounds the attempts that one back end is asked to start at once: of many
+// more the last would find their leases over, and what extends leases would come
+// after all of them.
+const maxStarts = 32
+
+// turn waits until a back end may be asked to start one more attempt; done gives the
+// turn back. It is nil when ctx ended before.
+func (s *seller) turn(ctx context.Context, adapter string) (done func()) {
+	s.mu.Lock()
+	turns := s.turns[adapter]
+	if turns == nil {
+		turns = make(chan struct{}, maxStarts)
+		s.turns[adapter] = turns
+	}
+	s.mu.Unlock()
+	select {
+	case turns <- struct{}{}:
+		return func() { <-turns }
+	case <-ctx.Done():
+		return nil
+	}
+}
+
 // room is how many more of a trade's attempts its back end can be given, and how
 // many of them may run at once. One that keeps a queue itself gets many at once, and
 // the next many when few are left: so both together keep within the width.
@@ -64,11 +87,16 @@ func (s *seller) start(id pcm.TradeID, x *execution, i int, r *run, batch, width
 	patience := time.Now().Add(startWait)
 	var err error
 	for wait := 200 * time.Millisecond; ; wait = min(2*wait, 15*time.Second) {
+		done := s.turn(x.ctx, t.Adapter)
+		if done == nil {
+			break
+		}
 		s.mu.Lock()
 		why, stopped := x.stop[i]
 		wanted := x.running[i] == r
 		s.mu.Unlock()
 		if stopped || !wanted {
+			done()
 			if err != nil { // a try before may have come through
 				go s.stopOne(x, i, why)
 			}
@@ -87,6 +115,7 @@ func (s *seller) start(id pcm.TradeID, x *execution, i int, r *run, batch, width
 			Batch: batch, Width: width,
 		})
 		cancel()
+		done()
 		if x.ctx.Err() != nil { // the trade was closed meanwhile, or this peer goes down
 			s.nudgeTidy()
 			return

@@ -225,3 +225,83 @@ func TestShow(t *testing.T) {
 		t.Errorf("of another attempt: %+v", v)
 	}
 }
+
+// queuedEnd is a back end whose starts and extensions take time.
+type queuedEnd struct {
+	awayEnd
+	now, most int // starts at once
+	extended  int
+	hangs     bool // when leases are extended
+}
+
+func (e *queuedEnd) Start(ctx context.Context, t adapters.Task) error {
+	e.mu.Lock()
+	e.now++
+	e.most = max(e.most, e.now)
+	e.mu.Unlock()
+	pause(ctx, time.Second)
+	e.mu.Lock()
+	e.now--
+	e.mu.Unlock()
+	return e.awayEnd.Start(ctx, t)
+}
+
+func (e *queuedEnd) Extend(ctx context.Context, _ map[adapters.Key]adapters.BootTime) error {
+	if e.hangs {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.extended++
+	return nil
+}
+
+// Many starts come to a slow back end one after the other, and a stop takes those
+// that wait for their turn.
+func TestStartsTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 5 * maxStarts
+		a := &queuedEnd{awayEnd: awayEnd{started: map[adapters.Key]adapters.Task{}}}
+		s, id, x := preparedTrade(t, a, n, n)
+		s.next(id, x)
+		time.Sleep(2500 * time.Millisecond)
+		synctest.Wait()
+		s.halt(id, pcm.Spans{{Lo: 0, Hi: n}}, "never mind")
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.most != maxStarts || len(a.started) != 3*maxStarts {
+			t.Errorf("%d at once, %d in all", a.most, len(a.started))
+		}
+		if got := told(s, id); len(got) != 2*maxStarts {
+			t.Errorf("stopped while they waited: %d", len(got))
+		}
+	})
+}
+
+// A back end that hangs does not keep the leases of another from being extended, nor
+// the next renewal from being sent.
+func TestExtendPastHung(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hung := &queuedEnd{awayEnd: awayEnd{started: map[adapters.Key]adapters.Task{}}, hangs: true}
+		s, id, x := preparedTrade(t, hung, 1, 1)
+		s.next(id, x)
+		well := &queuedEnd{}
+		other := pcm.TradeID("trd-other")
+		y := &execution{terms: x.terms, running: map[int]*run{0: {}}}
+		y.terms.Adapter = "well"
+		s.mu.Lock()
+		s.adapters["well"], s.trades[other] = well, y
+		s.mu.Unlock()
+		begun := time.Now()
+		s.extend(t.Context(), adapters.Now())
+		if took := time.Since(begun); took > pcm.RenewEvery || well.extended != 1 {
+			t.Errorf("it took %s; the other was extended %d times", took, well.extended)
+		}
+		s.mu.Lock()
+		delete(s.trades, other)
+		s.mu.Unlock()
+	})
+}
