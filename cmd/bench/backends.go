@@ -110,7 +110,7 @@ func (b *bench) overhead(ctx context.Context, be *backend, n int) error {
 	var native, pcms []time.Duration
 	var busyNative, busyPCM float64
 	var before, after, super, superAfter usage
-	var cost time.Duration
+	var daemon, supervisor time.Duration
 	for range b.rounds {
 		cpu := cpuTimes()
 		took, err := natively(n)
@@ -132,7 +132,8 @@ func (b *bench) overhead(ctx context.Context, be *backend, n int) error {
 			return err
 		}
 		superAfter, _ = usageOf(pid)
-		cost += after.minus(before).cpu + superAfter.minus(super).cpu
+		daemon += after.minus(before).cpu
+		supervisor += superAfter.minus(super).cpu
 	}
 	most := quantile(pcms, 0.5)
 	least := quantile(native, 0.5)
@@ -143,7 +144,8 @@ func (b *bench) overhead(ctx context.Context, be *backend, n int) error {
 	figure(fmt.Sprintf("%s: %d tasks, %s", be.name, n, be.how), fmt.Sprintf("%.1f s", least.Seconds()), fmt.Sprintf("machine busy %.0f %%", busyNative/float64(b.rounds)*100))
 	figure(fmt.Sprintf("%s: %d tasks, through PCM", be.name, n), fmt.Sprintf("%.1f s", most.Seconds()), fmt.Sprintf("machine busy %.0f %%", busyPCM/float64(b.rounds)*100))
 	figure("  overhead", fmt.Sprintf("%+.0f %%", (most.Seconds()/least.Seconds()-1)*100), target)
-	figure("  CPU a task of daemon and supervisor", ms(cost/time.Duration(n*b.rounds)), "")
+	tasks := time.Duration(n * b.rounds)
+	figure("  CPU a task: daemon, supervisor", ms(daemon/tasks)+", "+ms(supervisor/tasks), "")
 	figure("  memory at the end: daemon, supervisor", mib(after.rss)+", "+mib(superAfter.rss), "")
 	return nil
 }

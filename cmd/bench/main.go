@@ -2,10 +2,10 @@
 // start and idle cost, the latency of one job on a cell of three, the throughput
 // of arrays, and how long the loss of a seller takes to mend. Each figure is
 // printed beside its target; a missed target does not fail the run, since figures
-// depend on the machine, but a wrong result does. The part backends is run only when
-// it is named: it starts the servers of other back ends, as root, and takes long.
+// depend on the machine, but a wrong result does. The parts backends and tracked are run only when
+// they are named: they start the servers of other back ends, as root, and take long.
 //
-//	go run ./cmd/bench -pcm bin/pcm [-only up,job,array,module,loss,backends] [-servers slurm] [-quick]
+//	go run ./cmd/bench -pcm bin/pcm [-only up,job,array,module,loss,backends,tracked] [-servers slurm] [-quick]
 package main
 
 import (
@@ -41,9 +41,9 @@ func main() {
 	var only, servers string
 	var quick bool
 	flag.StringVar(&b.pcm, "pcm", "bin/pcm", "the program to measure")
-	flag.StringVar(&only, "only", "", "parts to run, separated by commas: up, job, array, module, loss (default: these), backends")
+	flag.StringVar(&only, "only", "", "parts to run, separated by commas: up, job, array, module, loss (default: these), backends, tracked")
 	flag.StringVar(&servers, "servers", "", "back ends to measure, separated by commas: process, slurm, container, kubernetes (default: all)")
-	flag.IntVar(&b.tasks, "tasks", 0, "tasks of an array on a back end (default: 1000)")
+	flag.IntVar(&b.tasks, "tasks", 0, "tasks of an array on a back end, a tenth of those tracked (default: 1000)")
 	flag.IntVar(&b.rounds, "rounds", 3, "how often each back end runs it")
 	flag.BoolVar(&quick, "quick", false, "a tenth of everything, for a first look")
 	flag.BoolVar(&b.keep, "keep", false, "keep the data folders and logs")
@@ -81,7 +81,7 @@ type part struct {
 }
 
 func (b *bench) run(ctx context.Context, only string) error {
-	parts := []part{{"up", b.up}, {"job", b.job}, {"array", b.array}, {"module", b.module}, {"loss", b.loss}, {"backends", b.backends}}
+	parts := []part{{"up", b.up}, {"job", b.job}, {"array", b.array}, {"module", b.module}, {"loss", b.loss}, {"backends", b.backends}, {"tracked", b.tracked}}
 	wanted := map[string]bool{}
 	for name := range strings.SplitSeq(only, ",") {
 		if name != "" {
@@ -116,7 +116,7 @@ func (b *bench) run(ctx context.Context, only string) error {
 	fmt.Printf("machine: %d cores, %s, load %s; append of 4 KiB and fsync: p50 %s, p99 %s\n",
 		runtime.NumCPU(), runtime.Version(), loadAverage(), ms(p50), ms(p99))
 	for _, p := range parts {
-		if len(wanted) > 0 && !wanted[p.name] || len(wanted) == 0 && p.name == "backends" { // that takes servers, and long
+		if len(wanted) > 0 && !wanted[p.name] || len(wanted) == 0 && (p.name == "backends" || p.name == "tracked") { // these take servers, and long
 			continue
 		}
 		if err := p.run(ctx); err != nil {
