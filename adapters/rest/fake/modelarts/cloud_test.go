@@ -296,18 +296,20 @@ func TestEnds(t *testing.T) {
 			job := s.create(plain(command, nil))
 			s.until(job, when)
 			dir := filepath.Join(s.cloud.o.Dir, "jobs", strings.TrimPrefix(job, "/training-jobs/"))
-			if _, err := os.Stat(dir); err != nil {
-				t.Fatal(err)
+			there := func(want bool) {
+				t.Helper()
+				for end := time.Now().Add(time.Minute); ; <-time.After(10 * time.Millisecond) {
+					if _, err := os.Stat(dir); os.IsNotExist(err) != want {
+						return
+					}
+					if time.Now().After(end) {
+						t.Fatalf("that the job's folder is there is not %t", want)
+					}
+				}
 			}
+			there(true) // a moment after the phase
 			s.call("DELETE", job, nil)
-			for end := time.Now().Add(time.Minute); ; <-time.After(10 * time.Millisecond) {
-				if _, err := os.Stat(dir); os.IsNotExist(err) {
-					break
-				}
-				if time.Now().After(end) {
-					t.Fatal("the job's folder stays")
-				}
-			}
+			there(false)
 		})
 	}
 }
