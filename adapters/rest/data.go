@@ -83,6 +83,13 @@ func (a *attempt) upload(ctx context.Context) error {
 		}
 	}
 	data["outputs"] = out
+	streams, err := a.spillPlaces(ctx, prefix)
+	if err != nil {
+		return pcm.Errorf(pcm.ErrorCode(err), "there is no place for its streams: %w", err)
+	}
+	if streams != nil {
+		data["streams"] = streams
+	}
 	n.Data = data
 	return nil
 }

@@ -27,6 +27,7 @@ type reader struct {
 	a     *attempt
 	logs  []*stream
 	marks *marks
+	whole [2]*spilledStream // of logs that keep their end only: stdout and stderr
 
 	once sync.Once
 	stop context.CancelFunc
@@ -47,6 +48,15 @@ type stream struct {
 
 func newReader(a *attempt) *reader {
 	r := &reader{a: a, done: make(chan struct{}), marks: &marks{nonce: []byte(a.n.Nonce), stdout: a.Stdout, stderr: a.Stderr}}
+	if a.b.tail() {
+		for i, w := range []*io.Writer{&r.marks.stdout, &r.marks.stderr} {
+			if key, _ := spill(a.n.Data, spilled[i]); key != "" {
+				r.whole[i] = newSpilled(*w, key)
+				*w = r.whole[i]
+			}
+		}
+	}
+	r.marks.lose = r.lose
 	for i := range a.b.d.Logs {
 		l := &a.b.d.Logs[i]
 		s := &stream{log: l, dst: a.Stdout, offset: int64(0)}
@@ -120,7 +130,10 @@ func (r *reader) finish(ctx context.Context, ended bool) error {
 		case err == nil && r.a.b.scripted && !r.marks.ended && ended && time.Since(began) < lastWords:
 			wait = min(wait, max(r.a.b.poll, 100*time.Millisecond))
 		case err == nil && (!news || r.a.b.scripted):
-			return r.marks.close()
+			if err := r.marks.close(); err != nil {
+				return err
+			}
+			return r.complete(ctx)
 		case err == nil:
 			continue
 		case !isAway(err) && !isAbsent(err):
@@ -133,6 +146,17 @@ func (r *reader) finish(ctx context.Context, ended bool) error {
 			}
 			return err
 		}
+	}
+}
+
+// lose is called when a part of the output was lost. What comes is held back if all of it can be had in the end.
+func (r *reader) lose() {
+	if r.whole[0] == nil {
+		_, _ = io.WriteString(r.a.Stdout, lostNote) // the next write tells of a fault
+		return
+	}
+	for _, s := range r.whole {
+		s.lost = true
 	}
 }
 

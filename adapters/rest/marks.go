@@ -3,6 +3,7 @@ package rest
 import (
 	"bytes"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,6 +18,7 @@ type marks struct {
 	nonce          []byte
 	stdout, stderr io.Writer
 
+	lose    func() // called when a part of the output is missing
 	rest    []byte // that may be the begin of a mark, or a mark without its end
 	began   bool
 	console bool // lines end as on a terminal
@@ -25,6 +27,8 @@ type marks struct {
 	code  int
 	fault string // of the back end: inputs or outputs
 	over  bool   // its outputs are too large
+	sized bool   // the script has said how long the streams are
+	sizes [2]int64
 	cpu   time.Duration
 	peak  pcm.Bytes
 }
@@ -73,11 +77,11 @@ func (m *marks) close() error {
 	return m.plain(rest)
 }
 
-// gap is called when a part of the output was lost: what was held back of it can't
-// be completed, and whoever reads on is told.
+// gap is called when what comes doesn't follow what came: what was held back of
+// that can't be completed.
 func (m *marks) gap() {
 	m.rest = nil
-	_ = m.plain([]byte("\n[a part of the output is lost: its back end keeps the end only]\n")) // the next write tells of a fault
+	m.lose()
 }
 
 // overlap is how much of the end of s may be the begin of mark.
@@ -112,7 +116,10 @@ func (m *marks) line(p []byte, whole bool) error {
 		p = bytes.TrimSuffix(p, []byte("\r"))
 	}
 	word, text, _ := strings.Cut(string(p), " ")
-	m.began = m.began || word != "f" // the line that says so may be lost
+	if !m.began && slices.Contains(spoken, word) { // the line that says so is lost
+		m.began = true
+		m.lose()
+	}
 	switch word {
 	case "s":
 		m.began = true
@@ -134,6 +141,14 @@ func (m *marks) line(p []byte, whole bool) error {
 		}
 	case "o":
 		m.over = true
+	case "b":
+		if f := strings.Fields(text); len(f) == len(m.sizes) {
+			m.sized = true
+			for i := range f {
+				n, err := strconv.ParseInt(f[i], 10, 62)
+				m.sizes[i], m.sized = n, m.sized && err == nil && n >= 0
+			}
+		}
 	case "f":
 		m.fault, m.ended = text, true
 	case "x":
@@ -143,6 +158,9 @@ func (m *marks) line(p []byte, whole bool) error {
 	}
 	return nil
 }
+
+// spoken are the words of a script whose task has begun.
+var spoken = []string{"e", "E", "u", "m", "o", "b", "x"}
 
 // clock reads a time as the shell prints it: "0m0.31s".
 func clock(s string) time.Duration {

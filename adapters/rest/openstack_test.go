@@ -1,6 +1,10 @@
 package rest
 
 import (
+	"context"
+	"errors"
+	"io/fs"
+	"strings"
 	"testing"
 	"time"
 
@@ -76,5 +80,36 @@ func TestOpenStackPools(t *testing.T) {
 	}
 	if p := found["g1.a100"]; p.Capacity.GPU != 2*int64(p.Slots) || p.Accelerator == nil || p.Accelerator.Model != "a100" {
 		t.Errorf("%+v", p)
+	}
+}
+
+// A console keeps its end only: what a task prints faster than it is read comes
+// when the task has ended, and nothing is missing or there twice.
+func TestLoudServer(t *testing.T) {
+	c := startOpenStack(t)
+	ins := c.instance(t)
+	task := adaptertest.NewTask()
+	steps(t, &task, "out", "first", "flood", "2000000", "err", "between", "sleep", "1s", "out", "last")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := ins.Adapter.Start(ctx, task); err != nil {
+		t.Fatal(err)
+	}
+	st, err := adaptertest.Wait(ctx, ins.Adapter, task.Key, adapters.Ended)
+	if err != nil || st.Outcome != pcm.OutcomeOK {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	left, err := ins.Adapter.Results(ctx, task.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err1 := fs.ReadFile(left, "stdout")
+	errs, err2 := fs.ReadFile(left, "stderr")
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	want := "first\n" + strings.Repeat("0123456789abcde\n", 2000000/16) + "last\n"
+	if string(out) != want || string(errs) != "between\n" {
+		t.Errorf("stdout has %d bytes of %d, and ends with %.200q; stderr %q", len(out), len(want), out[max(0, len(out)-200):], errs)
 	}
 }

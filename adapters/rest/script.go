@@ -107,8 +107,12 @@ func script(t adapters.Task, name, nonce string, data map[string]any, tail bool)
 		printer = "mkfifo \"$d/out\" || fault 'mkfifo fails'\n" + keep("stdout") + " <\"$d/out\" &\nprinter=$!\n"
 		out1, printed, bounded, from = ` >"$d/out"`, ` "$printer"`, keep("stderr")+` <"$d/err" | `, ""
 	}
+	spills := ""
+	if tail {
+		spills = spillScript(data)
+	}
 	return strings.NewReplacer(
-		"@PRINTER@\n", printer, "@OUT@", out1, "@PRINTED@", printed, "@BOUNDED@", bounded, "@FROM@", from,
+		"@SPILL@\n", spills, "@PRINTER@\n", printer, "@OUT@", out1, "@PRINTED@", printed, "@BOUNDED@", bounded, "@FROM@", from,
 		"@KEY@", t.Key.String(), "@NONCE@", nonce, "@NAME@", name, "@MOST@", strconv.FormatInt(most, 10),
 		"@COMMAND@", shell(append(append([]string{}, t.Command...), t.Args...)...), "@RUN@", run,
 		"@EXPORTS@", strings.TrimSuffix(exports.String(), "\n"), "@INPUTS@", strings.TrimSuffix(in.String(), "\n"),
@@ -252,6 +256,7 @@ times >"$d/times"
 say u "$used"
 [ ! -s "$d/peak" ] || say m "$(cat "$d/peak")"
 
+@SPILL@
 outputs() {
 	for o in "$@"; do
 		shift

@@ -262,7 +262,8 @@ type Log struct {
 	// How reading goes on: "whole" (default: each answer is the text from its begin), "offset"
 	// (offset is bytes read so far), "marker" (offset is what Next found last) or "tail" (each
 	// answer is the end of the text so far, as of a console: what was there too shortly is lost,
-	// which stdout then says; a task of task.script is ended when its output is over its cap).
+	// which stdout then says. A task of task.script is ended when its output is over its cap; and
+	// with a store whose scheme is https all that it printed is left there, and none is lost).
 	Follow string     `yaml:"follow,omitempty"`
 	Next   Expression `yaml:"next,omitempty" vars:"body,status,header"`
 	Object Template   `yaml:"object,omitempty"` // instead of a call: an object in the data store
