@@ -51,6 +51,10 @@ type Subject struct {
 	Exec    func(steps ...string) []string          // the command by which the steps run in a running attempt; nil: the task's own program
 	Remote  bool                                    // attempts outlive their supervisor and are taken up again
 
+	// Uncounted back ends can't be asked how often they have begun an attempt: only what
+	// it printed shows that.
+	Uncounted bool
+
 	Patience time.Duration // how long the suite waits for what must happen; default one minute
 	Pace     time.Duration // how long it takes until something shows; default 400 ms
 	Many     int           // how many tasks are many; default 24

@@ -66,6 +66,8 @@ type Box struct {
 	Mode    string
 	Version string
 	Idle    time.Duration
+	Argv    []string // the supervisor's command; nil: the test binary, see [Main]
+	Env     []string // of its, beside what a supervisor has
 	client  *supervisor.Client
 }
 
@@ -106,9 +108,13 @@ func (b *Box) Config() supervisor.ClientConfig {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	argv := b.Argv
+	if argv == nil {
+		argv = []string{exe}
+	}
 	return supervisor.ClientConfig{
-		Dir: b.Dir, Argv: []string{exe}, Version: b.Version, StartTimeout: 30 * time.Second,
-		Env: []string{envSupervisor + "=" + b.Dir, envMode + "=" + b.Mode, envIdle + "=" + b.Idle.String(), "PCM_TEST_VERSION=" + b.Version},
+		Dir: b.Dir, Argv: argv, Version: b.Version, StartTimeout: 30 * time.Second,
+		Env: append([]string{envSupervisor + "=" + b.Dir, envMode + "=" + b.Mode, envIdle + "=" + b.Idle.String(), "PCM_TEST_VERSION=" + b.Version}, b.Env...),
 	}
 }
 

@@ -138,6 +138,15 @@ func (a *Adapter) reach() (*link, facts, error) {
 	return a.link, s.Facts, nil
 }
 
+// Process is the plug-in's process, once its host says that it can be used; 0 until then.
+func (a *Adapter) Process() int {
+	s, err := loadState(a.folders.stateFile())
+	if err != nil || s.Trouble != "" || s.PID <= 1 || born(s.PID) != s.Born {
+		return 0
+	}
+	return s.PID
+}
+
 const maxPools = 64
 
 // Pools asks the plug-in, and checks what it says.
