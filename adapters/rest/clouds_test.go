@@ -1,17 +1,22 @@
 package rest
 
 import (
+	"context"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/adaptertest"
+	"github.com/jointcloud/pcm/adapters/rest/fake/machine"
 )
 
 // host serves a fake cloud at an address that stays when its service is restarted.
@@ -119,6 +124,11 @@ type provider struct {
 	fill   func() (release func())
 	logOut func() // what a restart of its service makes it forget
 	starts func(name string) int
+
+	faults *machine.Faults
+	create string                  // the call that makes a job, as faults match it
+	forget func(name string)       // loses a job
+	left   func() (names []string) // all that is there
 }
 
 // instance is an adapter with a supervisor of its own at the cloud.
@@ -141,4 +151,65 @@ func described(t *testing.T, cfg Config) map[string]string {
 		t.Fatal(err)
 	}
 	return d.Lacks
+}
+
+// testFaults has a cloud go wrong, and sees to it that tasks run once, end as they
+// should, and leave nothing there.
+func testFaults(t *testing.T, begin func(*testing.T) provider) {
+	busy := machine.Fault{Status: http.StatusServiceUnavailable, Header: http.Header{"Retry-After": {"1"}}, Body: "{}"}
+	for name, do := range map[string]struct {
+		before  func(provider)         // the start
+		during  func(provider, string) // the run, of a job of this name
+		outcome pcm.Outcome
+		starts  int
+	}{
+		"nothing":                      {outcome: pcm.OutcomeOK, starts: 1},
+		"the answer to create is lost": {before: func(c provider) { c.faults.Next(1, c.create, machine.Fault{Drop: true}) }, outcome: pcm.OutcomeOK, starts: 1},
+		"create does not arrive":       {before: func(c provider) { c.faults.Next(1, c.create, machine.Fault{Cut: true}) }, outcome: pcm.OutcomeOK, starts: 1},
+		"it is busy":                   {before: func(c provider) { c.faults.Next(2, "", busy) }, outcome: pcm.OutcomeOK, starts: 1},
+		"the log-in is forgotten":      {during: func(c provider, _ string) { c.logOut() }, outcome: pcm.OutcomeOK, starts: 1},
+		"answers are lost":             {during: func(c provider, _ string) { c.faults.Next(5, "", machine.Fault{Cut: true}) }, outcome: pcm.OutcomeOK, starts: 1},
+		"the job is forgotten":         {during: func(c provider, name string) { c.forget(name) }, outcome: pcm.OutcomeSeller, starts: 1},
+	} {
+		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			defer cancel()
+			c := begin(t)
+			ins := c.instance(t)
+			task := adaptertest.NewTask()
+			steps(t, &task, "out", "ready", "sleep", "3s", "write", "result", "42")
+			task.Outputs = []string{"result"}
+			if do.before != nil {
+				do.before(c)
+			}
+			if err := ins.Adapter.Start(ctx, task); err != nil {
+				t.Fatal(err)
+			}
+			if do.during != nil {
+				if _, err := adaptertest.Wait(ctx, ins.Adapter, task.Key, adapters.Running); err != nil {
+					t.Fatal(err)
+				}
+				do.during(c, jobName(t.Name(), task.Key))
+			}
+			st, err := adaptertest.Wait(ctx, ins.Adapter, task.Key, adapters.Ended)
+			if err != nil || st.Outcome != do.outcome || (st.Outcome == pcm.OutcomeOK) != (st.Reason == "") {
+				t.Fatalf("ended as %+v, %v; expected %s", st, err, do.outcome)
+			}
+			if st.Outcome == pcm.OutcomeOK {
+				left, err := ins.Adapter.Results(ctx, task.Key)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got, err := fs.ReadFile(left, "out/result"); string(got) != "42" || err != nil {
+					t.Errorf("its output is %q, %v", got, err)
+				}
+			}
+			if n := ins.Starts(task.Key); n != do.starts {
+				t.Errorf("it was begun %d times", n)
+			}
+			var names []string
+			until(t, "nothing is left at the cloud", func() bool { names = c.left(); return len(names) == 0 })
+		})
+	}
 }

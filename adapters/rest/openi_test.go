@@ -26,6 +26,7 @@ func startOpenI(t *testing.T) provider {
 	h := newHost(t, c)
 	t.Cleanup(c.Close)
 	return provider{
+		faults: &c.Faults, create: "POST /v1/trainmanage/trainjob", forget: c.Forget, left: c.Left,
 		host: h, hang: c.Faults.Hang, fill: c.Fill, logOut: c.LogOut, starts: c.Starts,
 		cfg: Config{
 			File: shipped(t, "openi"), AllowPrivate: true, Poll: 100 * time.Millisecond, Refresh: 100 * time.Millisecond, Rate: 500,
@@ -68,3 +69,5 @@ func TestOpenIPools(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 }
+
+func TestOpenIFaults(t *testing.T) { testFaults(t, startOpenI) }

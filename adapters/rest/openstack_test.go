@@ -36,9 +36,21 @@ func startOpenStack(t *testing.T) provider {
 		},
 		Grace: time.Hour, // whoever wants it sooner deletes the server
 	})
+	left := func() []string {
+		names := c.Left()
+		objects, err := store.List("tasks", "")
+		if err != nil {
+			t.Error(err)
+		}
+		for _, o := range objects {
+			names = append(names, "object "+o.Key)
+		}
+		return names
+	}
 	h, s := newHost(t, c), newHost(t, store)
 	t.Cleanup(c.Close)
 	return provider{
+		faults: &c.Faults, create: "POST /compute/v2.1/servers", forget: c.Forget, left: left,
 		host: h, hang: c.Faults.Hang, fill: c.Fill, logOut: c.LogOut, starts: c.Starts,
 		cfg: Config{
 			File: shipped(t, "openstack"), AllowPrivate: true, Poll: 100 * time.Millisecond, Refresh: 100 * time.Millisecond, Rate: 500,
@@ -113,3 +125,5 @@ func TestLoudServer(t *testing.T) {
 		t.Errorf("stdout has %d bytes of %d, and ends with %.200q; stderr %q", len(out), len(want), out[max(0, len(out)-200):], errs)
 	}
 }
+
+func TestOpenStackFaults(t *testing.T) { testFaults(t, startOpenStack) }

@@ -124,6 +124,19 @@ func (c *Cloud) Close() {
 	c.running.Wait()
 }
 
+// Left names the jobs and data sets that there are.
+func (c *Cloud) Left() (names []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, j := range c.order {
+		names = append(names, "job "+j.in.Name)
+	}
+	for _, d := range c.datasets {
+		names = append(names, "data set "+d.Name)
+	}
+	return names
+}
+
 // LogOut forgets all tokens but the one that is good for ever, as a restart does.
 func (c *Cloud) LogOut() {
 	c.mu.Lock()

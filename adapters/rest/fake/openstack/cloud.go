@@ -130,6 +130,16 @@ func New(o Options) *Cloud {
 	return c
 }
 
+// Left names the servers that there are.
+func (c *Cloud) Left() (names []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.order {
+		names = append(names, "server "+s.name)
+	}
+	return names
+}
+
 // Close kills what runs and waits for it.
 func (c *Cloud) Close() {
 	c.mu.Lock()
