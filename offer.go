@@ -1,6 +1,7 @@
 package pcm
 
 import (
+	"fmt"
 	"slices"
 	"time"
 )
@@ -139,8 +140,12 @@ func (o Offer) CheckSize() error {
 			most, largest = n, p.ID
 		}
 	}
-	return Errorf(TooLarge, "the offer of %d pools has %d bytes, over the bound of %d; pool %s takes the most, %d: shorten its labels or what is said of its software, or sell fewer pools",
-		len(o.Pools), size, MaxOffer, largest, most)
+	rules := ""
+	if len(o.Rules) > 0 {
+		rules = fmt.Sprintf("; its rules take %d", len(MustMarshal(o.Rules)))
+	}
+	return Errorf(TooLarge, "the offer of %d pools has %d bytes, over the bound of %d; pool %s takes the most, %d: shorten its labels or what is said of its software, or sell fewer pools%s",
+		len(o.Pools), size, MaxOffer, largest, most, rules)
 }
 
 // OpenOffer checks signature, size, signer, form and validity at now.

@@ -161,6 +161,10 @@ func TestRules(t *testing.T) {
 		t.Errorf("tasks over the limit were refused: %q", told)
 	}
 
+	if out := must(t, bert, "rules", "show"); !strings.Contains(out, "no-private") || !strings.Contains(out, "limit 2 tasks") {
+		t.Errorf("the rules in force:\n%s", out)
+	}
+
 	// Rules are read anew; faulty ones are not.
 	text, err := os.ReadFile(bert.Config)
 	if err != nil {
@@ -241,4 +245,46 @@ func TestDataStays(t *testing.T) {
 	}
 	write(t, flag, "")
 	carl.Done(j.ID)
+}
+
+// TestLimitHolds: two peers of one account buy at once, neither knowing of the
+// other's tasks yet; together they never run more than the limit.
+func TestLimitHolds(t *testing.T) {
+	t.Parallel()
+	m := nodetest.New(t,
+		nodetest.Spec{Name: "bert", Config: nodetest.Bare("0", 8) + "rules: [{name: two, limit: {tasks: 2}}]\n"},
+		nodetest.Spec{Name: "carl", Config: nodetest.Buyer},
+		nodetest.Spec{Name: "dora", Config: nodetest.Buyer, Same: "carl"},
+	)
+	bert := m.Peer("bert")
+	log := filepath.Join(m.Dir, "log")
+	// Each task has a file, and notes how many of those are of processes that live.
+	script := "mkdir -p " + log + "; : > " + log + "/$$; n=0; for f in " + log + "/*; do if test -d /proc/${f##*/}; then n=$((n+1)); fi; done; echo $n >> " + log + ".count; sleep 0.3; rm " + log + "/$$"
+	jobs := map[*nodetest.Peer]pcm.JobID{}
+	for _, p := range []*nodetest.Peer{m.Peer("carl"), m.Peer("dora")} {
+		jobs[p] = p.Send(own(nodetest.Command(5, script)), "").ID
+	}
+	for p, id := range jobs {
+		p.Done(id)
+	}
+	raw, err := os.ReadFile(log + ".count")
+	if err != nil {
+		t.Fatal(err)
+	}
+	counts := strings.Fields(string(raw))
+	if len(counts) < 10 {
+		t.Errorf("%d tasks ran", len(counts))
+	}
+	for _, n := range counts {
+		if n != "1" && n != "2" {
+			t.Errorf("%s ran at once", n)
+		}
+	}
+	for p, id := range jobs {
+		for _, why := range refused(t, bert, id) {
+			if !strings.Contains(why, "rule two: at most 2 tasks") {
+				t.Errorf("%s was refused: %s", p.Name, why)
+			}
+		}
+	}
 }

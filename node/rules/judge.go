@@ -6,6 +6,7 @@ package rules
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -158,13 +159,32 @@ func (a *asking) text(template string) (string, error) {
 	if e.err != nil {
 		return "", e.err
 	}
-	s, err := e.template.Text(context.Background(), a.vars)
-	a.spent += MaxCost / 10
-	if err != nil {
-		return "", err
+	parts, ok := e.template.Value().([]any)
+	if !ok {
+		parts = []any{e.template.Value()}
 	}
-	return clip(s), nil
+	var text strings.Builder
+	for _, p := range parts {
+		if x, ok := p.(*expr.Expr); ok {
+			v, cost, err := x.EvalCost(context.Background(), a.vars)
+			if a.spent += cost; err != nil {
+				return "", err
+			}
+			p = expr.Text(v)
+		}
+		if a.spent > MaxSpent {
+			return "", errSpent
+		}
+		text.WriteString(fmt.Sprint(p))
+		if text.Len() > maxReason {
+			break
+		}
+	}
+	return clip(text.String()), nil
 }
+
+// errSpent is why rules aren't asked to their end.
+var errSpent = pcm.Errorf(pcm.Invalid, "the rules take too much to evaluate")
 
 func clip(s string) string {
 	s = strings.Map(func(r rune) rune {
@@ -228,6 +248,9 @@ func (b *Book) Judge(list []pcm.Rule, private bool, q *Question) Verdict {
 
 // rule asks one rule.
 func (a *asking) rule(r pcm.Rule, q *Question, v *Verdict, priced *bool) error {
+	if a.spent > MaxSpent {
+		return errSpent
+	}
 	if r.When != "" {
 		if about, err := a.bool(r.When); err != nil || !about {
 			return err

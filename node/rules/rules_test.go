@@ -116,6 +116,20 @@ func TestHostileRules(t *testing.T) {
 			t.Errorf("%.60s: %+v, want %q", source, v, told)
 		}
 	}
+	// Nor does what they tell, or many of them.
+	dear := "[0,1,2,3,4,5,6,7,8,9]"
+	dear = dear + ".map(a, " + dear + ".map(b, a + b)).size() > 10 ? 'x' : ''"
+	tells := pcm.Rule{Name: "x", Accept: "false", Reason: strings.Repeat("${"+dear+"}", 60)}
+	if v := ask(t, false, long, tells); !strings.Contains(v.Refused, "too much to evaluate") || v.Cost > rules.MaxSpent+rules.MaxCost {
+		t.Errorf("%+v", v)
+	}
+	var many []pcm.Rule
+	for range 200 {
+		many = append(many, pcm.Rule{Name: "x", Accept: "(" + dear + ") == ''"})
+	}
+	if v := ask(t, false, long, many...); !strings.Contains(v.Refused, "too much to evaluate") || v.Cost > rules.MaxSpent+rules.MaxCost {
+		t.Errorf("%+v", v)
+	}
 	// A costly pattern costs what CEL says, not what a backtracking engine would take.
 	if v := ask(t, false, long, pcm.Rule{Name: "x", Accept: `job.program.matches("(a*)*(a*)*(a*)*b")`}); v.Refused != "rule x" || v.Cost < 100 {
 		t.Errorf("%+v", v)
