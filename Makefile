@@ -43,12 +43,12 @@ test-backends:
 	$(call gotest,-count=1 -timeout 20m -parallel 3 -run '^Test(Docker|Slurm|Kube)',./node/nodetest) || tests=$$?; \
 		$(GO) run ./adapters/adaptertest/matrix -run bin/matrix.json $(MATRIX) && exit $$tests
 
-# The fake ModelArts and its object store, held against the clients that Huawei Cloud publishes: a module of
-# its own, since those have 250 MB, which are fetched once.
-JUDGE = adapters/rest/fake/modelarts/judge
+# The fake ModelArts and its object store, held against the clients that Huawei Cloud publishes, and the fake
+# OpenStack against gophercloud: modules of their own, since the former have 250 MB, which are fetched once.
+JUDGES = adapters/rest/fake/modelarts/judge adapters/rest/fake/openstack/judge
 
 judge:
-	cd $(JUDGE) && $(GO) vet ./... && $(GO) test -count=1 -timeout 10m ./...
+	for judge in $(JUDGES); do (cd $$judge && $(GO) vet ./... && $(GO) test -count=1 -timeout 10m ./...) || exit 1; done
 
 race:
 	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m ./...

@@ -13,7 +13,8 @@
 // Not as in the real thing: all images and networks are alike and any root may see
 // this machine's files; the commands poweroff, halt, shutdown, reboot and dmesg are
 // the server's own only if they are called by name; a server that is started or
-// rebooted does nothing more. Swift, Neutron, Cinder and Glance are not there.
+// rebooted does nothing more. That other clients take it for the real thing is seen
+// to in folder judge. Swift, Neutron, Cinder and Glance are not there.
 package openstack
 
 import (
