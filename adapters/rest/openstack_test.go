@@ -27,7 +27,7 @@ func startOpenStack(t *testing.T) provider {
 		t.Fatal(err)
 	}
 	c := openstack.New(openstack.Options{
-		Dir: t.TempDir(), User: "pcm", Password: "correct horse", Project: "peers", Cores: 64, RAM: 1 << 20, Instances: 64, GPUs: 2,
+		Dir: t.TempDir(), User: "pcm", Password: "correct horse", Project: "peers", AppID: "0123abcd", AppSecret: "battery staple", Cores: 64, RAM: 1 << 20, Instances: 64, GPUs: 2,
 		Flavors: []openstack.Flavor{
 			{ID: "1", Name: "m1.tiny", VCPUs: 1, RAM: 256, Disk: 10},
 			{ID: "2", Name: "m1.small", VCPUs: 1, RAM: 4096, Disk: 20},
@@ -92,6 +92,22 @@ func TestOpenStackPools(t *testing.T) {
 	}
 	if p := found["g1.a100"]; p.Capacity.GPU != 2*int64(p.Slots) || p.Accelerator == nil || p.Accelerator.Model != "a100" {
 		t.Errorf("%+v", p)
+	}
+}
+
+// An application credential stands for user and project. Without either it is said what is missing.
+func TestOpenStackApplicationCredential(t *testing.T) {
+	c := startOpenStack(t)
+	delete(c.cfg.Settings, "user")
+	delete(c.cfg.Settings, "project")
+	c.cfg.Secrets = secrets(t, map[string]string{"access_key": "AK", "secret_key": "store secret"})
+	if _, err := New(c.cfg, nil); pcm.ErrorCode(err) != pcm.Invalid || !strings.Contains(err.Error(), "user") {
+		t.Errorf("without a log-in: %v", err)
+	}
+	c.cfg.Settings["app_id"] = "0123abcd"
+	c.cfg.Secrets = secrets(t, map[string]string{"app_secret": "battery staple", "access_key": "AK", "secret_key": "store secret"})
+	if pools, err := c.instance(t).Adapter.Pools(t.Context()); err != nil || len(pools) != 4 {
+		t.Errorf("%v, %v", pools, err)
 	}
 }
 
