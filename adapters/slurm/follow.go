@@ -28,82 +28,98 @@ const (
 	tailSlow    = time.Second
 )
 
-// follow takes a submitted attempt to its end.
-func (r *Runner) follow(ctx context.Context, a *attempt) supervisor.Exit {
-	out := &tail{name: r.spool.file(a.key, "stdout"), dst: a.Stdout}
-	errs := &tail{name: r.spool.file(a.key, "stderr"), dst: a.Stderr}
-	stopping := a.Stopping
-	var start begun
-	var began bool
-	var endSeen time.Time // Slurm says that it ended; zero: it doesn't
-	wait := tailFast
-	for {
-		in, _ := a.place()
-		if !began {
-			if start, began = r.spool.readBegun(a.key, in.Generation, "start"); began {
-				a.Report(adapters.Pending, "RUNNING", "its node begins with it")
-				a.Started()
-				wait = tailFast
-			}
-		}
-		if began {
-			if peak, err := readSmall(r.spool.file(a.key, "peak")); err == nil {
-				if kib, err := strconv.ParseInt(strings.TrimSpace(peak), 10, 50); err == nil && kib > 0 {
-					a.Used(0, pcm.Bytes(kib)<<10)
-				}
-			}
-			last := out.off + errs.off
-			more1, _ := out.copy()
-			more2, _ := errs.copy()
-			if more1 || more2 {
-				a.nudge()
-			}
-			if out.off+errs.off != last {
-				wait = tailFast
-			}
-		}
-		if o, ok := r.spool.readOver(a.key, in.Generation); ok {
-			if !began {
-				a.Started()
-			}
-			exit := r.finish(ctx, a, o, out, errs)
-			exit.Wall = r.spool.lasted(a.key, in.Generation)
-			return exit
-		}
-		if exit, ok := r.consider(ctx, a, start, began, &endSeen); ok {
-			err := r.drain(ctx, out, errs)
-			if herr := r.bringHome(ctx, a); err == nil {
-				err = herr
-			}
-			return unlessLost(exit, err)
-		}
+// watched is what follow has seen of an attempt.
+type watched struct {
+	out, errs *tail
+	start     begun
+	began     bool
+	endSeen   time.Time // when Slurm first said that it ended; zero: it doesn't
+	wait      time.Duration
+}
 
+// follow takes a submitted attempt to its end. It is kept small: thousands wait in it.
+func (r *Runner) follow(ctx context.Context, a *attempt) supervisor.Exit {
+	w := &watched{
+		out:  &tail{name: r.spool.file(a.key, "stdout"), dst: a.Stdout},
+		errs: &tail{name: r.spool.file(a.key, "stderr"), dst: a.Stderr}, wait: tailFast,
+	}
+	stopping := a.Stopping
+	for {
+		if exit := r.look(ctx, a, w); exit != nil {
+			return *exit
+		}
 		var tick <-chan time.Time
 		var timer *time.Timer
-		if began || !endSeen.IsZero() {
-			timer = time.NewTimer(wait)
+		if w.began || !w.endSeen.IsZero() {
+			timer = time.NewTimer(w.wait)
 			tick = timer.C
-			wait = min(wait+wait/4, tailSlow)
+			w.wait = min(w.wait+w.wait/4, tailSlow)
 		}
 		select {
 		case <-a.kick:
 		case <-tick:
 		case <-stopping:
 			stopping = nil
-			if !began && r.withdraw(a) {
+			if !w.began && r.withdraw(a) {
 				return killed()
 			}
 			r.work.Go(func() { r.ask(a) })
 		case <-ctx.Done():
-			if !began && r.withdraw(a) {
+			if !w.began && r.withdraw(a) {
 				return killed()
 			}
-			return r.kill(a, out, errs)
+			return r.kill(a, w.out, w.errs)
 		}
 		if timer != nil {
 			timer.Stop()
 		}
 	}
+}
+
+// look looks at what the attempt left in the spool and at what Slurm says of it; nil
+// means that it goes on.
+func (r *Runner) look(ctx context.Context, a *attempt, w *watched) *supervisor.Exit {
+	in, _ := a.place()
+	if !w.began {
+		if w.start, w.began = r.spool.readBegun(a.key, in.Generation, "start"); w.began {
+			a.Report(adapters.Pending, "RUNNING", "its node begins with it")
+			a.Started()
+			w.wait = tailFast
+		}
+	}
+	if w.began {
+		if peak, err := readSmall(r.spool.file(a.key, "peak")); err == nil {
+			if kib, err := strconv.ParseInt(strings.TrimSpace(peak), 10, 50); err == nil && kib > 0 {
+				a.Used(0, pcm.Bytes(kib)<<10)
+			}
+		}
+		last := w.out.off + w.errs.off
+		more1, _ := w.out.copy()
+		more2, _ := w.errs.copy()
+		if more1 || more2 {
+			a.nudge()
+		}
+		if w.out.off+w.errs.off != last {
+			w.wait = tailFast
+		}
+	}
+	if o, ok := r.spool.readOver(a.key, in.Generation); ok {
+		if !w.began {
+			a.Started()
+		}
+		exit := r.finish(ctx, a, o, w.out, w.errs)
+		exit.Wall = r.spool.lasted(a.key, in.Generation)
+		return &exit
+	}
+	if exit, ok := r.consider(ctx, a, w.start, w.began, &w.endSeen); ok {
+		err := r.drain(ctx, w.out, w.errs)
+		if herr := r.bringHome(ctx, a); err == nil {
+			err = herr
+		}
+		exit = unlessLost(exit, err)
+		return &exit
+	}
+	return nil
 }
 
 // consider decides by what Slurm says, where the attempt itself has not said how it ended.

@@ -25,10 +25,11 @@ type poller struct {
 }
 
 const (
-	pollFast = 500 * time.Millisecond
-	pollSlow = 15 * time.Second
-	lookFast = 25 * time.Millisecond
-	lookSlow = 500 * time.Millisecond
+	pollFast  = 500 * time.Millisecond
+	pollSlow  = 15 * time.Second
+	lookFast  = 25 * time.Millisecond
+	lookSlow  = 500 * time.Millisecond
+	pollShare = 25 // looking takes one part of so many of the time, at most
 )
 
 func newPoller(r *Runner) *poller {
@@ -108,7 +109,7 @@ func (p *poller) watchQueue(ctx context.Context) {
 		p.mu.Unlock()
 		p.match(all, began)
 		p.cancelDropped(ctx, all, began)
-		wait = min(max(pollFast, 10*took), pollSlow)
+		wait = min(max(pollFast, pollShare*took), pollSlow)
 	}
 }
 
@@ -309,7 +310,7 @@ func (p *poller) watchSpool(ctx context.Context) {
 		} else {
 			wait = min(wait+wait/4, lookSlow)
 		}
-		wait = max(wait, 10*time.Since(began)) // many of them, or a slow file system
+		wait = max(wait, pollShare*time.Since(began)) // many of them, or a slow file system
 	}
 }
 

@@ -59,34 +59,51 @@ func (a *attempt) due() (adapters.BootTime, *verdict) {
 	return at, v
 }
 
-// run takes a prepared attempt to its end; again, if an earlier supervisor began that.
-func (s *Server) run(ctx context.Context, a *attempt, r Runner, t adapters.Task, again bool) {
+// run takes a prepared attempt to its end; again, if an earlier supervisor began
+// that. It and what it calls are kept small: thousands wait in there.
+func (s *Server) run(ctx context.Context, a *attempt, r Runner, t *adapters.Task, again bool) {
 	defer s.tasks.Done()
+	run, out := s.handed(a, t, again)
+	var unwatch func()
+	if len(t.Outputs) > 0 {
+		unwatch = s.watchOutputs(ctx, a, t, out)
+	}
+	given := adapters.Now()
+	exit := s.guarded(ctx, r, run)
+	s.over(ctx, a, run, out, &exit, given)
+	if unwatch != nil {
+		unwatch()
+	}
+}
+
+// handed makes what the runner is given.
+func (s *Server) handed(a *attempt, t *adapters.Task, again bool) (*Run, *outputs) {
 	out := &outputs{left: int64(t.OutputCap), over: func() {
 		a.cancel(&verdict{pcm.OutcomeOutput, fmt.Sprintf("wrote more than its cap of %s", t.OutputCap), true})
 	}}
-	stdout := &stream{name: a.folder.stream(adapters.Stdout), out: out}
-	stderr := &stream{name: a.folder.stream(adapters.Stderr), out: out}
-	run := &Run{Task: t, Work: a.folder.work(), Stdout: stdout, Stderr: stderr, Stopping: a.stop, Again: again}
+	run := &Run{
+		Task: *t, Work: a.folder.work(), Stopping: a.stop, Again: again,
+		Stdout: &stream{name: a.folder.stream(adapters.Stdout), out: out},
+		Stderr: &stream{name: a.folder.stream(adapters.Stderr), out: out},
+	}
 	run.Started = func() { s.begun(a) }
 	run.Used = func(cpuMS int64, memory pcm.Bytes) { s.used(a, cpuMS, memory) }
 	run.Report = func(state adapters.State, native, reason string) { s.report(a, state, native, reason) }
-	if len(t.Outputs) > 0 {
-		defer s.watchOutputs(ctx, a, t, out)()
-	}
+	return run, out
+}
 
-	given := adapters.Now()
-	exit := s.guarded(ctx, r, run)
+// over judges what the runner says of an attempt's end, and records it.
+func (s *Server) over(ctx context.Context, a *attempt, run *Run, out *outputs, exit *Exit, given adapters.BootTime) {
 	exit.Wall = min(exit.Wall, time.Duration(adapters.Now()-given))
-	stdout.close()
-	stderr.close()
+	run.Stdout.(*stream).close()
+	run.Stderr.(*stream).close()
 
 	var v *verdict
 	errors.As(context.Cause(ctx), &v)
-	if len(t.Outputs) > 0 {
+	if len(run.Outputs) > 0 {
 		left := out.remaining()
-		if _, err := measure(a.folder.work(), t, left); errors.Is(err, errOver) {
-			v = outputsOver(t) // whatever else ended it
+		if _, err := measure(a.folder.work(), run.Task, left); errors.Is(err, errOver) {
+			v = outputsOver(&run.Task) // whatever else ended it
 		} else if err != nil && v == nil {
 			v = &verdict{pcm.OutcomeOutput, err.Error(), true}
 		}
@@ -95,16 +112,16 @@ func (s *Server) run(ctx context.Context, a *attempt, r Runner, t adapters.Task,
 		v = &verdict{pcm.OutcomeSeller, "can't keep its output: " + err.Error(), true}
 	}
 	a.cancel(nil)
-	s.ended(a, exit, v)
+	s.ended(a, *exit, v)
 }
 
-func outputsOver(t adapters.Task) *verdict {
+func outputsOver(t *adapters.Task) *verdict {
 	return &verdict{pcm.OutcomeOutput, fmt.Sprintf("its outputs are over the cap of %s", t.OutputCap), true}
 }
 
 // watchOutputs ends an attempt whose declared outputs grow over its cap, so that
 // no task fills its seller's disk. The function that it returns ends the watch.
-func (s *Server) watchOutputs(ctx context.Context, a *attempt, t adapters.Task, out *outputs) func() {
+func (s *Server) watchOutputs(ctx context.Context, a *attempt, t *adapters.Task, out *outputs) func() {
 	ctx, stop := context.WithCancel(ctx)
 	s.tasks.Go(func() {
 		wait := outputsEvery
@@ -115,7 +132,7 @@ func (s *Server) watchOutputs(ctx context.Context, a *attempt, t adapters.Task, 
 				return
 			}
 			began := time.Now()
-			if _, err := measure(a.folder.work(), t, out.remaining()); errors.Is(err, errOver) {
+			if _, err := measure(a.folder.work(), *t, out.remaining()); errors.Is(err, errOver) {
 				a.cancel(outputsOver(t))
 				return
 			}

@@ -99,7 +99,7 @@ func (s *Server) resume(w *task) error {
 	s.alarm.by(a.deadline)
 	s.mu.Unlock()
 	close(a.ready)
-	go s.run(ctx, a, s.runners[w.Runner], t, true)
+	go s.run(ctx, a, s.runners[w.Runner], &t, true)
 	return nil
 }
 

@@ -310,7 +310,7 @@ func (s *Server) start(ctx context.Context, runner string, w *task) error {
 	s.alarm.by(at)
 	s.mu.Unlock()
 	close(a.ready)
-	go s.run(runCtx, a, r, t, false)
+	go s.run(runCtx, a, r, &t, false)
 	return nil
 }
 

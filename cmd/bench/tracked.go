@@ -16,7 +16,7 @@ import (
 // of a back end. A private Slurm runs a few of them; they do not end by themselves.
 func (b *bench) tracked(ctx context.Context) error {
 	n := 10 * b.tasks
-	s, err := server.StartSlurm(ctx, server.SlurmOptions{Nodes: 2})
+	s, err := server.StartSlurm(ctx, server.SlurmOptions{Nodes: 2, Memory: 500_000})
 	if errors.Is(err, server.ErrMissing) {
 		fmt.Printf("tracked: NO SLURM HERE, it is NOT measured: %v\n", err)
 		return nil
@@ -47,8 +47,8 @@ func (b *bench) track(ctx context.Context, s *server.Slurm, n int) error {
 		return err
 	}
 	begun := time.Now()
-	// So little that the offer holds all of them; Slurm gives each a whole core.
-	step := pcm.Step{Name: "run", Command: []string{"sleep", "1d"}, Count: n, Resources: pcm.Ask{CPU: "1m"}, TimeLimit: "2h"}
+	// So little CPU that the offer holds all of them; Slurm gives each a whole core.
+	step := pcm.Step{Name: "run", Command: []string{"sleep", "1d"}, Count: n, Resources: pcm.Ask{CPU: "1m", Memory: "64MiB"}, TimeLimit: "2h"}
 	j, err := p.c.Submit(ctx, api.Submission{Spec: pcm.Spec{Name: "tracked", Steps: []pcm.Step{step}}})
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -28,12 +29,15 @@ type Slurm struct {
 	slurmd            []*Process
 	bin               map[string]string
 	mu                sync.Mutex
+	memory            int
 }
 
 // SlurmOptions say what the cluster has.
 type SlurmOptions struct {
 	Nodes int  // each with 8 CPUs, 16,000 MB and 4 GPUs of type "fake"; default 2
 	REST  bool // with slurmrestd
+
+	Memory int // of each node in MB, whatever this machine has; default 16,000
 }
 
 // StartSlurm starts a cluster and waits until its nodes are idle.
@@ -53,7 +57,7 @@ func StartSlurm(ctx context.Context, o SlurmOptions) (*Slurm, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Slurm{Folder: f, Nodes: max(o.Nodes, 1), bin: bin}
+	s := &Slurm{Folder: f, Nodes: max(o.Nodes, 1), bin: bin, memory: cmp.Or(o.Memory, 16000)}
 	if o.Nodes == 0 {
 		s.Nodes = 2
 	}
@@ -180,8 +184,8 @@ SlurmdParameters=config_overrides
 MinJobAge=600
 KillWait=2
 MaxArraySize=10001
-NodeName=DEFAULT CPUs=8 RealMemory=16000 Gres=gpu:fake:4 State=UNKNOWN
-`, host, ports[s.Nodes], s.Dir)
+NodeName=DEFAULT CPUs=8 RealMemory=%[4]d Gres=gpu:fake:4 State=UNKNOWN
+`, host, ports[s.Nodes], s.Dir, s.memory)
 	for i := 1; i <= s.Nodes; i++ {
 		fmt.Fprintf(&b, "NodeName=n%d NodeHostname=%s NodeAddr=127.0.0.1 Port=%d\n", i, host, ports[i-1])
 	}
