@@ -37,7 +37,7 @@ type Spec struct {
 	Budget   string   `json:"budget,omitempty" cbor:"2,keyasint,omitempty" doc:"Most that the whole job may cost, e.g. '5' or '0.25 credit'. Without it the sellers' credit limits are the bound."`
 	Deadline Duration `json:"deadline,omitempty" cbor:"3,keyasint,omitempty" doc:"How long the whole job may take from its submission, e.g. '2h'. What is unfinished then is cancelled."`
 	Takeover Takeover `json:"takeover,omitempty" cbor:"4,keyasint,omitempty" enum:"account,any,none" doc:"Who may drive the job when the submitter's peer is gone: peers of its account (default), any member of its cell, or none."`
-	Strategy string   `json:"strategy,omitempty" cbor:"5,keyasint,omitempty" doc:"How to choose among the sites that fit: cheapest (default) or spread." example:"cheapest"`
+	Strategy string   `json:"strategy,omitempty" cbor:"5,keyasint,omitempty" doc:"How to choose among the sites that fit: cheapest (default), spread, or plugin.NAME, which asks a plug-in of the peer that places." example:"cheapest"`
 	Steps    []Step   `json:"steps" cbor:"6,keyasint" minItems:"1" maxItems:"64" doc:"What to run."`
 }
 

@@ -88,7 +88,7 @@ func (d *driver) match(s int, sites []placement.Site) (placement.Request, []plac
 			d.forgive(k.Peer, s, k.Pool)
 		}
 	}
-	ranked, err := placement.Rank(r, sites)
+	ranked, _, err := d.n.rank(d.n.run, r, d.job, d.model.steps[s].waiting, sites)
 	return r, ranked, err
 }
 

@@ -81,6 +81,7 @@ type Node struct {
 	specs   *specs
 	drivers *drivers
 	seller  *seller
+	rankers rankers
 	offer   *selling
 	glass   *transparency
 	changes *changes

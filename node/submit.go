@@ -9,7 +9,6 @@ import (
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/ledger"
 	"github.com/jointcloud/pcm/node/api"
-	"github.com/jointcloud/pcm/node/placement"
 )
 
 // standbyWait bounds how long a submission waits for another peer to become able to take over.
@@ -105,7 +104,7 @@ func (n *Node) prepareSpec(ctx context.Context, job pcm.JobID, s api.Submission)
 	if faults := spec.Normalize(); len(faults) > 0 {
 		return heldSpec{}, pcm.Errorf(pcm.Invalid, "the spec is not valid: %w", joinFaults(faults))
 	}
-	if _, err := placement.FindStrategy(spec.Strategy); err != nil {
+	if err := n.checkStrategy(spec.Strategy); err != nil {
 		return heldSpec{}, err
 	}
 	store := func(field, p string) (pcm.Digest, error) {

@@ -523,7 +523,7 @@ func (n *Node) explain(ctx context.Context, id pcm.JobID, h heldSpec, buyer pcm.
 			return e, err
 		}
 		r.Judge = n.judge(h, s, buyer, n.self)
-		ranked, err := placement.Rank(r, sites)
+		ranked, note, err := n.rank(ctx, r, id, st.Count, sites)
 		if err != nil {
 			return e, err
 		}
@@ -539,6 +539,9 @@ func (n *Node) explain(ctx context.Context, id pcm.JobID, h heldSpec, buyer pcm.
 		}
 		if x.Summary = placement.Why(ranked); room > 0 {
 			x.Summary = fmt.Sprintf("%d tasks have room now", room)
+		}
+		if note != "" {
+			x.Summary += "; " + note
 		}
 		e.Steps = append(e.Steps, x)
 	}
