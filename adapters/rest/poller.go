@@ -192,6 +192,9 @@ func (p *poller) look(ctx context.Context, all []*track) error {
 		}
 		return left == 0
 	})
+	if err != nil && w.One != nil && !isAway(err) {
+		return p.each(ctx, all) // the list is of no use, or was made so
+	}
 	if err != nil {
 		return err
 	}
