@@ -21,7 +21,7 @@ import (
 // Subject is an adapter under test.
 type Subject struct {
 	// Name is what the matrix calls it: the adapter's name, and in which way it
-	// was tested if there is more than one: "process (bubblewrap)".
+	// was tested if there is more than one: "process (bubblewrap)". "": it is not in there.
 	Name string
 
 	// Long marks a subject that not every run of the back ends' tests has, since its

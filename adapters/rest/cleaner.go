@@ -25,6 +25,7 @@ type cleaner struct {
 
 	mu    sync.Mutex
 	items map[string]*leftover // by key, and by job where it is one copy of several
+	away  bool                 // the back end did not answer the last call
 }
 
 // leftover is what is left of an attempt.
@@ -77,7 +78,12 @@ func (c *cleaner) soon() {
 	}
 }
 
-func (c *cleaner) idle() bool { c.mu.Lock(); defer c.mu.Unlock(); return len(c.items) == 0 }
+// idle tells whether there is nothing to do, or nothing that can be done now.
+func (c *cleaner) idle() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.items) == 0 || c.away
+}
 
 // run works until ctx ends.
 func (c *cleaner) run(ctx context.Context) {
@@ -130,7 +136,7 @@ func (c *cleaner) turn(ctx context.Context, o *leftover) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	defer c.soon()
-	o.busy = false
+	o.busy, c.away = false, isAway(err)
 	if err == nil || o.tries >= cleanTries {
 		if err != nil {
 			c.r.log.Error("gave up to delete what an attempt has left: its back end does not let us", "attempt", o.key, "job", o.n.ID, "err", err)
@@ -157,7 +163,10 @@ func (c *cleaner) turn(ctx context.Context, o *leftover) {
 }
 
 // errLater has a leftover looked at again soon: it is not a failure.
-var errLater = pcm.Errorf(pcm.Busy, "its end is not recorded yet")
+var errLater = pcm.Errorf(pcm.Conflict, "its end is not recorded yet")
+
+// errStill is that of a job that was called to end.
+var errStill = pcm.Errorf(pcm.Conflict, "it has yet to end")
 
 func (c *cleaner) clean(ctx context.Context, o *leftover) error {
 	b := c.r.b
@@ -275,7 +284,7 @@ func (c *cleaner) end(ctx context.Context, o *leftover, vars map[string]any) err
 	}
 	c.r.poller.soon()
 	if err == nil {
-		err = pcm.Errorf(pcm.Busy, "it has yet to end")
+		err = errStill
 	}
 	if o.tries >= unconfirmed && c.r.b.d.Delete != nil {
 		return nil

@@ -34,9 +34,9 @@ type cloud struct {
 	next    int
 	jobs    []*cloudJob
 	files   map[string]*cloudFile
-	begun   map[string]int // by name
-	change  func(list []map[string]any) []map[string]any
-	instant bool // jobs end at once, and run nothing
+	begun   map[string]int                                            // by name
+	change  func(name string, list []map[string]any) []map[string]any // name: that is searched for
+	instant bool                                                      // jobs end at once, and run nothing
 }
 
 type cloudFile struct {
@@ -218,7 +218,7 @@ func (c *cloud) serveJobs(w http.ResponseWriter, r *http.Request) {
 	change := c.change
 	c.mu.Unlock()
 	if change != nil {
-		list = change(list)
+		list = change(q.Get("name"), list)
 	}
 	answerJSON(w, 200, map[string]any{"jobs": list})
 }

@@ -237,7 +237,7 @@ func TestGarbage(t *testing.T) {
 		"", "null", "[]", "{}", `{"jobs":{}}`, `{"jobs":[1,null,"x",[],{}]}`, `{"jobs":[{"id":null,"state":"done"}]}`, "<html>", strings.Repeat("[", 5000),
 		`{"jobs":[{"id":"j999999","state":"done"}]}`,
 	} {
-		c.Next(2, "GET /v1/jobs", machine.Fault{Status: 200, Body: body})
+		c.Next(1, "GET /v1/jobs", machine.Fault{Status: 200, Body: body})
 	}
 	run, o := runOf(t, "sh", "-c", "echo one; sleep 3; echo two")
 	wantOK(t, within(t, r, run), o, "one\ntwo\n")

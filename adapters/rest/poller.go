@@ -137,7 +137,7 @@ func (p *poller) run(ctx context.Context) {
 				p.log.Info("the back end answers again", "adapter", p.b.name)
 			}
 		default:
-			wait = min(max(2*wait, p.b.poll), max(maxBackOff, p.b.poll))
+			wait = min(max(2*wait, p.b.poll), max(p.b.poll, min(maxBackOff, max(20*p.b.poll, time.Second))))
 			if was == nil {
 				p.log.Warn("can't look at jobs", "adapter", p.b.name, "err", err)
 			}

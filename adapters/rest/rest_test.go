@@ -124,14 +124,10 @@ func subject(t *testing.T, file string) adaptertest.Subject {
 }
 
 func TestConformance(t *testing.T) {
-	s := subject(t, "small.yaml")
-	s.Name = "rest (test)"
-	adaptertest.Run(t, s)
+	adaptertest.Run(t, subject(t, "small.yaml"))
 }
 
 // What runs the text that this package makes, over one log that comes whole.
 func TestConformanceOfScript(t *testing.T) {
-	s := subject(t, "shell.yaml")
-	s.Name = "rest (test, script)"
-	adaptertest.Run(t, s)
+	adaptertest.Run(t, subject(t, "shell.yaml"))
 }
