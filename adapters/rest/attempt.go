@@ -286,12 +286,7 @@ func (a *attempt) halt(on bool) error {
 
 // finish gathers what an ended job left, and says how it ended.
 func (a *attempt) finish(ctx context.Context, seen *reading) supervisor.Exit {
-	if a.n.Stage != over {
-		a.n.Stage = over
-		if err := a.r.notes.save(a.n); err != nil {
-			a.r.log.Warn("can't note that a job has ended", "attempt", a.key, "err", err)
-		}
-	}
+	a.n.Stage = over
 	err := a.reader.finish(ctx, !a.n.Forced) // what is killed has no last words
 	exit := a.judge(ctx, seen)
 	if err != nil && exit.Outcome == pcm.OutcomeOK {

@@ -55,9 +55,10 @@ func (a *attempt) upload(ctx context.Context) error {
 	if err := a.haveInputs(); err != nil {
 		return err
 	}
-	n.Stored = true
-	if err := a.r.notes.save(n); err != nil {
-		return err
+	if n.Stored = n.Stored || len(a.Inputs)+len(a.Outputs) > 0; n.Stored {
+		if err := a.r.notes.save(n); err != nil {
+			return err
+		}
 	}
 	prefix, err := b.prefix(ctx, n)
 	if err != nil {

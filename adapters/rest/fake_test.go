@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,7 +37,8 @@ type cloud struct {
 	files   map[string]*cloudFile
 	begun   map[string]int                                            // by name
 	change  func(name string, list []map[string]any) []map[string]any // name: that is searched for
-	instant bool                                                      // jobs end at once, and run nothing
+	calls   atomic.Int64
+	instant bool // jobs end at once, and run nothing
 }
 
 type cloudFile struct {
@@ -121,6 +123,7 @@ func answerJSON(w http.ResponseWriter, status int, v any) {
 }
 
 func (c *cloud) serve(w http.ResponseWriter, r *http.Request) {
+	c.calls.Add(1)
 	if id, ok := strings.CutPrefix(r.URL.Path, "/data/"); ok {
 		c.serveData(w, r, id)
 		return

@@ -41,8 +41,10 @@ func (m *maker) next(ctx context.Context) error {
 		if err := a.upload(ctx); err != nil {
 			return err
 		}
-		if err := a.r.notes.save(n); err != nil {
-			return err
+		if n.Stored { // what is there can be deleted by what it is called there
+			if err := a.r.notes.save(n); err != nil {
+				return err
+			}
 		}
 	}
 	if n.Stage == fresh {

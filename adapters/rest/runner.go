@@ -153,10 +153,7 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 		a.n = r.notes.load(a.key)
 	}
 	if a.n == nil {
-		a.n = &note{Task: t.Task, Nonce: newNonce()}
-		if err := r.notes.save(a.n); err != nil {
-			return seller(err.Error())
-		}
+		a.n = &note{Task: t.Task, Nonce: newNonce()} // saved before anything is made
 	}
 	a.n.Dying = false
 	r.mu.Lock()
@@ -180,6 +177,9 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 	r.mu.Unlock()
 	if a.t != nil {
 		r.poller.leave(a.t)
+	}
+	if a.n.Stage == fresh && !a.n.Stored && len(a.n.Step) == 0 && !t.Again {
+		return exit // nothing was made
 	}
 	a.n.Dying = a.n.Stage != over
 	if err := r.notes.save(a.n); err != nil {
