@@ -180,7 +180,7 @@ func (a *app) offersCommand() *cobra.Command {
 func drawOffers(t *table, l api.List[api.Offer]) {
 	head := []string{"SELLER", "POOL", "ADAPTER", "CPU", "MEMORY", "SLOTS", "FREE", "PER TASK", "PER CPU·H", "PER GIB·H", "UNIT", "AGE"}
 	if t.wide {
-		head = append(head, "PEER", "ACCOUNT", "CELL", "NUMBER", "SANDBOX", "OWN ONLY", "CLASS", "ACCELERATORS", "PER GPU·H", "SOFTWARE", "NETWORK", "FEATURES", "LABELS", "SOURCE", "VALID UNTIL")
+		head = append(head, "PEER", "ACCOUNT", "CELL", "NUMBER", "SANDBOX", "OWN ONLY", "CLASS", "ACCELERATORS", "PER GPU·H", "SOFTWARE", "NETWORK", "FEATURES", "LABELS", "RULES", "SOURCE", "VALID UNTIL")
 	}
 	t.row(head...)
 	for _, o := range l.Items {
@@ -196,10 +196,19 @@ func drawOffers(t *table, l api.List[api.Offer]) {
 		if t.wide {
 			row = append(row, string(o.Peer), string(o.Account), string(o.Cell), fmt.Sprint(o.Number), or(o.Pool.Sandbox, "-"),
 				fmt.Sprint(o.Pool.OwnOnly), or(o.Pool.Class, "-"), drawAccelerators(o.Pool), drawGPUPrice(o), or(o.Pool.Software.String(), "-"), drawNetwork(o.Pool),
-				drawFeatures(o.Pool), or(o.Pool.Labels.String(), "-"), string(o.Source), o.NotAfter.UTC().Format(time.RFC3339))
+				drawFeatures(o.Pool), or(o.Pool.Labels.String(), "-"), or(ruleNames(o.Rules), "-"), string(o.Source), o.NotAfter.UTC().Format(time.RFC3339))
 		}
 		t.row(row...)
 	}
+}
+
+// ruleNames names the rules on which a pool is sold.
+func ruleNames(rules []pcm.Rule) string {
+	var names []string
+	for _, r := range rules {
+		names = append(names, r.Name)
+	}
+	return strings.Join(names, ",")
 }
 
 func (a *app) inviteCommand() *cobra.Command {
