@@ -13,6 +13,7 @@ package rest
 
 import (
 	"context"
+	"maps"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
@@ -74,7 +75,7 @@ func (a *Adapter) Pools(ctx context.Context) ([]pcm.Pool, error) {
 	var pools []pcm.Pool
 	for _, p := range places {
 		pool := p.pool
-		pool.Features = a.features
+		pool.Features, pool.Labels = a.features, maps.Clone(pool.Labels) // what was seen stays as it is
 		if n := min(dying[pool.ID], pool.Slots); n > 0 {
 			pool.Slots -= n
 			pool.Capacity = pool.Capacity.Minus(p.each.Times(n))
