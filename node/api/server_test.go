@@ -247,6 +247,8 @@ func TestGuard(t *testing.T) {
 		{"head without token", "HEAD", "/v1/status", none, 200, ""},
 		{"logs without token", "GET", "/v1/jobs/aaa/tasks/count/1/logs", none, 401, "token"},
 		{"output without token", "GET", "/v1/jobs/aaa/tasks/count/1/output", none, 401, "token"},
+		{"rules without token", "GET", "/v1/rules", none, 401, "token"},
+		{"reload of rules without token", "POST", "/v1/rules/reload", none, 401, "token"},
 		{"submit without token", "POST", "/v1/jobs", none, 401, "PCM_TOKEN"},
 		{"down without token", "POST", "/v1/down", none, 401, "token"},
 		{"unknown path without token", "POST", "/v1/x", none, 401, "token"},
