@@ -59,6 +59,9 @@ func Try(ctx context.Context, cfg Config, opt TryOptions) error {
 	t.b, t.cfg = b, cfg
 	if opt.DryRun {
 		t.b.do = t
+		if l := b.d.Login; l.Kind == "keystone" && b.servers["api"] == "" {
+			b.servers["api"] = catalogue + l.Service
+		}
 	}
 	t.bridge()
 	t.pools()
@@ -118,10 +121,14 @@ func (t *trial) fail(err error) {
 
 func (t *trial) trace(x client.Exchange) { t.tell(Step{Sent: true, Exchange: &x, Err: x.Err}) }
 
+// catalogue stands for addresses that only a log-in tells.
+const catalogue = "https://catalogue.invalid/"
+
 var errShown = pcm.Errorf(pcm.Unavailable, "nothing was sent")
 
 // Do shows a request.
 func (t *trial) Do(_ context.Context, r client.Request) (*client.Response, error) {
+	r.Anonymous = strings.HasPrefix(r.URL, catalogue)
 	x, err := t.b.http.Preview(r)
 	if err != nil {
 		return nil, err
@@ -247,9 +254,9 @@ func (t *trial) task() adapters.Task {
 // note is that of the task, as it would be when it is there.
 func (t *trial) note() *note {
 	task := t.task()
-	n := &note{Task: task, Nonce: newNonce(), ID: "JOB-ID", Pool: t.place, Step: map[string]any{}}
+	n := &note{Task: task, Nonce: newNonce(), ID: "JOB-ID", Pool: t.place, Step: sample(t.b.d, "task.step")}
 	if n.Pool == nil {
-		n.Pool = map[string]any{"id": "POOL", "native": map[string]any{}}
+		n.Pool = map[string]any{"id": "POOL", "native": sample(t.b.d, "pool.native")}
 	}
 	if t.b.d.Data != nil {
 		n.Data = map[string]any{"inputs": []any{}, "outputs": map[string]any{}}
@@ -266,7 +273,14 @@ func (t *trial) note() *note {
 	return n
 }
 
-func (t *trial) vars() map[string]any { return t.b.vars(t.note()) }
+func (t *trial) vars() map[string]any { return t.with(t.note()) }
+
+// with is what calls for a job may speak of, as if it had been seen.
+func (t *trial) with(n *note) map[string]any {
+	vars := t.b.vars(n)
+	vars["job"] = sample(t.b.d, "job")
+	return vars
+}
 
 // calls shows the requests of a task's life. Those that only read are sent.
 func (t *trial) calls() {
@@ -290,7 +304,7 @@ func (t *trial) calls() {
 	show := func(part string, c *description.Call) {
 		if c != nil {
 			t.now(part)
-			t.shown(func() error { _, err := t.b.call(t.ctx, c, t.b.vars(n)); return err })
+			t.shown(func() error { _, err := t.b.call(t.ctx, c, t.with(n)); return err })
 		}
 	}
 	for i := range t.b.d.Create.Before {
@@ -318,7 +332,7 @@ func (t *trial) calls() {
 	for i := range t.b.d.Logs {
 		if l := &t.b.d.Logs[i]; !l.Object.Given() {
 			t.now("logs " + l.Stream)
-			vars := t.b.vars(n)
+			vars := t.with(n)
 			vars["offset"] = int64(0)
 			t.shown(func() error { _, err := t.b.call(t.ctx, &l.Call, vars); return err })
 		}

@@ -1,8 +1,10 @@
 package rest
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -56,7 +58,7 @@ func TestTry(t *testing.T) {
 			t.Errorf("dry: %v, %d calls", err, c.Count(""))
 		}
 		shown := requests(steps, false)
-		for _, want := range []string{"GET /v1/flavors", "GET /v1/jobs?name=", "POST /v1/jobs/JOB-ID/stop", "DELETE /v1/jobs/JOB-ID"} {
+		for _, want := range []string{"GET /v1/flavors", "GET /v1/jobs?name=", "POST /v1/jobs", "POST /v1/jobs/JOB-ID/stop", "DELETE /v1/jobs/JOB-ID"} {
 			if !has1(shown, want) {
 				t.Errorf("%s is not in %q", want, shown)
 			}
@@ -92,6 +94,39 @@ func TestTry(t *testing.T) {
 		}
 		if n := len(c.jobs); n != 0 {
 			t.Errorf("%s: %d jobs are left", file, n)
+		}
+	}
+}
+
+// What comes with PCM can be shown without asking anybody.
+func TestTryShipped(t *testing.T) {
+	files, err := filepath.Glob("../../configs/adapters/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	for _, file := range files {
+		cfg := Config{Instance: "i-test", File: file, Settings: map[string]string{}, Secrets: map[string]string{}}
+		d, err := cfg.Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for k, s := range d.Settings {
+			cfg.Settings[k] = cmp.Or(s.Example, s.Default, "example")
+		}
+		for k := range d.Secrets {
+			cfg.Secrets[k] = "env:PCM_TEST_NO_SUCH"
+		}
+		steps, err := try(t, cfg, TryOptions{DryRun: true})
+		if err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+		for _, s := range steps {
+			if s.Err != "" {
+				t.Errorf("%s: %s: %s", file, s.Part, s.Err)
+			}
+		}
+		if shown := requests(steps, false); len(shown) < 6 || len(requests(steps, true)) > 0 {
+			t.Errorf("%s: shown are %q", file, shown)
 		}
 	}
 }
