@@ -3,6 +3,7 @@ package rules_test
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/jointcloud/pcm"
@@ -148,6 +149,24 @@ func TestBookIsBounded(t *testing.T) {
 	if n := b.Kept(); n == 0 || n > 1000 {
 		t.Errorf("%d expressions are kept", n)
 	}
+}
+
+// Many ask the same book at once.
+func TestBookIsShared(t *testing.T) {
+	var b rules.Book
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			q := question(rules.Facts{Job: rules.Job{GPU: int64(i)}})
+			for k := range 50 {
+				v := b.Judge([]pcm.Rule{{Name: "x", Accept: fmt.Sprintf("job.gpu > 3 || %d < 0", k), Reason: "${job.gpu}"}}, false, q)
+				if want := fmt.Sprintf("rule x: %d", i); i > 3 && v.Refused != "" || i <= 3 && v.Refused != want {
+					t.Errorf("%d: %q", i, v.Refused)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func BenchmarkJudge(b *testing.B) {
