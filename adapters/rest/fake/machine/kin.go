@@ -130,8 +130,8 @@ func (k *kin) look(all []process) {
 			k.send(syscall.SIGKILL)
 			return
 		}
-		_ = syscall.Kill(k.hungriest, syscall.SIGKILL)
 		k.one(k.hungriest)
+		_ = syscall.Kill(k.hungriest, syscall.SIGKILL)
 	}
 }
 

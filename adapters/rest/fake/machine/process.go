@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -32,9 +34,10 @@ type Spec struct {
 	OutputLimit int64    // bytes that are kept, the rest is dropped; 0: 64 MiB
 	Memory      int64    // bytes that all its processes may hold together; 0: no bound
 
-	// What happens when they hold more: all are killed, as in a container; with
-	// Hungriest only the one that holds most, as a machine's own kernel does it,
-	// and the function is told which.
+	// What happens when they hold more: all are killed, as in a container, and what
+	// was too quick to be seen counts as killed; with Hungriest only the one that holds most, as a
+	// machine's own kernel does it, and the function is told which. One that asks for a
+	// quarter more gets none then, seen or not.
 	Hungriest func(pid int)
 }
 
@@ -82,7 +85,17 @@ func Run(spec Spec) (*Process, error) {
 		file.Close()
 		return nil, err
 	}
-	cmd := exec.Command(spec.Command[0], spec.Command[1:]...)
+	argv := slices.Clone(spec.Command)
+	if spec.Memory > 0 && spec.Hungriest != nil {
+		if argv[0], err = exec.LookPath(argv[0]); err != nil {
+			from.Close()
+			to.Close()
+			file.Close()
+			return nil, err
+		}
+		argv = append([]string{"/bin/sh", "-c", "ulimit -d " + strconv.FormatInt(spec.Memory/4*5>>10, 10) + ` && exec "$@"`, "sh"}, argv...)
+	}
+	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = spec.Dir, spec.Env, to, to
 	if cmd.Env == nil {
 		cmd.Env = []string{}
@@ -127,9 +140,15 @@ func (p *Process) wait(output *os.File, copied <-chan struct{}) {
 	}
 	p.exit.Ended, p.exit.CPU = time.Now(), state.UserTime()+state.SystemTime()
 	p.exit.Memory, p.exit.OutOfMemory = memory, out
-	// The kernel's figure holds what this process had when it forked: better than nothing only.
-	if use, ok := state.SysUsage().(*syscall.Rusage); ok && memory == 0 {
+	// The kernel's figure is of one process, and counts what this one has ever held when it forked.
+	var own syscall.Rusage
+	use, ok := state.SysUsage().(*syscall.Rusage)
+	if ok && memory == 0 {
 		p.exit.Memory = use.Maxrss << 10
+	}
+	if limit := p.spec.Memory; ok && limit > 0 && p.spec.Hungriest == nil && !out && use.Maxrss<<10 > limit &&
+		syscall.Getrusage(syscall.RUSAGE_SELF, &own) == nil && use.Maxrss > own.Maxrss {
+		p.exit.Code, p.exit.OutOfMemory, p.exit.Memory = 128+int(syscall.SIGKILL), true, use.Maxrss<<10
 	}
 	close(p.done)
 }

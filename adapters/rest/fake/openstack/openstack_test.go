@@ -235,15 +235,26 @@ func TestPowerAndPause(t *testing.T) {
 // A guest's kernel kills one process, and the others go on.
 func TestOutOfMemory(t *testing.T) {
 	u := begin(t, Options{Flavors: []Flavor{{ID: "1", Name: "tiny", VCPUs: 1, RAM: 64}}})
-	id := u.create("hungry", `sh -c 'x=$(head -c 100000000 /dev/zero | tr "\0" x); sleep 300'; echo "code $?"`)
-	u.says(id, "code 137\n")
-	if got := u.console(id, nil); !strings.Contains(got, "Out of memory: Killed process") {
-		t.Errorf("console:\n%s", got)
-	}
-	id = u.create("quiet", `dmesg -n 1; sh -c 'x=$(head -c 100000000 /dev/zero | tr "\0" x); sleep 300'; echo "code $?"`)
-	u.says(id, "code 137\n")
-	if got := u.console(id, nil); strings.Contains(got, "Out of memory") {
-		t.Errorf("console:\n%s", got)
+	const hungry = `for i in 1 2 3; do (sh -c 'x=$(head -c 30000000 /dev/zero | tr "\0" x); sleep 300'; echo "code $?") & done; wait`
+	for name, quiet := range map[string]bool{"loud": false, "quiet": true} {
+		script := hungry
+		if quiet {
+			script = "dmesg -n 1; " + hungry
+		}
+		id := u.create(name, script)
+		u.wait(id, active)
+		end := time.After(time.Minute)
+		for !strings.Contains(u.console(id, nil), "code 137\n") {
+			select {
+			case <-time.After(10 * time.Millisecond):
+			case <-end:
+				t.Fatalf("nothing is killed:\n%s", u.console(id, nil))
+			}
+		}
+		if got := u.console(id, nil); strings.Contains(got, "Out of memory: Killed process") == quiet {
+			t.Errorf("%s: console:\n%s", name, got)
+		}
+		u.do("DELETE", "/servers/"+id, nil, 204)
 	}
 }
 
