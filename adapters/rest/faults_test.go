@@ -96,6 +96,7 @@ func wantOK(t testing.TB, exit supervisor.Exit, o *told, out string) {
 
 // A create that was done and not answered is not made again.
 func TestLostCreate(t *testing.T) {
+	t.Parallel()
 	for name, fault := range map[string]machine.Fault{
 		"the answer is lost":      {Drop: true},
 		"the connection is cut":   {Cut: true},
@@ -124,6 +125,7 @@ func TestLostCreate(t *testing.T) {
 // A supervisor that ends between create and its record leaves a note: who takes
 // the attempt up finds the job, or makes it.
 func TestTakenUp(t *testing.T) {
+	t.Parallel()
 	for name, there := range map[string]bool{"created": true, "not created": false} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -155,6 +157,7 @@ func TestTakenUp(t *testing.T) {
 
 // What is there twice is ended but for one.
 func TestTwice(t *testing.T) {
+	t.Parallel()
 	c := newCloud(t, 8)
 	r := runner(t, c.settings("small.yaml"))
 	run, o := runOf(t, "sh", "-c", "echo one; sleep 1; echo more")
@@ -175,6 +178,7 @@ func TestTwice(t *testing.T) {
 
 // A back end that has no room has the attempt wait; one that has the job already is believed.
 func TestFullAndExists(t *testing.T) {
+	t.Parallel()
 	c := newCloud(t, 8)
 	r := runner(t, c.settings("small.yaml"))
 	c.Next(3, "POST /v1/jobs", machine.Fault{Status: 429, Body: `{"error":"quota exceeded"}`})
@@ -195,6 +199,7 @@ func TestFullAndExists(t *testing.T) {
 
 // A back end that refuses is not asked again; its words are passed on.
 func TestRefused(t *testing.T) {
+	t.Parallel()
 	c := newCloud(t, 8)
 	r := runner(t, c.settings("small.yaml"))
 	c.Next(100, "POST /v1/jobs", machine.Fault{Status: 422, Body: `{"error":"no flavor\u0007 std.4 for you"}`})
@@ -210,6 +215,7 @@ func TestRefused(t *testing.T) {
 
 // A job that its back end forgets is given up, and said so.
 func TestForgotten(t *testing.T) {
+	t.Parallel()
 	c := newCloud(t, 8)
 	r := runner(t, c.settings("small.yaml"))
 	run, o := runOf(t, "sleep", "300")
@@ -231,6 +237,7 @@ func TestForgotten(t *testing.T) {
 
 // Garbage is no news, whatever it looks like.
 func TestGarbage(t *testing.T) {
+	t.Parallel()
 	c := newCloud(t, 8)
 	r := runner(t, c.settings("small.yaml"))
 	for _, body := range []string{
@@ -245,6 +252,7 @@ func TestGarbage(t *testing.T) {
 
 // What can't be ended at once keeps its capacity until it has ended.
 func TestKilledLater(t *testing.T) {
+	t.Parallel()
 	c := newCloud(t, 8)
 	cfg := c.settings("small.yaml")
 	cfg.Dir = t.TempDir()
@@ -277,6 +285,7 @@ func TestKilledLater(t *testing.T) {
 
 // What a supervisor left that is no more is deleted by the next one, files and all.
 func TestSwept(t *testing.T) {
+	t.Parallel()
 	c := newCloud(t, 8)
 	cfg := c.settings("small.yaml")
 	cfg.Dir = t.TempDir()
@@ -324,6 +333,7 @@ func TestSwept(t *testing.T) {
 
 // A stop is heard whatever the attempt is at.
 func TestStoppedEarly(t *testing.T) {
+	t.Parallel()
 	for name, fault := range map[string]machine.Fault{"full": {Status: 429}, "away": {Status: 503}, "lost": {Drop: true}, "slow": {Delay: 2 * time.Second}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -19,6 +19,7 @@ import (
 
 // A list without an end, of jobs of others, keeps nobody from his own.
 func TestEndlessList(t *testing.T) {
+	t.Parallel()
 	c := newCloud(t, 8)
 	r := runner(t, c.settings("small.yaml"))
 	n := 0

@@ -89,24 +89,13 @@ func boxed(t *testing.T, cfg Config) adaptertest.Instance {
 	}
 }
 
-// scriptTask makes a task run the test binary, which the task finds as an input.
-func scriptTask(t *testing.T, task *adapters.Task, steps ...string) {
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	task.Command = append([]string{"./task"}, steps...)
-	task.Env = map[string]string{adaptertest.EnvTask: "1"}
-	task.Inputs = []adapters.Mount{{Path: exe, Target: "task"}}
-}
-
-func subject(t *testing.T, file string) adaptertest.Subject {
+func subject(file string) adaptertest.Subject {
 	fresh := func(t *testing.T) adaptertest.Instance {
 		c := newCloud(t, 1<<10)
 		return instance(t, c.settings(file), c)
 	}
 	return adaptertest.Subject{
-		Script: scriptTask, Remote: true, Parallel: 4, Pace: time.Second, Patience: 3 * time.Minute, Enough: 8 << 30,
+		Script: steps, Remote: true, Parallel: 4, Pace: time.Second, Patience: 3 * time.Minute, Enough: 8 << 30,
 		New: fresh, Own: fresh,
 		Missing: func(t *adapters.Task) { t.Command = []string{"no-such-program"} },
 		GPU:     func(_ *testing.T, t *adapters.Task) { t.Pool, t.Resources.GPU = "gpu.a100", 2 },
@@ -124,10 +113,5 @@ func subject(t *testing.T, file string) adaptertest.Subject {
 }
 
 func TestConformance(t *testing.T) {
-	adaptertest.Run(t, subject(t, "small.yaml"))
-}
-
-// What runs the text that this package makes, over one log that comes whole.
-func TestConformanceOfScript(t *testing.T) {
-	adaptertest.Run(t, subject(t, "shell.yaml"))
+	adaptertest.Run(t, subject("small.yaml"))
 }
