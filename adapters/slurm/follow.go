@@ -7,8 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -27,100 +25,6 @@ const (
 	tailFast    = 50 * time.Millisecond
 	tailSlow    = time.Second
 )
-
-// watched is what follow has seen of an attempt.
-type watched struct {
-	out, errs *tail
-	start     begun
-	began     bool
-	endSeen   time.Time // when Slurm first said that it ended; zero: it doesn't
-	wait      time.Duration
-}
-
-// follow takes a submitted attempt to its end. It is kept small: thousands wait in it.
-func (r *Runner) follow(ctx context.Context, a *attempt) supervisor.Exit {
-	w := &watched{
-		out:  &tail{name: r.spool.file(a.key, "stdout"), dst: a.Stdout},
-		errs: &tail{name: r.spool.file(a.key, "stderr"), dst: a.Stderr}, wait: tailFast,
-	}
-	stopping := a.Stopping
-	for {
-		if exit := r.look(ctx, a, w); exit != nil {
-			return *exit
-		}
-		var tick <-chan time.Time
-		var timer *time.Timer
-		if w.began || !w.endSeen.IsZero() {
-			timer = time.NewTimer(w.wait)
-			tick = timer.C
-			w.wait = min(w.wait+w.wait/4, tailSlow)
-		}
-		select {
-		case <-a.kick:
-		case <-tick:
-		case <-stopping:
-			stopping = nil
-			if !w.began && r.withdraw(a) {
-				return killed()
-			}
-			r.work.Go(func() { r.ask(a) })
-		case <-ctx.Done():
-			if !w.began && r.withdraw(a) {
-				return killed()
-			}
-			return r.kill(a, w.out, w.errs)
-		}
-		if timer != nil {
-			timer.Stop()
-		}
-	}
-}
-
-// look looks at what the attempt left in the spool and at what Slurm says of it; nil
-// means that it goes on.
-func (r *Runner) look(ctx context.Context, a *attempt, w *watched) *supervisor.Exit {
-	in, _ := a.place()
-	if !w.began {
-		if w.start, w.began = r.spool.readBegun(a.key, in.Generation, "start"); w.began {
-			a.Report(adapters.Pending, "RUNNING", "its node begins with it")
-			a.Started()
-			w.wait = tailFast
-		}
-	}
-	if w.began {
-		if peak, err := readSmall(r.spool.file(a.key, "peak")); err == nil {
-			if kib, err := strconv.ParseInt(strings.TrimSpace(peak), 10, 50); err == nil && kib > 0 {
-				a.Used(0, pcm.Bytes(kib)<<10)
-			}
-		}
-		last := w.out.off + w.errs.off
-		more1, _ := w.out.copy()
-		more2, _ := w.errs.copy()
-		if more1 || more2 {
-			a.nudge()
-		}
-		if w.out.off+w.errs.off != last {
-			w.wait = tailFast
-		}
-	}
-	if o, ok := r.spool.readOver(a.key, in.Generation); ok {
-		if !w.began {
-			a.Started()
-		}
-		exit := r.finish(ctx, a, o, w.out, w.errs)
-		exit.Wall = r.spool.lasted(a.key, in.Generation)
-		return &exit
-	}
-	if exit, ok := r.consider(ctx, a, w.start, w.began, &w.endSeen); ok {
-		err := r.drain(ctx, w.out, w.errs)
-		if herr := r.bringHome(ctx, a); err == nil {
-			err = herr
-		}
-		exit = unlessLost(exit, err)
-		return &exit
-	}
-	return nil
-}
 
 // consider decides by what Slurm says, where the attempt itself has not said how it ended.
 func (r *Runner) consider(ctx context.Context, a *attempt, start begun, began bool, endSeen *time.Time) (supervisor.Exit, bool) {
@@ -352,6 +256,12 @@ func (r *Runner) finish(ctx context.Context, a *attempt, o over, out, errs *tail
 			said, exit.Native = states.Of(last), last
 		}
 		exit.Outcome, exit.Reason = judge(o, a, said)
+		// Slurm kills the first copy of what it starts once more, by a signal as any.
+		if again, ok := r.spool.readBegun(a.key, a.gen(), "refused"); ok && exit.Outcome == pcm.OutcomeFailed && o.Code > 128 {
+			first, _ := r.spool.readBegun(a.key, a.gen(), "start")
+			exit.Outcome = pcm.OutcomeSeller
+			exit.Reason = fmt.Sprintf("Slurm started it once more (on %s) after it had begun on %s, and ended it there: it is not run twice here", again.Host, first.Host)
+		}
 	}
 	err := r.drain(ctx, out, errs)
 	if herr := r.bringHome(ctx, a); err == nil {

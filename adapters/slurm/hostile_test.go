@@ -171,3 +171,16 @@ func TestLateEvidence(t *testing.T) {
 		t.Errorf("left: %v", left)
 	}
 }
+
+// Slurm starts once more what it has forgotten to run, and kills the first copy: that
+// is no end of the task's own.
+func TestKilledForAnotherCopy(t *testing.T) {
+	r := commands(t, map[string]string{"sbatch": `SLURM_JOB_ID=1 SLURMD_NODENAME=n1 /bin/sh >/dev/null 2>&1; echo 1`, "squeue": `exit 0`, "scontrol": `exit 1`})
+	run := runOf(t, "sh", "-c", "kill -9 $$")
+	if err := os.WriteFile(r.spool.evidence(run.Key.String(), 1, "refused"), []byte("job=1\nhost=n2\nrestarts=0\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if exit := r.Run(t.Context(), run); exit.Outcome != pcm.OutcomeSeller || !strings.Contains(exit.Reason, "had begun on n1") {
+		t.Errorf("%+v", exit)
+	}
+}

@@ -171,19 +171,30 @@ func (r *Runner) Close(ctx context.Context) error {
 // Run implements supervisor.Runner.
 func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 	a := &attempt{Run: t, key: t.Key.String(), work: t.Work, kick: make(chan struct{}, 1)}
+	exit := r.take(ctx, a)
+	if exit == nil {
+		exit = r.follow(ctx, a)
+		r.leave(a)
+	}
+	return *exit
+}
+
+// take has an attempt submitted, or finds it at Slurm; otherwise it is over.
+func (r *Runner) take(ctx context.Context, a *attempt) *supervisor.Exit {
 	if r.cfg.Shared != "" {
 		a.work = r.spool.file(a.key, "work")
 	}
 	in, known := intent{}, false
-	if t.Again {
+	if a.Again {
 		in, known = r.spool.loadIntent(a.key)
 	}
 	if !known {
 		if err := r.prepare(ctx, a); err != nil {
+			exit := seller(err.Error())
 			if ctx.Err() != nil {
-				return killed()
+				exit = killed()
 			}
-			return seller(err.Error())
+			return &exit
 		}
 	}
 	r.poller.add(a)
@@ -194,10 +205,14 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 	} else {
 		r.queue.add(a)
 	}
-	exit := r.follow(ctx, a)
+	return nil
+}
+
+// leave is for an attempt that is over here.
+func (r *Runner) leave(a *attempt) {
 	a.leave()
 	r.queue.done(a)
-	in, _ = a.place()
+	in, _ := a.place()
 	a.mu.Lock()
 	given := in.ID > 0 || a.fatal != nil // if not, whoever submits it sees that nobody wants it
 	a.mu.Unlock()
@@ -205,7 +220,6 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 		r.poller.drop(a.ref())
 	}
 	r.poller.remove(a, max(in.Generation, 1))
-	return exit
 }
 
 // prepare makes the attempt's folders and puts its inputs in place.

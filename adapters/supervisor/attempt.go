@@ -59,41 +59,48 @@ func (a *attempt) due() (adapters.BootTime, *verdict) {
 	return at, v
 }
 
+// handed is what a runner is given, and what it gives back.
+type handed struct {
+	run  Run
+	out  outputs
+	exit Exit
+}
+
 // run takes a prepared attempt to its end; again, if an earlier supervisor began
-// that. It and what it calls are kept small: thousands wait in there.
+// that. Thousands wait in it and in what it calls, so the stack is kept small: below
+// 1.2 KiB in all, the least that goroutines have is enough.
 func (s *Server) run(ctx context.Context, a *attempt, r Runner, t *adapters.Task, again bool) {
 	defer s.tasks.Done()
-	run, out := s.handed(a, t, again)
+	h := s.hand(a, t, again)
 	var unwatch func()
 	if len(t.Outputs) > 0 {
-		unwatch = s.watchOutputs(ctx, a, t, out)
+		unwatch = s.watchOutputs(ctx, a, t, &h.out)
 	}
 	given := adapters.Now()
-	exit := s.guarded(ctx, r, run)
-	s.over(ctx, a, run, out, &exit, given)
+	s.guarded(ctx, r, h)
+	s.over(ctx, a, h, given)
 	if unwatch != nil {
 		unwatch()
 	}
 }
 
-// handed makes what the runner is given.
-func (s *Server) handed(a *attempt, t *adapters.Task, again bool) (*Run, *outputs) {
-	out := &outputs{left: int64(t.OutputCap), over: func() {
+func (s *Server) hand(a *attempt, t *adapters.Task, again bool) *handed {
+	h := &handed{run: Run{Task: *t, Work: a.folder.work(), Stopping: a.stop, Again: again}}
+	h.out.left, h.out.over = int64(t.OutputCap), func() {
 		a.cancel(&verdict{pcm.OutcomeOutput, fmt.Sprintf("wrote more than its cap of %s", t.OutputCap), true})
-	}}
-	run := &Run{
-		Task: *t, Work: a.folder.work(), Stopping: a.stop, Again: again,
-		Stdout: &stream{name: a.folder.stream(adapters.Stdout), out: out},
-		Stderr: &stream{name: a.folder.stream(adapters.Stderr), out: out},
 	}
+	run := &h.run
+	run.Stdout = &stream{name: a.folder.stream(adapters.Stdout), out: &h.out}
+	run.Stderr = &stream{name: a.folder.stream(adapters.Stderr), out: &h.out}
 	run.Started = func() { s.begun(a) }
 	run.Used = func(cpuMS int64, memory pcm.Bytes) { s.used(a, cpuMS, memory) }
 	run.Report = func(state adapters.State, native, reason string) { s.report(a, state, native, reason) }
-	return run, out
+	return h
 }
 
 // over judges what the runner says of an attempt's end, and records it.
-func (s *Server) over(ctx context.Context, a *attempt, run *Run, out *outputs, exit *Exit, given adapters.BootTime) {
+func (s *Server) over(ctx context.Context, a *attempt, h *handed, given adapters.BootTime) {
+	run, out, exit := &h.run, &h.out, &h.exit
 	exit.Wall = min(exit.Wall, time.Duration(adapters.Now()-given))
 	run.Stdout.(*stream).close()
 	run.Stderr.(*stream).close()
@@ -146,14 +153,18 @@ func (s *Server) watchOutputs(ctx context.Context, a *attempt, t *adapters.Task,
 const outputsEvery = 500 * time.Millisecond
 
 // guarded runs the runner; its panic ends this attempt only.
-func (s *Server) guarded(ctx context.Context, r Runner, run *Run) (exit Exit) {
+func (s *Server) guarded(ctx context.Context, r Runner, h *handed) {
 	defer func() {
 		if p := recover(); p != nil {
-			s.log.Error("runner panicked", "runner", r.Name(), "attempt", run.Key.String(), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-			exit = Exit{Outcome: pcm.OutcomeSeller, Code: 255, Reason: fmt.Sprintf("internal fault of the %s runner: %v", r.Name(), p)}
+			s.panicked(r, h, p)
 		}
 	}()
-	return r.Run(ctx, run)
+	h.exit = r.Run(ctx, &h.run)
+}
+
+func (s *Server) panicked(r Runner, h *handed, p any) {
+	s.log.Error("runner panicked", "runner", r.Name(), "attempt", h.run.Key.String(), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+	h.exit = Exit{Outcome: pcm.OutcomeSeller, Code: 255, Reason: fmt.Sprintf("internal fault of the %s runner: %v", r.Name(), p)}
 }
 
 // begun notes that an attempt runs: for the first time, or after it had to wait again.

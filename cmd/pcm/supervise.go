@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -57,6 +58,9 @@ func (a *app) superviseCommand() *cobra.Command {
 			// Ending by a signal ends the tasks and records it; their node tries them again.
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
+			if os.Getenv("GOGC") == "" {
+				debug.SetGCPercent(50) // it works little and may hold many attempts: memory counts
+			}
 			return s.serve(ctx)
 		},
 	}

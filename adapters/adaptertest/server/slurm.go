@@ -177,6 +177,7 @@ GresTypes=gpu
 PreemptType=preempt/partition_prio
 PreemptMode=CANCEL
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
+MaxJobCount=50000
 ReturnToService=2
 SlurmctldTimeout=120
 SlurmdTimeout=60
