@@ -19,6 +19,7 @@ import (
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters/plugin"
+	"github.com/jointcloud/pcm/adapters/rest"
 	"github.com/jointcloud/pcm/adapters/rest/description"
 )
 
@@ -260,6 +261,9 @@ func (p *Project) files(lang *language) ([]file, error) {
 		if err != nil {
 			return nil, pcm.Errorf(pcm.Internal, "the templates of %s: %w", p.Language, err)
 		}
+	}
+	if p.Scripted {
+		all = append(all, file{"script.sh", Support, []byte(rest.ScriptText())})
 	}
 	for from, to := range lang.stubs {
 		text, err := plugin.Sources.ReadFile(from)

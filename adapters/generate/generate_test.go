@@ -191,3 +191,14 @@ func TestGoBuilds(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 }
+
+// Projects take the versions that this module has, which are at hand where it is built.
+func TestGoVersions(t *testing.T) {
+	ours := read(t, "../../go.mod")
+	for line := range strings.Lines(read(t, "templates/go/once/go.mod.tmpl")) {
+		words := strings.Fields(line)
+		if len(words) >= 2 && strings.HasPrefix(words[1], "v") && !strings.Contains(ours, words[0]+" "+words[1]) {
+			t.Errorf("projects take %s %s, this module does not: 'go mod tidy' in a project with our versions, and copy go.mod and go.sum", words[0], words[1])
+		}
+	}
+}
