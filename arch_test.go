@@ -31,7 +31,7 @@ var arrowsBesides = map[string][]string{
 	"adapters/plugin/plugingrpc": {"adapters/plugin/pluginpb"},
 	"adapters/rest":              {"adapters", "adapters/supervisor", "adapters/expr", "adapters/rest/description", "adapters/rest/client"},
 	"adapters/rest/*":            {"adapters", "adapters/expr"},
-	"adapters/generate":          {"adapters", "adapters/expr", "adapters/plugin", "adapters/rest", "adapters/rest/description"},
+	"adapters/generate":          {"adapters", "adapters/expr", "adapters/plugin", "adapters/plugin/pluginpb", "adapters/rest", "adapters/rest/description"},
 	"node/rules":                 {"adapters/expr"},
 }
 

@@ -258,7 +258,7 @@ func (e *emitter) fold(c ast.ComprehensionExpr) (string, error) {
 func (e *emitter) template(t *expr.Template) (string, error) {
 	switch v := t.Value().(type) {
 	case nil:
-		return "null()", nil
+		return call("nothing"), nil
 	case *expr.Expr:
 		return e.expression(v)
 	case []any: // texts and expressions

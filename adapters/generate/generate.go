@@ -23,10 +23,11 @@ import (
 	"github.com/jointcloud/pcm/adapters/rest/description"
 )
 
-// Below templates/LANGUAGE lie three folders of what a project consists of:
+// Below templates/LANGUAGE lie the folders of what a project consists of:
 //
 //	generated  written from the description, with regions for the author
 //	support    the same in each project
+//	stubs      made from the contract alone
 //	once       written once, then the author's
 //
 // and for projects of one sort only folders with its name behind a dash: described,
@@ -211,7 +212,7 @@ func (p *Project) folders(root string) (all []string) {
 	case p.Operations != nil:
 		sort = "openapi"
 	}
-	for _, kind := range []Kind{Generated, Support, Once} {
+	for _, kind := range []Kind{Generated, Support, Stubs, Once} {
 		for _, dir := range []string{root + "/" + string(kind), root + "/" + string(kind) + "-" + sort} {
 			if _, err := fs.Stat(templates, dir); err == nil {
 				all = append(all, dir)
@@ -263,7 +264,11 @@ func (p *Project) files(lang *language) ([]file, error) {
 		}
 	}
 	if p.Scripted {
-		all = append(all, file{"script.sh", Support, []byte(rest.ScriptText())})
+		to := "script.sh"
+		if lang.script != nil {
+			to = lang.script(p)
+		}
+		all = append(all, file{to, Support, []byte(rest.ScriptText())})
 	}
 	for from, to := range lang.stubs {
 		text, err := plugin.Sources.ReadFile(from)

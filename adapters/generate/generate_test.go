@@ -172,7 +172,7 @@ func TestSupportHasFunctions(t *testing.T) {
 		for _, op := range binary {
 			names = append(names, op)
 		}
-		for _, name := range append(names, "get", "has", "path", "paths", "present", "both", "either", "negate", "minus", "fold", "concat", "list", "object", "null") {
+		for _, name := range append(names, "get", "has", "path", "paths", "present", "both", "either", "negate", "minus", "fold", "concat", "list", "object", "nothing") {
 			if !strings.Contains(all.String(), " "+name+"(") {
 				t.Errorf("the support of %s has no function %s", lang, name)
 			}

@@ -1,0 +1,93 @@
+package generate
+
+import (
+	"path"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+var python = &language{
+	Syntax: Syntax{
+		Null: "None", True: "True", False: "False",
+		Int:   func(i int64) string { return strconv.FormatInt(i, 10) },
+		Float: func(f float64) string { return floating(f) },
+		Text:  strconv.Quote,
+		List:  func(items []string) string { return "[" + strings.Join(items, ", ") + "]" },
+		Map: func(keys, values []string) string {
+			return "{" + strings.Join(pairs(keys, values, ": "), ", ") + "}"
+		},
+		Lambda: func(params []string, body string) string {
+			switch {
+			case len(params) == 0:
+				return "lambda: " + body
+			case params[0] == "":
+				return "lambda v: " + body
+			}
+			return "lambda " + strings.Join(params, ", ") + ": " + body
+		},
+		If: func(cond, then, otherwise string) string {
+			return "(" + then + " if truth(" + cond + ") else " + otherwise + ")"
+		},
+		Var:   func(name string) string { return "v[" + strconv.Quote(name) + "]" },
+		Local: localName,
+	},
+	structure: func(t reflect.Type, fields []Field) string {
+		var b strings.Builder
+		b.WriteString(t.Name() + "(\n")
+		for _, f := range fields {
+			name := f.Name
+			if slices.Contains([]string{"in", "as", "class"}, name) {
+				name += "_" // a word of the language
+			}
+			b.WriteString(indent(name+"="+f.Value) + ",\n")
+		}
+		return b.String() + ")"
+	},
+	slice:   func(_ reflect.Type, items []string) string { return block("[", items, "]") },
+	dict:    func(_ reflect.Type, keys, values []string) string { return block("{", pairs(keys, values, ": "), "}") },
+	pointer: func(_ reflect.Type, inner string) string { return inner },
+	number:  func(i int64) string { return strconv.FormatInt(i, 10) },
+	stubs:   map[string]string{"adapter.proto": "adapter.proto"},
+	script:  func(p *Project) string { return path.Join("src", p.Package, "script.sh") },
+}
+
+func init() { languages["python"] = python }
+
+// floating is a number that is seen not to be whole.
+func floating(f float64) string {
+	s := strconv.FormatFloat(f, 'g', -1, 64)
+	if !strings.ContainsAny(s, ".e") {
+		s += ".0"
+	}
+	return s
+}
+
+func localName(name string) string {
+	return "x_" + strings.NewReplacer("@", "", "#", "").Replace(name)
+}
+
+func pairs(keys, values []string, between string) []string {
+	out := make([]string, len(keys))
+	for i := range keys {
+		out[i] = keys[i] + between + values[i]
+	}
+	return out
+}
+
+// block is a list that stands in one line if it is short.
+func block(begin string, items []string, end string) string {
+	one := begin + strings.Join(items, ", ") + end
+	if len(one) < 100 && !strings.Contains(one, "\n") {
+		return one
+	}
+	var b strings.Builder
+	b.WriteString(begin + "\n")
+	for _, item := range items {
+		b.WriteString(indent(item) + ",\n")
+	}
+	return b.String() + end
+}
+
+func indent(s string) string { return "    " + strings.ReplaceAll(s, "\n", "\n    ") }
