@@ -302,7 +302,7 @@ func readTree(dir string) (map[string][]byte, error) {
 			return err
 		}
 		if e.IsDir() {
-			if name != dir && (strings.HasPrefix(e.Name(), ".") || slices.Contains([]string{"node_modules", "__pycache__", "dist", "bin", "venv"}, e.Name())) {
+			if name != dir && (strings.HasPrefix(e.Name(), ".") || slices.Contains([]string{"node_modules", "__pycache__", "dist", "bin", "build", "venv"}, e.Name())) {
 				return fs.SkipDir
 			}
 			return nil

@@ -78,16 +78,19 @@ func pairs(keys, values []string, between string) []string {
 
 // block is a list that stands in one line if it is short.
 func block(begin string, items []string, end string) string {
+	if len(items) == 0 {
+		return strings.TrimSpace(begin) + strings.TrimSpace(end)
+	}
 	one := begin + strings.Join(items, ", ") + end
 	if len(one) < 100 && !strings.Contains(one, "\n") {
 		return one
 	}
 	var b strings.Builder
-	b.WriteString(begin + "\n")
+	b.WriteString(strings.TrimSpace(begin) + "\n")
 	for _, item := range items {
 		b.WriteString(indent(item) + ",\n")
 	}
-	return b.String() + end
+	return b.String() + strings.TrimSpace(end)
 }
 
 func indent(s string) string { return "    " + strings.ReplaceAll(s, "\n", "\n    ") }
