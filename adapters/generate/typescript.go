@@ -42,8 +42,10 @@ var typescript = &language{
 		}
 		return block("{ ", items, " }")
 	},
-	slice:   func(_ reflect.Type, items []string) string { return block("[", items, "]") },
-	dict:    func(_ reflect.Type, keys, values []string) string { return block("{ ", pairs(keys, values, ": "), " }") },
+	slice: func(_ reflect.Type, items []string) string { return block("[", items, "]") },
+	dict: func(_ reflect.Type, keys, values []string) string {
+		return block("{ ", pairs(keys, values, ": "), " }")
+	},
 	pointer: func(_ reflect.Type, inner string) string { return inner },
 	number:  func(i int64) string { return strconv.FormatInt(i, 10) },
 	stubs:   map[string]string{"adapter.proto": "adapter.proto"},
