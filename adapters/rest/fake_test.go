@@ -221,7 +221,7 @@ func (c *cloud) serveJobs(w http.ResponseWriter, r *http.Request) {
 	change := c.change
 	c.mu.Unlock()
 	if change != nil {
-		list = change(q.Get("name"), list)
+		list = append([]map[string]any{}, change(q.Get("name"), list)...)
 	}
 	answerJSON(w, 200, map[string]any{"jobs": list})
 }

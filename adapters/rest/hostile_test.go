@@ -15,6 +15,7 @@ import (
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/rest/description"
+	"github.com/jointcloud/pcm/adapters/rest/fake/machine"
 )
 
 // A list without an end, of jobs of others, keeps nobody from his own.
@@ -197,6 +198,39 @@ func TestMarks(t *testing.T) {
 			if !m.ended || m.code != 3 || m.cpu != 2*time.Second || m.peak != 2<<20 {
 				t.Errorf("by %d: %+v", step, m)
 			}
+		}
+	}
+}
+
+// Pools that make no sense are passed over; a name that the site gave stands before all.
+func TestPools(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t, 8)
+	cfg := c.settings("small.yaml")
+	cfg.Name = "north"
+	b, err := open(t.Context(), cfg, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	places, err := b.look(t.Context(), nil)
+	if err != nil || len(places) != 2 || places[0].pool.ID != "north.std.4" || places[0].pool.Adapter != "north" || places[0].pool.Slots != 8 || places[0].pool.Labels["site"] != "test" {
+		t.Fatalf("%v, %v", places, err)
+	}
+	if a := places[1].pool.Accelerator; a == nil || a.Model != "a100" || places[1].pool.Capacity.GPU != 2 {
+		t.Errorf("%+v", places[1].pool)
+	}
+	for _, body := range []string{
+		`{"flavors":[{"name":"a","cpus":-1,"mib":1,"gpus":0,"count":1,"region":"x","card":""}]}`,
+		`{"flavors":[{"name":"a","cpus":1,"mib":"lots","gpus":0,"count":1,"region":"x","card":""}]}`,
+		`{"flavors":[{"name":"a","cpus":1,"mib":1e30,"gpus":0,"count":1,"region":"x","card":""}]}`,
+		`{"flavors":[{"name":"a","cpus":1,"mib":1,"gpus":-3,"count":1,"region":"x","card":""}]}`,
+		`{"flavors":[{"name":"a","cpus":1,"mib":1,"gpus":0,"count":1e300,"region":"x","card":""}]}`,
+		`{"flavors":[{"name":"","cpus":1,"mib":1,"gpus":0,"count":1,"region":"x","card":""}]}`,
+		`{"flavors":[null,1,"x"]}`, `{"flavors":"none"}`, `{}`, `nonsense`,
+	} {
+		c.Next(1, "GET /v1/flavors", machine.Fault{Status: 200, Body: body})
+		if places, err := b.look(t.Context(), nil); err == nil && len(places) > 0 || err != nil && pcm.ErrorCode(err) != pcm.Unavailable {
+			t.Errorf("%s: %v, %v", body, places, err)
 		}
 	}
 }

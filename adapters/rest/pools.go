@@ -95,6 +95,9 @@ func (b *backend) pool(ctx context.Context, m *description.Pool, vars map[string
 	}
 	vars["ours"] = int64(0)
 	id := nameOf(expr.Text(get("id", m.ID)))
+	if id != "" && b.name != b.d.Name {
+		id = nameOf(b.name + "." + id) // two of one description have pools of the same names
+	}
 	if fault != nil || id == "" {
 		return pl, pcm.Errorf(pcm.Unavailable, "a pool of %s is not as described: it has no id: %v", b.name, fault)
 	}

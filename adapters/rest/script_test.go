@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
@@ -141,9 +140,8 @@ func TestScriptKilled(t *testing.T) {
 	ended := make(chan supervisor.Exit, 1)
 	go func() { ended <- r.Run(ctx, run) }()
 	until(t, "it runs", func() bool { return o.started() == 1 })
-	began := time.Now()
 	cancel()
-	if exit := <-ended; exit.Outcome == pcm.OutcomeOK || time.Since(began) > killTime {
-		t.Errorf("%+v after %s", exit, time.Since(began))
+	if exit := <-ended; exit.Outcome == pcm.OutcomeOK || exit.Reason != "ended by force" {
+		t.Errorf("%+v", exit)
 	}
 }

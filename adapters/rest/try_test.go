@@ -40,7 +40,7 @@ func requests(steps []Step, sent bool) (all []string) {
 	return all
 }
 
-func has1(all []string, prefix string) bool {
+func begins(all []string, prefix string) bool {
 	for _, s := range all {
 		if strings.HasPrefix(s, prefix) {
 			return true
@@ -59,13 +59,13 @@ func TestTry(t *testing.T) {
 		}
 		shown := requests(steps, false)
 		for _, want := range []string{"GET /v1/flavors", "GET /v1/jobs?name=", "POST /v1/jobs", "POST /v1/jobs/JOB-ID/stop", "DELETE /v1/jobs/JOB-ID"} {
-			if !has1(shown, want) {
+			if !begins(shown, want) {
 				t.Errorf("%s is not in %q", want, shown)
 			}
 		}
 
 		steps, err = try(t, cfg, TryOptions{})
-		if err != nil || c.Count("POST") != 0 || !has1(requests(steps, true), "GET /v1/flavors") || !has1(requests(steps, false), "POST /v1/jobs") {
+		if err != nil || c.Count("POST") != 0 || !begins(requests(steps, true), "GET /v1/flavors") || !begins(requests(steps, false), "POST /v1/jobs") {
 			t.Errorf("without a task: %v, sent %q, shown %q", err, requests(steps, true), requests(steps, false))
 		}
 		pool := false
@@ -80,7 +80,7 @@ func TestTry(t *testing.T) {
 
 		steps, err = try(t, cfg, TryOptions{Run: true, Task: adapters.Task{Command: []string{"echo", "hello"}}})
 		last := steps[len(steps)-1]
-		if err != nil || !has1(requests(steps, true), "POST /v1/jobs") || !has1(requests(steps, true), "DELETE /v1/jobs/") {
+		if err != nil || !begins(requests(steps, true), "POST /v1/jobs") || !begins(requests(steps, true), "DELETE /v1/jobs/") {
 			t.Errorf("%s: %v, %q, %+v", file, err, requests(steps, true), last)
 		}
 		said := ""
