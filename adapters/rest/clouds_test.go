@@ -2,6 +2,7 @@ package rest
 
 import (
 	"context"
+	"fmt"
 	"io/fs"
 	"net"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/adaptertest"
+	"github.com/jointcloud/pcm/adapters/adaptertest/server"
 	"github.com/jointcloud/pcm/adapters/rest/fake/machine"
 )
 
@@ -62,6 +64,15 @@ func until(t testing.TB, what string, f func() bool) {
 		case <-end:
 			t.Fatalf("waited in vain until %s", what)
 		}
+	}
+}
+
+// minutes begins a test that takes minutes: what starts no servers is quick, and leaves
+// it to 'make test-backends'. The engine's own suite runs over a smaller fake.
+func minutes(t *testing.T) {
+	t.Helper()
+	if os.Getenv("PCM_TEST_SERVERS") == "none" {
+		adaptertest.Require(t, "clouds", fmt.Errorf("%w: its suite takes minutes", server.ErrMissing))
 	}
 }
 

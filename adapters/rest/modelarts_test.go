@@ -56,6 +56,7 @@ func startModelArts(t *testing.T, o modelarts.Options) (provider, *modelarts.Clo
 
 // The service's own lines in the log are there too: none of them may get through.
 func TestConformanceModelArts(t *testing.T) {
+	minutes(t)
 	o := modelarts.Options{Grace: 3 * time.Second, ServiceLog: true}
 	c, _ := startModelArts(t, o)
 	lacks := described(t, c.cfg)

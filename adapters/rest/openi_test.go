@@ -37,6 +37,7 @@ func startOpenI(t *testing.T) provider {
 }
 
 func TestConformanceOpenI(t *testing.T) {
+	minutes(t)
 	c := startOpenI(t)
 	lacks := described(t, c.cfg)
 	lacks["images"] = "the fake platform runs all images alike" // the description does not lack them

@@ -64,6 +64,7 @@ func startOpenStack(t *testing.T) provider {
 }
 
 func TestConformanceOpenStack(t *testing.T) {
+	minutes(t)
 	c := startOpenStack(t)
 	adaptertest.Run(t, adaptertest.Subject{
 		Name: "rest (openstack)", Script: steps, Remote: true, Parallel: 10, Pace: time.Second, Patience: 2 * time.Minute, Many: 12,
