@@ -1,0 +1,37 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestReadTrial(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		p := filepath.Join(dir, name)
+		if err := os.WriteFile(p, []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	program := file("adapter", "#!/bin/sh\n")
+	good, err := readTrial(file("good.yaml", "command: [./adapter, --loud]\nsettings: {a: \"1\"}\npace: 1s\n"), nil)
+	if err != nil || good.Command[0] != program || good.Command[1] != "--loud" || good.Name != "plugin" || good.Settings["a"] != "1" {
+		t.Errorf("%+v, %v", good, err)
+	}
+	for text, words := range map[string]string{
+		"name: x\n":                                      "no plug-in to test",
+		"command: [./absent]\n":                          "there is no program " + filepath.Join(dir, "absent"),
+		"command: [./adapter]\npace: soon\n":             `"soon" is not a duration`,
+		"command: [./adapter]\nname: slurm\n":            "built in",
+		"command: [./adapter]\nsecrets: {token: open}\n": "no reference to a secret",
+		"command: [./adapter]\nunsuported: {}\n":         "unsuported",
+	} {
+		_, err := readTrial(file("bad.yaml", text), nil)
+		if err == nil || !strings.Contains(err.Error(), words) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
