@@ -165,6 +165,9 @@ func (c *cleaner) turn(ctx context.Context, o *leftover) {
 // errLater has a leftover looked at again soon: it is not a failure.
 var errLater = pcm.Errorf(pcm.Conflict, "its end is not recorded yet")
 
+// errUnseen is that of a job that may yet show up.
+var errUnseen = pcm.Errorf(pcm.Conflict, "it is not known whether it is there")
+
 // errStill is that of a job that was called to end.
 var errStill = pcm.Errorf(pcm.Conflict, "it has yet to end")
 
@@ -250,7 +253,7 @@ func (c *cleaner) find(ctx context.Context, o *leftover, vars map[string]any) er
 			o.first = time.Now()
 		}
 		if o.looks < looks || time.Since(o.first) < vanished {
-			return errLater
+			return errUnseen
 		}
 		o.gone = true
 	}
