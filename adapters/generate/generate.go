@@ -130,6 +130,9 @@ func newProject(o Options, lang *language) (*Project, error) {
 		if err != nil {
 			return nil, err
 		}
+		if len(ops) == 0 {
+			return nil, pcm.Errorf(pcm.Invalid, "%s has no operations", o.FromFile)
+		}
 		p.Operations = operations(ops)
 		return p, nil
 	}
@@ -139,7 +142,7 @@ func newProject(o Options, lang *language) (*Project, error) {
 			return nil, pcm.Errorf(pcm.Invalid, "%s: %s; 'pcm adapter lint' tells all", o.FromFile, problem)
 		}
 	}
-	p.Description, p.About = d, strings.TrimSpace(d.About)
+	p.Description, p.About = d, oneLine(d.About)
 	if err := p.describe(o, lang); err != nil {
 		return nil, err
 	}
@@ -156,6 +159,8 @@ func isOpenAPI(data []byte) bool {
 	}
 	return false
 }
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
 func operations(ops []description.Operation) (out []Operation) {
 	seen := map[string]int{}
@@ -179,9 +184,33 @@ func operations(ops []description.Operation) (out []Operation) {
 		if seen[unique]++; seen[unique] > 1 {
 			unique += fmt.Sprint(seen[unique])
 		}
+		// They stand in comments too: nothing of them may end those.
+		op.Summary, op.Path = oneLine(op.Summary), oneLine(op.Path)
+		for i := range op.Params {
+			op.Params[i].Name = oneLine(op.Params[i].Name)
+		}
+		if op.Body != nil {
+			for i := range op.Body.Fields {
+				op.Body.Fields[i] = oneLine(op.Body.Fields[i])
+			}
+		}
 		out = append(out, Operation{op, unique})
 	}
 	return out
+}
+
+// Names are those of an operation's parameters in one place, as Go writes them.
+func (p *Project) Names(op Operation, in string) string {
+	var names []string
+	for _, q := range op.Params {
+		if q.In == in {
+			names = append(names, p.emitter.Text(q.Name))
+		}
+	}
+	if names == nil {
+		return p.emitter.Null
+	}
+	return "[]string{" + strings.Join(names, ", ") + "}"
 }
 
 // Section is a part of the description as code of the language: "create".

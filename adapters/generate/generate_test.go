@@ -180,15 +180,22 @@ func TestSupportHasFunctions(t *testing.T) {
 	}
 }
 
-// A Go project builds and passes vet.
+// Go projects build and pass vet, from whatever they are made.
 func TestGoBuilds(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "jobs")
-	generated(t, Options{Name: "jobs", Language: "go", Dir: dir, From: []byte(small), FromFile: "small.yaml"})
-	cmd := exec.Command("go", "vet", "./...")
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GOFLAGS=-mod=mod", "GOWORK=off")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	const api = `{"openapi": "3.1.0", "paths": {"/jobs/{id}": {"get": {"operationId": "getJob", "summary": "shows\na job",
+		"parameters": [{"name": "id", "in": "path", "required": true}, {"name": "full", "in": "query"}]}}}}`
+	for name, from := range map[string][]byte{"described": []byte(small), "openapi": []byte(api), "bare": nil} {
+		dir := filepath.Join(t.TempDir(), name)
+		r := generated(t, Options{Name: name, Language: "go", Dir: dir, From: from, FromFile: name})
+		if described := name == "described"; (len(r.Left) == 0) != described {
+			t.Errorf("%s: left to write: %v", name, r.Left)
+		}
+		cmd := exec.Command("go", "vet", ".")
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "GOFLAGS=-buildvcs=false", "GOWORK=off")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
 	}
 }
 

@@ -26,7 +26,7 @@ end with a REST API needs no code, but a description of it in YAML; anything els
 is written as a plug-in in any language, most of which 'pcm adapter new' generates.`,
 	}
 	c.RunE = a.group(c)
-	c.AddCommand(a.adapterListCommand(), a.adapterLintCommand(), a.adapterSchemaCommand(), a.adapterTestCommand(), a.adapterNewCommand(), a.adapterStatsCommand())
+	c.AddCommand(a.adapterListCommand(), a.adapterLintCommand(), a.adapterSchemaCommand(), a.adapterTryCommand(), a.adapterDiffCommand(), a.adapterTestCommand(), a.adapterNewCommand(), a.adapterStatsCommand())
 	return c
 }
 
