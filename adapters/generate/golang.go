@@ -77,7 +77,11 @@ var golang = &language{
 		"adapter.proto": "adapter.proto", "pluginpb/adapter.pb.go": "pluginpb/adapter.pb.go", "plugingrpc/adapter_grpc.pb.go": "plugingrpc/adapter_grpc.pb.go",
 	},
 	stub: func(p *Project, text []byte) []byte {
-		return bytes.ReplaceAll(text, []byte(`"github.com/jointcloud/pcm/adapters/plugin/pluginpb"`), []byte(strconv.Quote(p.Package+"/pluginpb")))
+		text = bytes.ReplaceAll(text, []byte(`"github.com/jointcloud/pcm/adapters/plugin/pluginpb"`), []byte(strconv.Quote(p.Package+"/pluginpb")))
+		if sorted, err := format.Source(text); err == nil { // the import has another place now; the contract is no Go
+			return sorted
+		}
+		return text
 	},
 	format: func(path string, text []byte) ([]byte, error) {
 		if !strings.HasSuffix(path, ".go") {

@@ -61,10 +61,10 @@ package plugingrpc
 
 import (
 	context "context"
-	pb "openi/pluginpb"
 	grpc "google.golang.org/grpc"
 	codes "google.golang.org/grpc/codes"
 	status "google.golang.org/grpc/status"
+	pb "openi/pluginpb"
 )
 
 // This is a compile-time assertion to ensure that this generated file
