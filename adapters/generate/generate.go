@@ -134,6 +134,9 @@ func newProject(o Options, lang *language) (*Project, error) {
 			return nil, pcm.Errorf(pcm.Invalid, "%s has no operations", o.FromFile)
 		}
 		p.Operations = operations(ops)
+		if _, err := fs.Stat(templates, "templates/"+o.Language+"/generated-openapi"); err != nil {
+			return nil, pcm.Errorf(pcm.Invalid, "%s: no client of an OpenAPI document is written in %s: write a description that names its operations, which is, or take --lang go", o.FromFile, o.Language)
+		}
 		return p, nil
 	}
 	d, problems := description.ParseIn(o.From, o.FromDir)

@@ -1,0 +1,142 @@
+package generate
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/jointcloud/pcm/adapters/rest/fake/openi"
+	"github.com/jointcloud/pcm/configs"
+)
+
+// toolChain is what a language's authors build and test with.
+type toolChain struct {
+	needs  [][]string // commands that must succeed
+	author string     // file with the author's region "unsupported"
+	line   func(what, why string) string
+	states string // file with the table of states
+	steps  [][]string
+}
+
+var toolChains = map[string]toolChain{
+	"python": {
+		needs:  [][]string{{"python3", "-c", "import ensurepip, venv"}},
+		author: "tests/test_conformance.py", states: "src/gen/states.py",
+		line: func(what, why string) string { return "    " + what + ": " + why + ",\n" },
+		steps: [][]string{
+			{"python3", "-m", "venv", ".venv"},
+			{".venv/bin/pip", "install", "--quiet", "--disable-pip-version-check", ".[test]"},
+			{".venv/bin/ruff", "check"},
+			{".venv/bin/pytest", "--quiet"},
+		},
+	},
+	"typescript": {
+		needs:  [][]string{{"node", "--version"}, {"npm", "--version"}},
+		author: "src/conformance.test.ts", states: "src/states.ts",
+		line: func(what, why string) string { return "  " + what + ": " + why + ",\n" },
+		steps: [][]string{
+			{"npm", "ci", "--no-audit", "--no-fund"},
+			{"npm", "test"},
+		},
+	},
+}
+
+// A project passes PCM's suite by the tests that it brings, in its own language's
+// tools, and keeps the author's part when it is written again.
+func TestToolChains(t *testing.T) {
+	for _, lang := range []string{"python", "typescript"} {
+		t.Run(lang, func(t *testing.T) {
+			c := toolChains[lang]
+			required := slices.Contains(strings.Split(os.Getenv("PCM_TEST_REQUIRE"), ","), lang)
+			if !required {
+				t.Skipf("SKIPPED: it fetches packages of %s, and PCM_TEST_REQUIRE does not name that: 'make test-plugins' does", lang)
+			}
+			for _, need := range c.needs {
+				if out, err := exec.Command(need[0], need[1:]...).CombinedOutput(); err != nil {
+					t.Fatalf("%q fails: %v\n%s\n'.ci/backends plugins' installs what is needed", need, err, out)
+				}
+			}
+			c.test(t, lang)
+		})
+	}
+}
+
+func (c toolChain) test(t *testing.T, lang string) {
+	cloud := openi.New(openi.Options{
+		Dir: t.TempDir(), Username: "pcm", Password: "correct horse", CPU: 64, GPU: 2,
+		Specs: []openi.Spec{
+			{ID: "cpu-tiny", Name: "a quarter GiB", CPU: 1, Memory: 256 << 20, Price: "0.1"},
+			{ID: "cpu-small", Name: "4 GiB", CPU: 1, Memory: 4 << 30, Price: "0.5"},
+			{ID: "gpu-a100", Name: "two cards", CPU: 4, Memory: 32 << 30, GPU: 2, GPUName: "nvidia.com/gpu", Price: "25"},
+		},
+	})
+	s := &site{t: t, handler: cloud, address: "127.0.0.1:0"}
+	s.start()
+	t.Cleanup(func() { s.server.Close(); cloud.Close() })
+
+	text := strings.NewReplacer("rate: 20", "rate: 500", "burst: 40", "burst: 500", "poll: 3s", "poll: 100ms").Replace(string(configs.Adapter("openi")))
+	dir := filepath.Join(t.TempDir(), "gen")
+	o := Options{Name: "gen", Language: lang, Dir: dir, From: []byte(text), FromFile: "openi.yaml"}
+	if r := generated(t, o); r.Share.Hand != 0 || len(r.Left) != 0 {
+		t.Fatalf("something is left to write: %+v", r)
+	}
+	author := filepath.Join(dir, filepath.FromSlash(c.author))
+	own := c.line(`"images"`, `"the fake platform runs all images alike"`) + c.line(`"waiting"`, `"nothing fills the fake platform here"`)
+	indent := own[:len(own)-len(strings.TrimLeft(own, " "))]
+	comment := map[string]string{"python": "# ", "typescript": "// "}[lang]
+	edit(t, author, indent+comment+"pcm:end unsupported", own+indent+comment+"pcm:end unsupported")
+
+	settings, err := json.Marshal(map[string]string{"endpoint": "http://" + s.address, "username": "pcm", "image": openi.DefaultImage})
+	if err != nil {
+		t.Fatal(err)
+	}
+	trial, err := json.Marshal(map[string]any{
+		"patience": "2m", "pace": "1s", "many": 12, "parallel": 6, "gpus": 2, "missing": "no-such-program",
+		"env": []string{"OCTOPUS_*", "NVIDIA_VISIBLE_DEVICES", "OLDPWD", "SHLVL", "_"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range c.steps {
+		cmd := exec.CommandContext(t.Context(), step[0], step[1:]...)
+		if strings.HasPrefix(step[0], ".") {
+			cmd.Path = filepath.Join(dir, step[0])
+		}
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "PCM="+pcmProgram(t), "ADAPTER_SETTINGS="+string(settings), "ADAPTER_TRIAL="+string(trial), "password=correct horse")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v\n%s", step, err, out)
+		}
+	}
+
+	// The description changes; what the author wrote stays, byte for byte.
+	before := read(t, author)
+	o.From = []byte(strings.Replace(text, `"30": {state: running}`, `"31": {state: running}`, 1))
+	r := generated(t, o)
+	if len(r.Orphaned) != 0 || !slices.Contains(r.Kept, c.author+": unsupported") || read(t, author) != before {
+		t.Errorf("the author's part did not stay: %+v", r)
+	}
+	if !strings.Contains(read(t, filepath.Join(dir, filepath.FromSlash(c.states))), `"31"`) {
+		t.Error("the description's change did not come")
+	}
+	if r.Share.Hand != 2 || r.Share.Percent() < 99 {
+		t.Errorf("%d lines by hand, %.1f %% generated", r.Share.Hand, r.Share.Percent())
+	}
+}
+
+// pcmProgram is the program whose 'adapter test' projects' tests call.
+func pcmProgram(t *testing.T) string {
+	t.Helper()
+	if p := os.Getenv("PCM"); p != "" {
+		return p
+	}
+	p, err := build(filepath.Join(t.TempDir(), "pcm"), "", "github.com/jointcloud/pcm/cmd/pcm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
