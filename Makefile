@@ -15,7 +15,7 @@ gotest = $(if $(RERUN),$(GO) run $(GOTESTSUM) --format pkgname --rerun-fails=2 -
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS = -s -w -X main.version=$(VERSION)
 
-.PHONY: all build test test-backends judge race lint verify generate bench demo demo-backends demo-describe clean
+.PHONY: all build test test-backends test-plugins judge race lint verify generate bench demo demo-backends demo-describe clean
 
 all: build
 
@@ -42,6 +42,11 @@ test-backends:
 	PCM_TEST_MATRIX=$(CURDIR)/bin/matrix.json $(call gotest,-count=1 -timeout 20m,./adapters/...); tests=$$?; \
 	$(call gotest,-count=1 -timeout 20m -parallel 3 -run '^Test(Docker|Slurm|Kube)',./node/nodetest) || tests=$$?; \
 		$(GO) run ./adapters/adaptertest/matrix -run bin/matrix.json $(MATRIX) && exit $$tests
+
+# Generated plug-ins in Python and TypeScript, by their own languages' tools: fetches some packages of theirs.
+test-plugins: build
+	.ci/backends plugins
+	PCM=$(CURDIR)/bin/pcm PCM_TEST_REQUIRE=python,typescript $(call gotest,-count=1 -timeout 20m -run '^TestToolChains',./adapters/generate)
 
 # The fake ModelArts and its object store, held against the clients that Huawei Cloud publishes, and the fake
 # OpenStack against gophercloud: modules of their own, since the former have 250 MB, which are fetched once.

@@ -1,0 +1,1 @@
+"""A plug-in of PCM: runs tasks of PCM on dirqueue."""

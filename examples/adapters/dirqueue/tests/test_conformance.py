@@ -1,0 +1,46 @@
+"""PCM's conformance suite, which all adapters pass.
+
+It needs a back end: ADAPTER_SETTINGS is a JSON object of the settings, and the secrets
+are in the environment under their names. PCM is the program, if it isn't in PATH.
+ADAPTER_TRIAL, also JSON, is what else 'pcm adapter test --config' should know.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SECRETS = []
+
+
+def test_conformance(tmp_path):
+    settings = os.environ.get("ADAPTER_SETTINGS")
+    if settings is None:
+        pytest.skip("ADAPTER_SETTINGS does not say where a back end to test with is")
+    program = Path(sys.executable).with_name("dirqueue-adapter")
+    assert program.exists(), "install the project first: pip install ."
+    trial = {
+        "name": "dirqueue",
+        "command": [str(program)],
+        "settings": json.loads(settings),
+        "secrets": {name: "env:" + name for name in SECRETS if os.environ.get(name)},
+        "unsupported": UNSUPPORTED,
+        **json.loads(os.environ.get("ADAPTER_TRIAL", "{}")),
+    }
+    config = tmp_path / "trial.yaml"
+    config.write_text(json.dumps(trial), encoding="utf-8")
+    pcm = os.environ.get("PCM") or shutil.which("pcm")
+    assert pcm, "PCM does not say where the program pcm is"
+    done = subprocess.run([pcm, "adapter", "test", "--config", config], capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+
+
+UNSUPPORTED = {
+    # pcm:begin unsupported
+    # pcm:end unsupported
+}
