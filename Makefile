@@ -46,7 +46,7 @@ test-backends:
 # Generated plug-ins in Python and TypeScript, by their own languages' tools: fetches some packages of theirs.
 test-plugins: build
 	.ci/backends plugins
-	PCM=$(CURDIR)/bin/pcm PCM_TEST_REQUIRE=python,typescript $(call gotest,-count=1 -timeout 20m -run '^TestToolChains',./adapters/generate)
+	PCM=$(CURDIR)/bin/pcm PCM_TEST_REQUIRE=python,typescript $(call gotest,-count=1 -timeout 20m -run '^Test(ToolChains|Queue)',./adapters/generate)
 
 # The fake ModelArts and its object store, held against the clients that Huawei Cloud publishes, and the fake
 # OpenStack against gophercloud: modules of their own, since the former have 250 MB, which are fetched once.

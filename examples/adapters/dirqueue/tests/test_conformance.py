@@ -42,5 +42,22 @@ def test_conformance(tmp_path):
 
 UNSUPPORTED = {
     # pcm:begin unsupported
+    "memory limit": "the queue knows no limits",
+    "out of memory": "the queue knows no limits",
+    "too little memory": "the queue knows no limits",
+    "use of CPU": "the queue does not measure",
+    "use of memory": "the queue does not measure",
+    "accelerators": "the queue has none",
+    "no network": "jobs have the machine's network",
+    "read-only inputs": "a job has copies of its own",
+    "images": "it runs programs of its own machine",
+    "arrays": "the queue has no arrays",
+    "suspend and resume": "the queue can't halt a job",
+    "exec": "the queue can't",
+    "copy": "the queue can't",
+    "service": "the queue gives no address",
+    "back end hung": "a command can't hang for all",
+    "back end restarted": "there is no server",
+    "waiting": "nothing fills the queue here",
     # pcm:end unsupported
 }

@@ -1,1 +1,1 @@
-"""A plug-in of PCM: runs tasks of PCM on dirqueue."""
+"A plug-in of PCM that runs tasks of PCM on dirqueue."
