@@ -121,6 +121,12 @@ func newProject(o Options, lang *language) (*Project, error) {
 	for _, part := range strings.FieldsFunc(o.Name, func(r rune) bool { return r == '-' || r == '.' }) {
 		p.Title += strings.ToUpper(part[:1]) + part[1:]
 	}
+	if lang.pkg != nil {
+		p.Package = lang.pkg(p.Package)
+	}
+	if p.Title[0] <= '9' {
+		p.Title = "Adapter" + p.Title // classes begin with a letter
+	}
 	p.About = "runs tasks of PCM on " + o.Name
 	if o.From == nil {
 		return p, nil

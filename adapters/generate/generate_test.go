@@ -154,6 +154,17 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// Packages of Python are called neither like its own modules nor what is no name.
+func TestPythonPackages(t *testing.T) {
+	for name, want := range map[string]string{"queue": "adapter_queue", "class": "adapter_class", "2nd.cloud": "adapter_2nd_cloud", "my-cloud": "my_cloud"} {
+		dir := filepath.Join(t.TempDir(), "x")
+		generated(t, Options{Name: name, Language: "python", Dir: dir})
+		if text := read(t, filepath.Join(dir, "pyproject.toml")); !strings.Contains(text, `= "`+want+`.__main__:main"`) {
+			t.Errorf("%s: no package %s in\n%s", name, want, text)
+		}
+	}
+}
+
 // The support of each language has all functions that expressions may call.
 func TestSupportHasFunctions(t *testing.T) {
 	for _, lang := range Languages() {

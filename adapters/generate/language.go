@@ -16,7 +16,8 @@ type language struct {
 	number    func(int64) string // of a field, not of an expression
 	stubs     map[string]string  // files of plugin.Sources, and where they go
 	stub      func(p *Project, text []byte) []byte
-	script    func(p *Project) string // where the text that runs tasks goes, unless it is the top
+	pkg       func(name string) string // a name that packages may have
+	script    func(p *Project) string  // where the text that runs tasks goes, unless it is the top
 	format    func(path string, text []byte) ([]byte, error)
 }
 

@@ -50,6 +50,7 @@ var python = &language{
 	pointer: func(_ reflect.Type, inner string) string { return inner },
 	number:  func(i int64) string { return strconv.FormatInt(i, 10) },
 	stubs:   map[string]string{"adapter.proto": "adapter.proto"},
+	pkg:     pythonPackage,
 	script:  func(p *Project) string { return path.Join("src", p.Package, "script.sh") },
 }
 
@@ -94,3 +95,32 @@ func block(begin string, items []string, end string) string {
 }
 
 func indent(s string) string { return "    " + strings.ReplaceAll(s, "\n", "\n    ") }
+
+// taken are Python's own modules and words, which no package may be called.
+const taken = `
+abc aifc and antigravity argparse array as assert ast async asynchat asyncio asyncore atexit audioop await
+base64 bdb binascii bisect break builtins bz2 calendar cgi cgitb chunk class cmath cmd code codecs codeop
+collections colorsys compileall concurrent configparser contextlib contextvars continue copy copyreg crypt csv
+ctypes curses dataclasses datetime dbm decimal def del difflib dis distutils doctest elif else email encodings
+ensurepip enum errno except faulthandler fcntl filecmp fileinput finally fnmatch for fractions from ftplib
+functools gc genericpath getopt getpass gettext glob global graphlib grp gzip hashlib heapq hmac html http
+idlelib if imaplib imghdr imp import importlib in inspect io ipaddress is itertools json keyword lambda
+lib2to3 linecache locale logging lzma mailbox mailcap marshal math mimetypes mmap modulefinder msilib msvcrt
+multiprocessing netrc nis nntplib nonlocal not nt ntpath nturl2path numbers opcode operator optparse or os
+ossaudiodev pass pathlib pdb pickle pickletools pipes pkgutil platform plistlib poplib posix posixpath pprint
+profile pstats pty pwd py_compile pyclbr pydoc pydoc_data pyexpat queue quopri raise random re readline
+reprlib resource return rlcompleter runpy sched secrets select selectors shelve shlex shutil signal site smtpd
+smtplib sndhdr socket socketserver spwd sqlite3 sre_compile sre_constants sre_parse ssl stat statistics string
+stringprep struct subprocess sunau symtable sys sysconfig syslog tabnanny tarfile telnetlib tempfile termios
+textwrap this threading time timeit tkinter token tokenize tomllib trace traceback tracemalloc try tty turtle
+turtledemo types typing unicodedata unittest urllib uu uuid venv warnings wave weakref webbrowser while winreg
+winsound with wsgiref xdrlib xml xmlrpc yield zipapp zipfile zipimport zlib zoneinfo
+`
+
+// pythonPackage is a name that a package may have: a letter first, and not one of Python's own.
+func pythonPackage(name string) string {
+	if name[0] < 'a' || slices.Contains(strings.Fields(taken), name) {
+		return "adapter_" + name
+	}
+	return name
+}
