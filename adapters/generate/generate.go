@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"text/template"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters/plugin"
@@ -32,7 +31,7 @@ import (
 //
 // and for projects of one sort only folders with its name behind a dash: described,
 // openapi or bare.
-// Files that end in .tmpl are text/template over [Project]; others are copied.
+// Files that end in .tmpl are templates over [Project], see execute; others are copied.
 //
 //go:embed all:templates
 var templates embed.FS
@@ -278,15 +277,9 @@ func (p *Project) files(lang *language) ([]file, error) {
 			to, expand := strings.CutSuffix(to, ".tmpl")
 			to = strings.TrimSuffix(to, ".txt") // so that the tree's own tools pass it over
 			if expand {
-				t, err := template.New(name).Parse(string(text))
-				if err != nil {
+				if text, err = execute(name, string(text), p); err != nil {
 					return err
 				}
-				var b bytes.Buffer
-				if err := t.Execute(&b, p); err != nil {
-					return err
-				}
-				text = b.Bytes()
 			}
 			if len(bytes.TrimSpace(text)) == 0 {
 				return nil // not for this project
