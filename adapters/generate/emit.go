@@ -6,9 +6,9 @@ import (
 	"sort"
 	"strings"
 
-	"cel.dev/cel-go/common/ast"
-	"cel.dev/cel-go/common/operators"
-	"cel.dev/cel-go/common/types"
+	"github.com/google/cel-go/common/ast"
+	"github.com/google/cel-go/common/operators"
+	"github.com/google/cel-go/common/types"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters/expr"

@@ -3,7 +3,6 @@ package generate
 import (
 	"bytes"
 	"fmt"
-	"go/format"
 	"reflect"
 	"strconv"
 	"strings"
@@ -78,7 +77,7 @@ var golang = &language{
 	},
 	stub: func(p *Project, text []byte) []byte {
 		text = bytes.ReplaceAll(text, []byte(`"github.com/jointcloud/pcm/adapters/plugin/pluginpb"`), []byte(strconv.Quote(p.Package+"/pluginpb")))
-		if sorted, err := format.Source(text); err == nil { // the import has another place now; the contract is no Go
+		if sorted, err := gofmt(text); err == nil { // the import has another place now; the contract is no Go
 			return sorted
 		}
 		return text
@@ -87,7 +86,7 @@ var golang = &language{
 		if !strings.HasSuffix(path, ".go") {
 			return text, nil
 		}
-		return format.Source(text)
+		return gofmt(text)
 	},
 }
 

@@ -44,7 +44,7 @@ func TestJudge(t *testing.T) {
 		{"of another pool", pcm.Rule{Name: "x", Pools: []string{"gpu-*"}, Accept: "false"}, false, gpu, ""},
 		{"of this pool", pcm.Rule{Name: "x", Pools: []string{"gpu-*", "local-*"}, Accept: "false"}, false, gpu, "rule x"},
 		{"by the clock", pcm.Rule{Name: "night", Accept: "time.hour < 8"}, true, rules.Facts{Time: rules.Time{Hour: 9}}, "rule night"},
-		{"can't be read", pcm.Rule{Name: "x", Accept: "time.hour < 8"}, false, gpu, "rule x can't be judged for this job: in expression \"time.hour < 8\", at 1:1: undeclared reference to 'time' (did you mean 'timestamp'?)"},
+		{"can't be read", pcm.Rule{Name: "x", Accept: "time.hour < 8"}, false, gpu, "rule x can't be judged for this job: in expression \"time.hour < 8\", at 1:1: undeclared reference to 'time' (in container '')"},
 		{"fails", pcm.Rule{Name: "x", Accept: "job.nothing"}, false, gpu, `rule x can't be judged for this job: expression "job.nothing": no such key: nothing`},
 		{"private, fails", pcm.Rule{Name: "x", Accept: "job.nothing"}, true, gpu, "rule x can't be judged for this job"},
 		{"is no truth value", pcm.Rule{Name: "x", Accept: "job.gpu"}, false, gpu, `rule x can't be judged for this job: expression "job.gpu" gives a number, not true or false`},

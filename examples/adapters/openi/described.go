@@ -156,18 +156,14 @@ var watchJobs = Watch{
 		Reason:   func(v Vars) any { return path(v["job"], "message") },
 		ExitCode: func(v Vars) any { return opt(opt(opt(v["job"], "tasks"), int64(0)), "exitCode") },
 		Seconds: func(v Vars) any {
-			return fold([]any{}, opt(v["job"], "runMs"), func(x_target, x_unused any) any { return false }, func(x_target, x_unused any) any { return x_target }, func(x_target any) any {
-				return choose(fHasValue(x_target), func() any {
-					return fOptionalOf(fold([]any{}, fValue(x_target), func(x_ms, x_unused any) any { return false }, func(x_ms, x_unused any) any { return x_ms }, func(x_ms any) any { return div(fDouble(x_ms), 1000.0) }))
-				}, func() any { return fOptionalNone() })
-			})
+			return choose(fHasValue(opt(v["job"], "runMs")), func() any {
+				return fOptionalOf(fold([]any{}, fValue(opt(v["job"], "runMs")), func(x_ms, x_unused any) any { return false }, func(x_ms, x_unused any) any { return x_ms }, func(x_ms any) any { return div(fDouble(x_ms), 1000.0) }))
+			}, func() any { return fOptionalNone() })
 		},
 		CPU: func(v Vars) any {
-			return fold([]any{}, opt(v["job"], "cpuMs"), func(x_target, x_unused any) any { return false }, func(x_target, x_unused any) any { return x_target }, func(x_target any) any {
-				return choose(fHasValue(x_target), func() any {
-					return fOptionalOf(fold([]any{}, fValue(x_target), func(x_ms, x_unused any) any { return false }, func(x_ms, x_unused any) any { return x_ms }, func(x_ms any) any { return div(fDouble(x_ms), 1000.0) }))
-				}, func() any { return fOptionalNone() })
-			})
+			return choose(fHasValue(opt(v["job"], "cpuMs")), func() any {
+				return fOptionalOf(fold([]any{}, fValue(opt(v["job"], "cpuMs")), func(x_ms, x_unused any) any { return false }, func(x_ms, x_unused any) any { return x_ms }, func(x_ms any) any { return div(fDouble(x_ms), 1000.0) }))
+			}, func() any { return fOptionalNone() })
 		},
 		Memory: func(v Vars) any { return opt(v["job"], "maxMemory") },
 	},
