@@ -83,8 +83,12 @@ func (a *attempt) make(ctx context.Context) (supervisor.Exit, bool) {
 	m := &maker{a: a}
 	var denied time.Time
 	for wait := minWait; ; wait = min(2*wait, maxBackOff) {
+		there := a.n.Stage == made || a.n.Stage == over
 		err := m.next(ctx)
-		if err == nil {
+		switch {
+		case err == nil && !there && a.asked():
+			return stopped(), false // it came after the stop: the cleaner ends it
+		case err == nil:
 			return supervisor.Exit{}, true
 		}
 		if ctx.Err() != nil {

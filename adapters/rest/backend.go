@@ -33,6 +33,7 @@ type backend struct {
 	states   states
 	scripted bool          // jobs run task.script
 	poll     time.Duration // between looks
+	timeout  time.Duration // of one call
 	rate     float64
 
 	mu      sync.Mutex
@@ -58,7 +59,7 @@ func connect(ctx context.Context, cfg Config, d *description.Description, trace 
 		cfg: cfg, d: d, name: cmp.Or(cfg.Name, d.Name), settings: map[string]any{}, servers: map[string]string{},
 		states: newStates(d.States), scripted: usesScript(d),
 		poll: cmp.Or(cfg.Poll, time.Duration(d.Limits.Poll), defaultPoll),
-		rate: cmp.Or(cfg.Rate, d.Limits.Rate, defaultRate),
+		rate: cmp.Or(cfg.Rate, d.Limits.Rate, defaultRate), timeout: cmp.Or(time.Duration(d.Limits.Timeout), defaultTimeout),
 	}
 	for k, s := range d.Settings {
 		b.settings[k] = cmp.Or(cfg.Settings[k], s.Default)
@@ -92,7 +93,7 @@ func connect(ctx context.Context, cfg Config, d *description.Description, trace 
 		Origins: origins, Login: login, Secrets: b.secrets, Rate: b.rate,
 		Burst:   cmp.Or(d.Limits.Burst, defaultBurst),
 		Retry:   client.Retry{Tries: cmp.Or(d.Limits.Tries, defaultTries)},
-		Timeout: cmp.Or(time.Duration(d.Limits.Timeout), defaultTimeout), UserAgent: "pcm",
+		Timeout: b.timeout, UserAgent: "pcm",
 		AllowPrivate: cfg.AllowPrivate, CA: cfg.CA, Trace: trace,
 	}
 	if b.http, err = client.New(cc); err != nil {

@@ -39,6 +39,7 @@ type leftover struct {
 	busy  bool
 	first time.Time // of looks for a job that may be there
 	looks int
+	found bool // all that creates may have left was looked for
 	gone  bool // the job is no more
 	undo  int  // steps that are undone
 }
@@ -151,8 +152,12 @@ func (c *cleaner) turn(ctx context.Context, o *leftover) {
 		}
 		return
 	}
-	if err == errLater {
+	switch err {
+	case errLater:
 		o.next = time.Now().Add(min(c.r.b.poll, 100*time.Millisecond))
+		return
+	case errUnseen:
+		o.next = time.Now().Add(c.r.b.poll)
 		return
 	}
 	o.tries++
@@ -162,19 +167,17 @@ func (c *cleaner) turn(ctx context.Context, o *leftover) {
 	}
 }
 
-// errLater has a leftover looked at again soon: it is not a failure.
-var errLater = pcm.Errorf(pcm.Conflict, "its end is not recorded yet")
-
-// errUnseen is that of a job that may yet show up.
-var errUnseen = pcm.Errorf(pcm.Conflict, "it is not known whether it is there")
-
-// errStill is that of a job that was called to end.
-var errStill = pcm.Errorf(pcm.Conflict, "it has yet to end")
+// These have a leftover looked at again soon: they are no failures.
+var (
+	errLater  = pcm.Errorf(pcm.Conflict, "its end is not recorded yet, or another job of its own is there yet")
+	errUnseen = pcm.Errorf(pcm.Conflict, "a job that it may have is looked for")
+	errStill  = pcm.Errorf(pcm.Conflict, "it has yet to end") // though it was called to
+)
 
 func (c *cleaner) clean(ctx context.Context, o *leftover) error {
 	b := c.r.b
 	vars := b.vars(&o.n)
-	if !o.gone && (o.n.Stage == making || o.n.Doubt) {
+	if !o.gone && o.n.ID == "" && (o.n.Stage == making || o.n.Doubt) {
 		if err := c.find(ctx, o, vars); err != nil {
 			return err
 		}
@@ -203,6 +206,14 @@ func (c *cleaner) clean(ctx context.Context, o *leftover) error {
 	if o.copy {
 		return nil
 	}
+	if o.n.Doubt && !o.found {
+		if err := c.find(ctx, o, vars); err != nil {
+			return err
+		}
+		if !o.found {
+			return errUnseen
+		}
+	}
 	steps := b.d.Create.Before
 	for ; o.undo < len(steps); o.undo++ {
 		s := steps[len(steps)-1-o.undo]
@@ -220,13 +231,29 @@ func (c *cleaner) clean(ctx context.Context, o *leftover) error {
 			return err
 		}
 	}
+	if c.copied(o.key) { // the note is all that tells of them
+		return errLater
+	}
 	return c.r.notes.remove(o.key)
+}
+
+// copied tells whether other jobs of the attempt are yet to be deleted.
+func (c *cleaner) copied(key string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, o := range c.items {
+		if o.key == key && o.copy {
+			return true
+		}
+	}
+	return false
 }
 
 // find looks for what a create has left whose answer nobody read.
 func (c *cleaner) find(ctx context.Context, o *leftover, vars map[string]any) error {
 	b := c.r.b
 	if b.d.Find.List == nil {
+		o.found = true
 		if o.n.ID == "" {
 			c.r.log.Warn("a create was not answered, and the description has no way to find out what became of it", "attempt", o.key)
 			o.gone = true
@@ -252,12 +279,12 @@ func (c *cleaner) find(ctx context.Context, o *leftover, vars map[string]any) er
 		if o.looks++; o.looks == 1 {
 			o.first = time.Now()
 		}
-		if o.looks < looks || time.Since(o.first) < vanished {
+		if o.looks < looks || time.Since(o.first) < vanished || o.n.late(2*b.timeout) {
 			return errUnseen
 		}
 		o.gone = true
 	}
-	o.n.Doubt = false
+	o.found = !o.n.late(2 * b.timeout)
 	return nil
 }
 

@@ -56,7 +56,7 @@ func (a *attempt) upload(ctx context.Context) error {
 		return err
 	}
 	if n.Stored = n.Stored || len(a.Inputs)+len(a.Outputs) > 0; n.Stored {
-		if err := a.r.notes.save(n); err != nil {
+		if err := a.r.notes.keep(n); err != nil {
 			return err
 		}
 	}

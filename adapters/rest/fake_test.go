@@ -38,7 +38,9 @@ type cloud struct {
 	begun   map[string]int                                            // by name
 	change  func(name string, list []map[string]any) []map[string]any // name: that is searched for
 	calls   atomic.Int64
-	instant bool // jobs end at once, and run nothing
+	instant bool          // jobs end at once, and run nothing
+	hold    chan struct{} // creates are carried out when it is closed, whoever has left by then
+	held    chan struct{} // told of each that is held
 }
 
 type cloudFile struct {
@@ -197,6 +199,13 @@ func (c *cloud) serveJobs(w http.ResponseWriter, r *http.Request) {
 		if err := json.NewDecoder(r.Body).Decode(j); err != nil || j.Name == "" || len(j.Argv) == 0 {
 			answerJSON(w, 400, map[string]any{"error": fmt.Sprintf("a job needs name and argv: %v", err)})
 			return
+		}
+		c.mu.Lock()
+		hold, held := c.hold, c.held
+		c.mu.Unlock()
+		if hold != nil {
+			held <- struct{}{}
+			<-hold
 		}
 		c.mu.Lock()
 		c.next++

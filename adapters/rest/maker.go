@@ -8,6 +8,7 @@ import (
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters/expr"
+	"github.com/jointcloud/pcm/adapters/rest/description"
 )
 
 // maker brings an attempt to the back end, one thing after the other: what was done
@@ -90,7 +91,7 @@ func (m *maker) steps(ctx context.Context) error {
 		if _, done := n.Step[s.Name]; done {
 			continue
 		}
-		said, err := a.b.call(ctx, &s.Call, a.b.vars(n))
+		said, err := a.b.makes(ctx, &s.Call, a.b.vars(n))
 		if err != nil {
 			return pcm.Errorf(pcm.ErrorCode(err), "%s: %w", s.Name, err)
 		}
@@ -104,7 +105,7 @@ func (m *maker) steps(ctx context.Context) error {
 			n.Step = map[string]any{}
 		}
 		n.Step[s.Name] = v
-		if err := a.r.notes.save(n); err != nil {
+		if err := a.r.notes.keep(n); err != nil {
 			return err
 		}
 	}
@@ -128,11 +129,11 @@ func (m *maker) look(ctx context.Context) (again bool, err error) {
 	if m.looks++; m.looks == 1 {
 		m.first = time.Now()
 	}
-	if m.looks < looks || time.Since(m.first) < vanished {
+	if m.looks < looks || time.Since(m.first) < vanished || n.late(min(a.b.timeout, lateCreate)) {
 		return false, &waits{word: "unknown", reason: "its back end did not say whether it took it: it is looked for"}
 	}
 	m.looks = 0
-	n.Stage = fresh
+	n.Stage, n.Doubt = fresh, true // the first call may still be acted on
 	return true, m.prepare(ctx)
 }
 
@@ -147,15 +148,38 @@ func (m *maker) found(ids []string) error {
 	return m.a.r.notes.save(n)
 }
 
+// lateCreate is how long a create is waited for at most whose answer was lost, before
+// it is called again. What comes later still is found when the attempt has ended.
+const lateCreate = 10 * time.Second
+
+// late tells whether what the last create makes may still come: a call that
+// is given up on this side may be on its way, or in work, for as long as one may take.
+func (n *note) late(most time.Duration) bool {
+	since := time.Since(n.Asked)
+	return since >= 0 && since < most
+}
+
+// makes makes a call that makes something. Once it is on its way it is not given up
+// at once with ctx: who doesn't know what it made can't delete it.
+func (b *backend) makes(ctx context.Context, c *description.Call, vars map[string]any) (*answer, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, &callError{err: pcm.Errorf(pcm.Busy, "it was not called: %w", err), unsent: true}
+	}
+	patient, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(callTime, cancel) })()
+	return b.call(patient, c, vars)
+}
+
 // create calls the back end to create the job.
 func (m *maker) create(ctx context.Context) error {
 	a, n, c := m.a, m.a.n, &m.a.b.d.Create
-	n.Stage = making
-	if err := a.r.notes.save(n); err != nil {
+	n.Stage, n.Asked = making, time.Now()
+	if err := a.r.notes.keep(n); err != nil {
 		return err
 	}
 	vars := a.b.vars(n)
-	said, err := a.b.call(ctx, &c.Call, vars)
+	said, err := a.b.makes(ctx, &c.Call, vars)
 	if err == nil {
 		v, err := c.ID.Eval(ctx, said.in(vars))
 		id := expr.Text(v)

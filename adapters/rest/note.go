@@ -1,6 +1,7 @@
 package rest
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
@@ -34,6 +36,7 @@ type note struct {
 	Let     map[string]any `json:"let,omitempty"`
 	Step    map[string]any `json:"step,omitempty"`
 	Stage   stage          `json:"stage,omitempty"`
+	Asked   time.Time      `json:"asked,omitzero"`    // when create was called last
 	ID      string         `json:"id,omitempty"`      // the job's, at the back end
 	Script  string         `json:"-"`                 // made anew where it is needed
 	Doubt   bool           `json:"doubt,omitempty"`   // it may be there more than once
@@ -56,19 +59,49 @@ func (n notebook) open() error {
 func (n notebook) file(key string) string { return filepath.Join(string(n), key+".json") }
 
 // save writes a note, so that it is there whole or not at all.
-func (n notebook) save(o *note) error {
+func (n notebook) save(o *note) error { return n.write(o, false) }
+
+// keep is save for what must outlive a crash of the machine, too: without it, nobody
+// would know any more of what is made next.
+func (n notebook) keep(o *note) error { return n.write(o, true) }
+
+func (n notebook) write(o *note, sync bool) error {
 	data, err := json.Marshal(o)
 	if err != nil {
 		return pcm.Errorf(pcm.Internal, "can't encode a note: %w", err)
 	}
 	name := n.file(o.Task.Key.String())
-	if err := os.WriteFile(name+".new", data, 0o600); err != nil {
-		return pcm.Errorf(pcm.Unavailable, "can't note where the attempt is: %w", err)
+	err = writeFile(name+".new", data, sync)
+	if err == nil {
+		err = os.Rename(name+".new", name)
 	}
-	if err := os.Rename(name+".new", name); err != nil {
+	if err == nil && sync {
+		err = syncFolder(string(n))
+	}
+	if err != nil {
 		return pcm.Errorf(pcm.Unavailable, "can't note where the attempt is: %w", err)
 	}
 	return nil
+}
+
+func writeFile(name string, data []byte, sync bool) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil && sync {
+		err = f.Sync()
+	}
+	return cmp.Or(err, f.Close())
+}
+
+func syncFolder(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	return cmp.Or(f.Sync(), f.Close())
 }
 
 // load reads a note; nil if there is none that can be read.
@@ -87,6 +120,11 @@ func (n notebook) load(key string) *note {
 		plain(m)
 	}
 	return o
+}
+
+func (n notebook) has(key string) bool {
+	_, err := os.Lstat(n.file(key))
+	return err == nil
 }
 
 func (n notebook) remove(key string) error {

@@ -154,6 +154,9 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 	}
 	if a.n == nil {
 		a.n = &note{Task: t.Task, Nonce: newNonce()} // saved before anything is made
+		if t.Again && r.notes.has(a.key) {           // it can't be read: nobody knows how far it came
+			a.n.Stage, a.n.Asked = making, time.Now()
+		}
 	}
 	a.n.Dying = false
 	r.mu.Lock()
@@ -178,7 +181,7 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 	if a.t != nil {
 		r.poller.leave(a.t)
 	}
-	if a.n.Stage == fresh && !a.n.Stored && len(a.n.Step) == 0 && !t.Again {
+	if a.n.Stage == fresh && len(a.n.Step) == 0 && !r.notes.has(a.key) {
 		return exit // nothing was made
 	}
 	a.n.Dying = a.n.Stage != over
