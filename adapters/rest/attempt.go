@@ -10,6 +10,7 @@ import (
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
+	"github.com/jointcloud/pcm/adapters/rest/client"
 	"github.com/jointcloud/pcm/adapters/rest/description"
 	"github.com/jointcloud/pcm/adapters/supervisor"
 )
@@ -194,7 +195,7 @@ func (a *attempt) ask(ctx context.Context) {
 		call = a.b.killer()
 	}
 	for wait := minWait; call != nil; wait = min(2*wait, maxBackOff) {
-		_, err := a.b.call(ctx, call, a.vars())
+		_, err := a.b.call(client.Ahead(ctx), call, a.vars())
 		if err == nil || isAbsent(err) || ctx.Err() != nil {
 			break
 		}
@@ -242,7 +243,7 @@ func (a *attempt) kill(ctx context.Context) supervisor.Exit {
 		}
 		if !sent {
 			call, stop := context.WithTimeout(ctx, callTime)
-			_, err := a.b.call(call, a.b.killer(), a.vars())
+			_, err := a.b.call(client.Ahead(call), a.b.killer(), a.vars())
 			stop()
 			if sent = err == nil || isAbsent(err); sent {
 				a.t.doom()
@@ -280,7 +281,7 @@ func (a *attempt) halt(on bool) error {
 	}
 	ctx, cancel := context.WithTimeout(a.r.ctx, callTime)
 	defer cancel()
-	if _, err := a.b.call(ctx, call, a.vars()); err != nil {
+	if _, err := a.b.call(client.Ahead(ctx), call, a.vars()); err != nil {
 		return pcm.Errorf(pcm.ErrorCode(err), "can't %s the job of attempt %s: %w", word, a.key, err)
 	}
 	a.halted = on

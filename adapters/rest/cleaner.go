@@ -7,6 +7,7 @@ import (
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
+	"github.com/jointcloud/pcm/adapters/rest/client"
 )
 
 const (
@@ -305,7 +306,7 @@ func (c *cleaner) end(ctx context.Context, o *leftover, vars map[string]any) err
 	if call == nil {
 		return pcm.Errorf(pcm.Refused, "the description of %s has no call that ends a job", c.r.b.name)
 	}
-	_, err := c.r.b.call(ctx, call, vars)
+	_, err := c.r.b.call(client.Ahead(ctx), call, vars)
 	if isAbsent(err) {
 		return nil
 	}

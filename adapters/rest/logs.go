@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"sync"
@@ -86,6 +87,9 @@ func (r *reader) start() {
 func (r *reader) run(ctx context.Context) {
 	defer close(r.done)
 	quiet := 0
+	if first := r.a.b.logShare(r.a.r.poller.count()); !pause(ctx, rand.N(first+1)) { // many may begin at once
+		return
+	}
 	for len(r.logs) > 0 {
 		news, err := r.turn(ctx)
 		if quiet++; news && err == nil {
@@ -100,8 +104,12 @@ func (r *reader) run(ctx context.Context) {
 // logPause is how long the next look at a log waits: logs of all attempts take at
 // most half of what may be asked, and those that are still are looked at less often.
 func (b *backend) logPause(attempts, quiet int) time.Duration {
-	share := time.Duration(float64(attempts) / (b.rate / 2) * float64(time.Second))
-	return min(max(b.poll, share)*time.Duration(1+min(quiet/8, 4)), 5*time.Minute)
+	return min(max(b.poll, b.logShare(attempts))*time.Duration(1+min(quiet/8, 4)), 5*time.Minute)
+}
+
+// logShare is how long one look at all logs takes at half the rate.
+func (b *backend) logShare(attempts int) time.Duration {
+	return time.Duration(float64(attempts) / (b.rate / 2) * float64(time.Second))
 }
 
 // close ends the reading.

@@ -10,6 +10,7 @@ import (
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/expr"
+	"github.com/jointcloud/pcm/adapters/rest/client"
 	"github.com/jointcloud/pcm/adapters/rest/description"
 )
 
@@ -178,7 +179,7 @@ func (p *poller) look(ctx context.Context, all []*track) error {
 	left := len(want)
 	seen := map[string]bool{}
 	vars := map[string]any{"settings": p.b.settings}
-	err := p.b.list(ctx, w.List, vars, func(item any) bool {
+	err := p.b.list(client.Ahead(ctx), w.List, vars, func(item any) bool {
 		id, err := p.b.text(ctx, w.Status.ID, map[string]any{"settings": p.b.settings, "job": item})
 		if err != nil || want[id] == nil {
 			return false

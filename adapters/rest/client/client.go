@@ -51,7 +51,7 @@ type Retry struct {
 
 // Bounds of the settings.
 const (
-	maxWaiting   = 1024 // calls in progress or waiting
+	maxWaiting   = 1024 // calls in progress or waiting, but for those that go ahead
 	maxTries     = 20
 	maxRedirects = 3
 )
@@ -62,7 +62,9 @@ type Client struct {
 	login   login
 	open    http.RoundTripper // as the configuration allows
 	strict  http.RoundTripper // to public addresses only
+	ahead   http.RoundTripper // as open, with connections of its own: all of the others may hang
 	limiter *rate.Limiter
+	turn    chan struct{} // held by who waits for the limiter and may be overtaken
 	waiting atomic.Int64
 	now     func() time.Time
 
@@ -95,12 +97,13 @@ func New(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{cfg: cfg, limiter: rate.NewLimiter(rate.Limit(cfg.Rate), cfg.Burst), now: time.Now}
+	c := &Client{cfg: cfg, limiter: rate.NewLimiter(rate.Limit(cfg.Rate), cfg.Burst), turn: make(chan struct{}, 1), now: time.Now}
 	strict := newTransport(cfg.Timeout, roots, false)
 	c.open, c.strict = strict, strict
 	if cfg.AllowPrivate {
 		c.open = newTransport(cfg.Timeout, roots, true)
 	}
+	c.ahead = newTransport(cfg.Timeout, roots, cfg.AllowPrivate)
 	for _, o := range cfg.Origins {
 		u, err := parseURL(o)
 		if err != nil {
@@ -124,7 +127,7 @@ func orDefault[T comparable](v, otherwise T) T {
 
 // Close drops idle connections.
 func (c *Client) Close() {
-	for _, t := range []http.RoundTripper{c.open, c.strict} {
+	for _, t := range []http.RoundTripper{c.open, c.strict, c.ahead} {
 		if t, ok := t.(*http.Transport); ok {
 			t.CloseIdleConnections()
 		}
@@ -189,11 +192,12 @@ func (c *Client) call(ctx context.Context, o *outgoing, take taker) (*Response, 
 	if err := c.checkTarget(o.url, o.anonymous); err != nil {
 		return nil, c.local(err)
 	}
-	if c.waiting.Add(1) > maxWaiting {
-		c.waiting.Add(-1)
-		return nil, c.local(pcm.Errorf(pcm.Busy, "%d calls wait for %s already", maxWaiting, o.url.Host))
+	if !isAhead(ctx) {
+		defer c.waiting.Add(-1)
+		if c.waiting.Add(1) > maxWaiting {
+			return nil, c.local(pcm.Errorf(pcm.Busy, "%d calls wait for %s already", maxWaiting, o.url.Host))
+		}
 	}
-	defer c.waiting.Add(-1)
 	renewed := false
 	for try := 1; ; try++ {
 		if err := c.wait(ctx, o); err != nil {
@@ -239,6 +243,14 @@ func (c *Client) again(f *failure, o *outgoing, try int) (time.Duration, bool) {
 	return 0, false
 }
 
+type aheadKey struct{}
+
+// Ahead marks calls that go before all others which wait for the rate to allow
+// them, or for a connection, however many those are. It is for few calls that can't wait, as of what ends jobs.
+func Ahead(ctx context.Context) context.Context { return context.WithValue(ctx, aheadKey{}, true) }
+
+func isAhead(ctx context.Context) bool { return ctx.Value(aheadKey{}) != nil }
+
 // wait holds a call until the rate allows it, and until the server wants calls again.
 func (c *Client) wait(ctx context.Context, o *outgoing) error {
 	c.mu.Lock()
@@ -246,6 +258,13 @@ func (c *Client) wait(ctx context.Context, o *outgoing) error {
 	c.mu.Unlock()
 	if rest > 0 && !sleep(ctx, rest) {
 		return c.error(o, &failure{code: pcm.Busy, text: "the server asked to be left alone for a while, which is longer than this call has", unsent: true, err: ctx.Err()})
+	}
+	if !isAhead(ctx) { // one of these queues at the limiter, the others behind it
+		select {
+		case c.turn <- struct{}{}:
+			defer func() { <-c.turn }()
+		case <-ctx.Done():
+		}
 	}
 	if err := c.limiter.Wait(ctx); err != nil {
 		return c.error(o, &failure{code: pcm.Busy, text: fmt.Sprintf("the rate of %g calls a second leaves no room for it within its deadline", c.cfg.Rate), unsent: true, err: ctx.Err()})

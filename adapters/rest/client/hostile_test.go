@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"reflect"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -439,6 +441,34 @@ func TestQueue(t *testing.T) {
 	b.waiting.Store(0)
 	if _, err := b.Do(t.Context(), Request{URL: b.URL}); err != nil || b.waiting.Load() != 0 {
 		t.Errorf("%d wait, %v", b.waiting.Load(), err)
+	}
+}
+
+// TestAhead: what can't wait is kept back neither by calls that wait for their turn,
+// nor by such as are not answered.
+func TestAhead(t *testing.T) {
+	answer := make(chan struct{})
+	b := newBench(t, func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/log" {
+			<-answer
+		}
+	}, func(cfg *Config) { cfg.Rate, cfg.Burst = 2, 2*maxConns })
+	var waiting sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	defer func() { cancel(); close(answer); waiting.Wait() }()
+	const many = 500
+	for range many {
+		waiting.Go(func() { b.Do(ctx, Request{URL: b.URL + "/log"}) })
+	}
+	for end := time.Now().Add(time.Minute); b.waiting.Load() < many || b.limiter.Tokens() > 0; <-time.After(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("they don't wait")
+		}
+	}
+	quick, stop := context.WithTimeout(t.Context(), 30*time.Second)
+	defer stop()
+	if _, err := b.Do(Ahead(quick), Request{URL: b.URL + "/kill", Method: "POST"}); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -148,7 +148,7 @@ func (c *Client) loginCall(ctx context.Context, r Request) (*Response, error) {
 	if err := c.limiter.Wait(ctx); err != nil {
 		return nil, pcm.Errorf(pcm.Unavailable, "no time is left for the log-in: %w", err)
 	}
-	resp, f := c.hop(context.WithValue(ctx, loginKey{}, true), ctx, o, 1, false, nil)
+	resp, f := c.hop(context.WithValue(Ahead(ctx), loginKey{}, true), ctx, o, 1, false, nil)
 	if f == nil {
 		return resp, nil
 	}

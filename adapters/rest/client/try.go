@@ -95,8 +95,11 @@ func (c *Client) hop(ctx, caller context.Context, o *outgoing, n int, elsewhere 
 	req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected = true }}))
 	x := c.newExchange(req, o, n)
 	transport := c.open
-	if elsewhere {
+	switch {
+	case elsewhere:
 		transport = c.strict
+	case isAhead(ctx):
+		transport = c.ahead
 	}
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
