@@ -39,7 +39,10 @@ type backend struct {
 	mu      sync.Mutex
 	servers map[string]string // by name, as far as they are known
 	pools   []place
-	pooled  time.Time
+	pooled  time.Time     // when the look at them was begun
+	missed  time.Time     // when the last one was that failed
+	fault   error         // of it
+	looking chan struct{} // held by who looks at pools
 }
 
 // open reads the description and checks it against what the site says. Nothing is sent.
@@ -56,7 +59,7 @@ func connect(ctx context.Context, cfg Config, d *description.Description, trace 
 		return nil, err
 	}
 	b := &backend{
-		cfg: cfg, d: d, name: cmp.Or(cfg.Name, d.Name), settings: map[string]any{}, servers: map[string]string{},
+		cfg: cfg, d: d, name: cmp.Or(cfg.Name, d.Name), settings: map[string]any{}, servers: map[string]string{}, looking: make(chan struct{}, 1),
 		states: newStates(d.States), scripted: usesScript(d),
 		poll: cmp.Or(cfg.Poll, time.Duration(d.Limits.Poll), defaultPoll),
 		rate: cmp.Or(cfg.Rate, d.Limits.Rate, defaultRate), timeout: cmp.Or(time.Duration(d.Limits.Timeout), defaultTimeout),

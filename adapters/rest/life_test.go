@@ -1,15 +1,19 @@
 package rest
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters/adaptertest"
+	"github.com/jointcloud/pcm/adapters/rest/description"
 	"github.com/jointcloud/pcm/adapters/rest/fake/machine"
 	"github.com/jointcloud/pcm/adapters/supervisor"
 )
@@ -144,4 +148,67 @@ func TestStoppedInDoubt(t *testing.T) {
 		t.Errorf("%+v", exit)
 	}
 	until(t, "nothing is left", func() bool { return c.left() == 0 && len(r.notes.keys()) == 0 })
+}
+
+// Attempts that begin together look at pools together.
+func TestOneLook(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t, 8)
+	r := runner(t, c.settings("small.yaml"))
+	resume := c.Hang()
+	var work sync.WaitGroup
+	for range 50 {
+		work.Go(func() {
+			if _, err := r.b.placeOf(t.Context(), adaptertest.NewTask()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	until(t, "one looks", func() bool { return c.Count("GET /v1/flavors") > 0 })
+	resume()
+	work.Wait()
+	// Who came when the first look was begun may look again.
+	if n := c.Count("GET /v1/flavors"); n > 2 {
+		t.Errorf("50 attempts looked %d times", n)
+	}
+	c.Next(1000, "GET /v1/flavors", machine.Fault{Status: 500})
+	resume = c.Hang()
+	before := c.Count("GET /v1/flavors")
+	for range 50 {
+		work.Go(func() {
+			if _, err := r.b.places(t.Context(), nil, 0); pcm.ErrorCode(err) != pcm.Unavailable {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	until(t, "one looks", func() bool { return c.Count("GET /v1/flavors") > before })
+	resume()
+	work.Wait()
+	if n := c.Count("GET /v1/flavors") - before; n > 2*2 { // two tries each
+		t.Errorf("50 attempts were told of a failure after %d calls", n)
+	}
+}
+
+// A step whose answer makes no sense is not made again and again.
+func TestSenselessStep(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t, 8)
+	r := runner(t, c.settings("small.yaml"))
+	text, err := os.ReadFile("testdata/small.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	more := "create:\n  before:\n    - name: set\n      request: {method: POST, path: /files, body: {name: x}}\n      find: body.no.such.field\n"
+	d, problems := description.Parse(bytes.Replace(text, []byte("create:\n"), []byte(more), 1))
+	if d == nil {
+		t.Fatal(problems)
+	}
+	r.b.d = d
+	run, _ := runOf(t, "true")
+	if exit := within(t, r, run); exit.Outcome != pcm.OutcomeSeller || !strings.Contains(exit.Reason, "set is not as described") {
+		t.Errorf("%+v", exit)
+	}
+	if n := c.Count("POST /v1/files"); n != 1 {
+		t.Errorf("it was made %d times", n)
+	}
 }

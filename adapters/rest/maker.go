@@ -98,8 +98,12 @@ func (m *maker) steps(ctx context.Context) error {
 		v := said.body
 		if s.Find.Given() {
 			if v, err = s.Find.Eval(ctx, said.in(a.b.vars(n))); err != nil {
-				return pcm.Errorf(pcm.Unavailable, "the answer to %s is not as described: %w", s.Name, err)
+				// Not Unavailable: each try would make one more.
+				return pcm.Errorf(pcm.Invalid, "the answer to %s is not as described: %w", s.Name, err)
 			}
+		}
+		if len(expr.Text(v)) > maxItem {
+			return pcm.Errorf(pcm.Invalid, "the answer to %s has over %d bytes: let find take what is needed of it", s.Name, maxItem)
 		}
 		if n.Step == nil {
 			n.Step = map[string]any{}

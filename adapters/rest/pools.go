@@ -15,7 +15,10 @@ import (
 	"github.com/jointcloud/pcm/adapters/rest/description"
 )
 
-const maxPools = 64 // of an offer
+const (
+	maxPools = 64       // of an offer
+	maxItem  = 64 << 10 // bytes of a pool's item: each attempt's note holds it
+)
 
 // place is a pool, and the item that the back end has for it.
 type place struct {
@@ -65,6 +68,9 @@ func (b *backend) look(ctx context.Context, ours map[pcm.PoolID]int) ([]place, e
 			continue
 		}
 		pl, err := b.pool(ctx, &p.Pool, at, ours)
+		if err == nil && len(expr.Text(item)) > maxItem {
+			err = pcm.Errorf(pcm.TooLarge, "the item of pool %s has over %d bytes", pl.pool.ID, maxItem)
+		}
 		if err != nil {
 			fault = err
 			continue
@@ -254,21 +260,39 @@ func (b *backend) refresh() time.Duration {
 
 // places is look, no older than refresh says.
 func (b *backend) places(ctx context.Context, ours map[pcm.PoolID]int, age time.Duration) ([]place, error) {
-	b.mu.Lock()
-	pools, at := b.pools, b.pooled
-	b.mu.Unlock()
-	if !at.IsZero() && time.Since(at) < age {
-		return pools, nil
+	asked := time.Now()
+	known := func() (pools []place, yes bool, err error) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if !b.pooled.IsZero() && (time.Since(b.pooled) < age || b.pooled.After(asked)) {
+			return b.pools, true, nil
+		}
+		return nil, b.missed.After(asked), b.fault
+	}
+	if pools, yes, err := known(); yes {
+		return pools, err
+	}
+	// Many attempts may begin at once: one looks for all of them.
+	select {
+	case b.looking <- struct{}{}:
+		defer func() { <-b.looking }()
+	case <-ctx.Done():
+		return nil, pcm.Errorf(pcm.Unavailable, "the pools of %s are being looked for, and there was no time to wait", b.name)
+	}
+	if pools, yes, err := known(); yes {
+		return pools, err
 	}
 	began := time.Now()
 	pools, err := b.look(ctx, ours)
-	if err != nil {
-		return nil, err
-	}
 	b.mu.Lock()
-	b.pools, b.pooled = pools, began
-	b.mu.Unlock()
-	return pools, nil
+	defer b.mu.Unlock()
+	switch {
+	case err == nil:
+		b.pools, b.pooled = pools, began
+	case ctx.Err() == nil: // of the back end, not of who asks
+		b.missed, b.fault = began, err
+	}
+	return pools, err
 }
 
 // placeOf is what pool stands for in calls for a task.
