@@ -137,6 +137,8 @@ func TestHostileOutputs(t *testing.T) {
 		"through a link":    {[]*tar.Header{{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "/tmp"}, {Name: "l/pcm-out"}}, "", nil},
 		"through a link up": {[]*tar.Header{{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "../.."}, {Name: "l/pcm-out"}}, "", nil},
 		"a device":          {[]*tar.Header{{Name: "dev", Typeflag: tar.TypeChar}, {Name: "fifo", Typeflag: tar.TypeFifo}, {Name: "hard", Typeflag: tar.TypeLink, Linkname: "/etc/passwd"}}, "", nil},
+		"a second name":     {[]*tar.Header{{Name: "a"}, {Name: "d/b", Typeflag: tar.TypeLink, Linkname: "./a"}}, "", []string{"a", "d/b"}},
+		"names of others":   {[]*tar.Header{{Name: "in"}, {Name: "a", Typeflag: tar.TypeLink, Linkname: "in"}, {Name: "l", Typeflag: tar.TypeSymlink, Linkname: "/etc/passwd"}, {Name: "b", Typeflag: tar.TypeLink, Linkname: "l"}, {Name: "c", Typeflag: tar.TypeLink, Linkname: "../../etc/passwd"}}, "", nil},
 		"an input":          {[]*tar.Header{{Name: "in"}, {Name: "folder/x"}, {Name: "out"}}, "", []string{"out"}},
 		"twice":             {[]*tar.Header{{Name: "a"}, {Name: "a"}}, "", []string{"a"}},
 		"too much":          {[]*tar.Header{{Name: "a"}, {Name: "b"}, {Name: "c"}}, pcm.TooLarge, []string{"a", "b"}},

@@ -11,7 +11,11 @@ import (
 	"github.com/jointcloud/pcm/adapters/supervisor"
 )
 
-var identifier = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+var (
+	identifier = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	// Variables that are the shell's own, in one shell or another: setting them fails, or gives them another value.
+	shellsOwn = regexp.MustCompile(`^(_|IFS|E?UID|PPID|PWD|OLDPWD|SHLVL|SHELLOPTS|BASH.*|OPT(IND|ARG)|S?RANDOM|SECONDS|EPOCH.*|LINENO|HISTCMD|DIRSTACK|FUNCNAME|FUNCNEST|GROUPS)$`)
+)
 
 // shell quotes words for a POSIX shell.
 func shell(words ...string) string {
@@ -62,15 +66,15 @@ func script(t adapters.Task, name, nonce string, data map[string]any, tail bool)
 	var exports strings.Builder
 	var odd []string
 	for _, v := range environ(t) {
-		if k, _, _ := strings.Cut(v, "="); identifier.MatchString(k) {
+		if k, _, _ := strings.Cut(v, "="); identifier.MatchString(k) && !shellsOwn.MatchString(k) {
 			exports.WriteString("export " + shell(v) + "\n")
 		} else {
 			odd = append(odd, v)
 		}
 	}
-	run := `exec "$@"`
-	if len(odd) > 0 {
-		run = "exec env " + shell(odd...) + ` "$@"`
+	given := ""
+	if len(odd) > 0 { // by a program, which the task's own path may not have
+		given = `set -- "$(command -v env)" -- ` + shell(odd...) + ` "$@"` + "\n"
 	}
 	var outs []string
 	for _, o := range t.Outputs {
@@ -114,8 +118,7 @@ func script(t adapters.Task, name, nonce string, data map[string]any, tail bool)
 	return strings.NewReplacer(
 		"@SPILL@\n", spills, "@PRINTER@\n", printer, "@OUT@", out1, "@PRINTED@", printed, "@BOUNDED@", bounded, "@FROM@", from,
 		"@KEY@", t.Key.String(), "@NONCE@", nonce, "@NAME@", name, "@MOST@", strconv.FormatInt(most, 10),
-		"@COMMAND@", shell(append(append([]string{}, t.Command...), t.Args...)...), "@RUN@", run,
-		"@EXPORTS@", strings.TrimSuffix(exports.String(), "\n"), "@INPUTS@", strings.TrimSuffix(in.String(), "\n"),
+		"@COMMAND@", shell(append(append([]string{}, t.Command...), t.Args...)...), "@EXPORTS@", given+strings.TrimSuffix(exports.String(), "\n"), "@INPUTS@", strings.TrimSuffix(in.String(), "\n"),
 		"@OUTPUTS@", shell(outs...), "@PUT@", shell(put), "@HEADERS@", headers.String(), "@FILES@", strconv.FormatBool(data["pack"] == "files"),
 	).Replace(wrapper)
 }
@@ -215,7 +218,7 @@ say s begins
 	export HOME="$where"
 	unset PCM_WORK PCM_IN PCM_OUT
 @EXPORTS@
-	@RUN@
+	exec "$@"
 ) </dev/null 2>"$d/err"@OUT@ &
 pid=$!
 [ -z "$told" ] || kill -TERM "$pid"
@@ -248,12 +251,14 @@ kill "$watcher"
 late=$!
 wait "$marker"@PRINTED@
 kill "$late"
-times >"$d/times"
+# In braces, as files that can't be made would end the shell.
+{ times; } >"$d/times"
+used=
 {
 	read -r used
 	read -r used
 } <"$d/times"
-say u "$used"
+[ -z "$used" ] || say u "$used"
 [ ! -s "$d/peak" ] || say m "$(cat "$d/peak")"
 
 @SPILL@

@@ -154,7 +154,7 @@ func isInput(name string, t adapters.Task) bool {
 
 // putEntry puts one entry in its place. What a link of before would lead out stays out.
 func putEntry(root *os.Root, name string, h *tar.Header, r io.Reader) error {
-	if h.Typeflag != tar.TypeReg && h.Typeflag != tar.TypeDir && h.Typeflag != tar.TypeSymlink {
+	if h.Typeflag != tar.TypeReg && h.Typeflag != tar.TypeDir && h.Typeflag != tar.TypeSymlink && h.Typeflag != tar.TypeLink {
 		return nil
 	}
 	if dir := path.Dir(name); dir != "." {
@@ -170,6 +170,14 @@ func putEntry(root *os.Root, name string, h *tar.Header, r io.Reader) error {
 	case tar.TypeSymlink:
 		if err := root.Symlink(h.Linkname, name); err != nil && !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("can't make the link %s: %w", name, err)
+		}
+	case tar.TypeLink: // a file that the task has under two names: to one of before
+		was := path.Clean(h.Linkname)
+		if info, err := root.Lstat(was); err != nil || !info.Mode().IsRegular() {
+			return nil
+		}
+		if err := root.Link(was, name); err != nil && !errors.Is(err, fs.ErrExist) {
+			return pcm.Errorf(pcm.Unavailable, "can't make output %s: %w", name, err)
 		}
 	default:
 		f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600|fs.FileMode(h.Mode&0o100))
