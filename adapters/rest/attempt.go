@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jointcloud/pcm"
@@ -35,8 +36,8 @@ type attempt struct {
 	begun  bool // Started was called
 	reader *reader
 
-	mu     sync.Mutex
-	halted bool // by us
+	mu     sync.Mutex  // held by halt, also while it calls
+	halted atomic.Bool // by us
 }
 
 // waits is an error for which an attempt waits.
@@ -62,7 +63,10 @@ func (a *attempt) run(ctx context.Context) supervisor.Exit {
 	if exit, ok := a.make(ctx); !ok {
 		return exit
 	}
-	a.t = a.r.poller.follow(a.key, a.n.ID, func() map[string]any { return a.b.vars(a.n) })
+	t := a.r.poller.follow(a.key, a.n.ID, func() map[string]any { return a.b.vars(a.n) })
+	a.mu.Lock()
+	a.t = t
+	a.mu.Unlock()
 	a.reader = newReader(a)
 	defer a.reader.close()
 	return a.attend(ctx)
@@ -158,11 +162,9 @@ func (a *attempt) attend(ctx context.Context) supervisor.Exit {
 // report tells where the job stands that has not ended.
 func (a *attempt) report(seen *reading) {
 	state := seen.native.State
-	a.mu.Lock()
-	if state == adapters.Running && a.halted && !a.b.states.suspended {
+	if state == adapters.Running && a.halted.Load() && !a.b.states.suspended {
 		state = adapters.Suspended // it has no word for it
 	}
-	a.mu.Unlock()
 	switch {
 	case state == adapters.Pending && a.begun:
 		a.Report(adapters.Running, seen.word, seen.native.Reason) // taken back into a queue, perhaps: it has begun
@@ -276,7 +278,7 @@ func (a *attempt) halt(on bool) error {
 	if call == nil || a.t == nil {
 		return pcm.Errorf(pcm.Refused, "the %s adapter has no call to %s a job", a.b.name, word)
 	}
-	if a.halted == on {
+	if a.halted.Load() == on {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(a.r.ctx, callTime)
@@ -284,7 +286,7 @@ func (a *attempt) halt(on bool) error {
 	if _, err := a.b.call(client.Ahead(ctx), call, a.vars()); err != nil {
 		return pcm.Errorf(pcm.ErrorCode(err), "can't %s the job of attempt %s: %w", word, a.key, err)
 	}
-	a.halted = on
+	a.halted.Store(on)
 	a.t.forget()
 	return nil
 }

@@ -318,7 +318,7 @@ func (t *trial) calls() {
 		t.read(func() error {
 			ids, err := t.b.find(t.ctx, t.b.vars(n))
 			if err == nil {
-				t.tell(Step{Facts: []Fact{{fmt.Sprintf("%d jobs of a key that is new", len(ids)), strings.Join(ids, ", ")}}})
+				t.tell(Step{Facts: []Fact{{fmt.Sprintf("%d jobs of a key that is new", len(ids)), t.fact(strings.Join(ids, ", "))}}})
 			}
 			return err
 		})
