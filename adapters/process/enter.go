@@ -13,6 +13,8 @@ import (
 
 	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
 	"golang.org/x/sys/unix"
+
+	"github.com/jointcloud/pcm/adapters/supervisor"
 )
 
 // cellSocket is the inherited socket over which the inner side of a dial sends
@@ -239,7 +241,7 @@ func dialLocal(port int) (net.Conn, error) {
 			return conn, nil
 		}
 		if first == nil {
-			first = errno(err)
+			first = supervisor.Errno(err)
 		}
 	}
 	return nil, first

@@ -114,7 +114,7 @@ func (l *landlocked) prepare(t *supervisor.Run, extra surroundings) (*spec, erro
 		work = t.Work
 		c.Listen = t.Port
 		for _, in := range t.Inputs {
-			if err := copyInput(context.Background(), in, t.Work); err != nil {
+			if err := supervisor.CopyInput(context.Background(), in, t.Work); err != nil {
 				return nil, err
 			}
 		}

@@ -350,17 +350,9 @@ func execError(program string, err error) error {
 		return &taskError{127, fmt.Sprintf("program %q was not found here, or its interpreter was not", program)}
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.ENOEXEC), errors.Is(err, syscall.E2BIG),
 		errors.Is(err, syscall.EISDIR), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ELOOP), errors.Is(err, syscall.ENAMETOOLONG):
-		return &taskError{126, fmt.Sprintf("program %q can't be run: %v", program, errno(err))}
+		return &taskError{126, fmt.Sprintf("program %q can't be run: %v", program, supervisor.Errno(err))}
 	}
-	return fmt.Errorf("can't start program %q: %w", program, errno(err))
-}
-
-func errno(err error) error {
-	var e syscall.Errno
-	if errors.As(err, &e) {
-		return e
-	}
-	return err
+	return fmt.Errorf("can't start program %q: %w", program, supervisor.Errno(err))
 }
 
 // copier takes one stream of the task to its bounded file.

@@ -152,7 +152,7 @@ func synthetic(dir string) (string, error) {
 func ready(t *supervisor.Run) error {
 	for _, in := range t.Inputs {
 		if _, err := os.Stat(in.Path); err != nil {
-			return fmt.Errorf("input %s is not ready here: %w", in.Target, errno(err))
+			return fmt.Errorf("input %s is not ready here: %w", in.Target, supervisor.Errno(err))
 		}
 	}
 	return nil

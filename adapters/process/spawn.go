@@ -153,7 +153,7 @@ func (r *Runner) prepare(ctx context.Context, t *supervisor.Run) (*spec, error) 
 		return r.box.prepare(t, extra)
 	}
 	for _, in := range t.Inputs {
-		if err := copyInput(ctx, in, t.Work); err != nil {
+		if err := supervisor.CopyInput(ctx, in, t.Work); err != nil {
 			return nil, err
 		}
 	}

@@ -358,7 +358,7 @@ func (r *Runner) ended(ctx context.Context, a *attempt, j job, n adapters.Native
 // unlessLost makes no good end of one whose output or outputs are not here.
 func unlessLost(exit supervisor.Exit, err error) supervisor.Exit {
 	if err != nil && exit.Outcome == pcm.OutcomeOK {
-		lost := seller("can't bring its output here: " + errno(err).Error())
+		lost := seller("can't bring its output here: " + supervisor.Errno(err).Error())
 		lost.Native, lost.CPUMS, lost.Memory = exit.Native, exit.CPUMS, exit.Memory
 		return lost
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
+	"github.com/jointcloud/pcm/adapters/supervisor"
 )
 
 // running finds an attempt that has begun and has not ended.
@@ -52,7 +53,7 @@ func (a *Adapter) workOf(k adapters.Key) (*os.Root, error) {
 	}
 	root, err := openWork(top, name)
 	if err != nil {
-		return nil, pcm.Errorf(pcm.Conflict, "attempt %s has no working folder: %w", k, errno(err))
+		return nil, pcm.Errorf(pcm.Conflict, "attempt %s has no working folder: %w", k, supervisor.Errno(err))
 	}
 	return root, nil
 }
@@ -129,7 +130,7 @@ func (a *Adapter) CopyOut(ctx context.Context, k adapters.Key, name string, w io
 	case err != nil && strings.Contains(err.Error(), "escapes"):
 		return pcm.Errorf(pcm.Refused, "%q leads out of the task's working folder", name)
 	case err != nil:
-		return pcm.Errorf(pcm.Unavailable, "can't copy %q: %w", name, errno(err))
+		return pcm.Errorf(pcm.Unavailable, "can't copy %q: %w", name, supervisor.Errno(err))
 	}
 	if err := out.Close(); err != nil {
 		return pcm.Errorf(pcm.Unavailable, "can't copy %q: %w", name, err)
@@ -156,7 +157,7 @@ func (a *Adapter) CopyIn(ctx context.Context, k adapters.Key, folder string, r i
 	}
 	defer root.Close()
 	if err := root.MkdirAll(folder, 0o700); err != nil {
-		return pcm.Errorf(pcm.Refused, "can't make folder %q in the task's working folder: %w", folder, errno(err))
+		return pcm.Errorf(pcm.Refused, "can't make folder %q in the task's working folder: %w", folder, supervisor.Errno(err))
 	}
 	in := tar.NewReader(r)
 	for n := 0; ; n++ {
@@ -178,7 +179,7 @@ func (a *Adapter) CopyIn(ctx context.Context, k adapters.Key, folder string, r i
 			return err
 		}
 		if err := place1(root, path.Join(folder, name), h, in); err != nil {
-			return pcm.Errorf(pcm.Refused, "can't copy %q in: %w", h.Name, errno(err))
+			return pcm.Errorf(pcm.Refused, "can't copy %q in: %w", h.Name, supervisor.Errno(err))
 		}
 	}
 }

@@ -225,10 +225,10 @@ func (r *Runner) leave(a *attempt) {
 // prepare makes the attempt's folders and puts its inputs in place.
 func (r *Runner) prepare(ctx context.Context, a *attempt) error {
 	if err := os.RemoveAll(r.spool.attempt(a.key)); err != nil {
-		return fmt.Errorf("can't clear its folder: %w", errno(err))
+		return fmt.Errorf("can't clear its folder: %w", supervisor.Errno(err))
 	}
 	if err := os.MkdirAll(r.spool.attempt(a.key), 0o700); err != nil {
-		return fmt.Errorf("can't make its folder: %w", errno(err))
+		return fmt.Errorf("can't make its folder: %w", supervisor.Errno(err))
 	}
 	if a.Again { // an earlier supervisor may have come as far as this
 		old, err := os.ReadDir(a.work)
@@ -236,15 +236,15 @@ func (r *Runner) prepare(ctx context.Context, a *attempt) error {
 			err = errors.Join(err, os.RemoveAll(filepath.Join(a.work, e.Name())))
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("can't clear its working folder: %w", errno(err))
+			return fmt.Errorf("can't clear its working folder: %w", supervisor.Errno(err))
 		}
 	}
 	if err := os.MkdirAll(a.work, 0o700); err != nil {
-		return fmt.Errorf("can't make its working folder: %w", errno(err))
+		return fmt.Errorf("can't make its working folder: %w", supervisor.Errno(err))
 	}
 	for _, m := range a.Inputs {
-		if err := copyIn(ctx, m, a.work); err != nil {
-			return fmt.Errorf("can't put input %s in place: %w", m.Target, errno(err))
+		if err := supervisor.CopyInput(ctx, m, a.work); err != nil {
+			return fmt.Errorf("can't put input %s in place: %w", m.Target, supervisor.Errno(err))
 		}
 	}
 	return nil

@@ -109,7 +109,7 @@ func (s *Server) over(ctx context.Context, a *attempt, h *handed, given adapters
 	errors.As(context.Cause(ctx), &v)
 	if len(run.Outputs) > 0 {
 		left := out.remaining()
-		if _, err := measure(a.folder.work(), run.Task, left); errors.Is(err, errOver) {
+		if _, err := measure(a.folder.work(), run.Task, left); errors.Is(err, ErrOver) {
 			v = outputsOver(&run.Task) // whatever else ended it
 		} else if err != nil && v == nil {
 			v = &verdict{pcm.OutcomeOutput, err.Error(), true}
@@ -139,7 +139,7 @@ func (s *Server) watchOutputs(ctx context.Context, a *attempt, t *adapters.Task,
 				return
 			}
 			began := time.Now()
-			if _, err := measure(a.folder.work(), *t, out.remaining()); errors.Is(err, errOver) {
+			if _, err := measure(a.folder.work(), *t, out.remaining()); errors.Is(err, ErrOver) {
 				a.cancel(outputsOver(t))
 				return
 			}

@@ -125,7 +125,7 @@ func measure(work string, t adapters.Task, limit int64) (int64, error) {
 				root.Chmod(name, info.Mode().Perm()|0o400)
 			}
 			if sum += info.Size(); sum > limit {
-				return errOver
+				return ErrOver
 			}
 		case info.IsDir():
 			if depth > maxDepth {
@@ -143,7 +143,7 @@ func measure(work string, t adapters.Task, limit int64) (int64, error) {
 				names, err := d.Readdirnames(1024)
 				for _, n := range names {
 					if sum += entryCost; sum > limit {
-						return errOver
+						return ErrOver
 					}
 					if err := walk(path.Join(name, n), depth+1); err != nil {
 						return err
@@ -169,7 +169,8 @@ const (
 	entryCost = 64 // bytes that a name counts for, so that empty files are bounded too
 )
 
-var errOver = errors.New("over the cap")
+// ErrOver says that files are over a bound.
+var ErrOver = errors.New("over the cap")
 
 func inputTargets(in []adapters.Mount) []string {
 	targets := make([]string, len(in))
