@@ -42,6 +42,7 @@ type backend struct {
 	pooled  time.Time     // when the look at them was begun
 	missed  time.Time     // when the last one was that failed
 	fault   error         // of it
+	flaw    error         // why the last look left something out
 	looking chan struct{} // held by who looks at pools
 }
 

@@ -60,6 +60,7 @@ func (b *backend) look(ctx context.Context, ours map[pcm.PoolID]int) ([]place, e
 	}
 	var all []place
 	var fault error
+	faults, beyond := 0, 0
 	ids := map[pcm.PoolID]bool{}
 	for _, item := range items {
 		at := maps.Clone(vars)
@@ -73,9 +74,14 @@ func (b *backend) look(ctx context.Context, ours map[pcm.PoolID]int) ([]place, e
 		}
 		if err != nil {
 			fault = err
+			faults++
 			continue
 		}
-		if ids[pl.pool.ID] || len(all) >= maxPools {
+		if ids[pl.pool.ID] {
+			continue
+		}
+		if len(all) >= maxPools {
+			beyond++
 			continue
 		}
 		ids[pl.pool.ID] = true
@@ -84,6 +90,14 @@ func (b *backend) look(ctx context.Context, ours map[pcm.PoolID]int) ([]place, e
 	}
 	if len(all) == 0 && fault != nil {
 		return nil, fault
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch b.flaw = nil; {
+	case faults > 0:
+		b.flaw = pcm.Errorf(pcm.Invalid, "%d items are left out of %d: %w", faults, len(items), fault)
+	case beyond > 0:
+		b.flaw = pcm.Errorf(pcm.TooLarge, "%d pools are left out: an offer has at most %d; choose with pools.where", beyond, maxPools)
 	}
 	return all, nil
 }

@@ -205,6 +205,12 @@ func (t *trial) pools() {
 		facts = append(facts, Fact{text, t.fact(p.item)})
 	}
 	t.tell(Step{Facts: facts})
+	t.b.mu.Lock()
+	flaw := t.b.flaw
+	t.b.mu.Unlock()
+	if flaw != nil {
+		t.tell(Step{Err: t.b.clean(flaw.Error(), maxFact)})
+	}
 	if len(places) == 0 {
 		t.fail(pcm.Errorf(pcm.NotFound, "none of what the back end lists is a pool: look at pools.items and pools.where"))
 		return

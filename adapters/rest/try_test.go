@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -129,4 +130,30 @@ func TestTryShipped(t *testing.T) {
 			t.Errorf("%s: shown are %q", file, shown)
 		}
 	}
+}
+
+// What is no pool, though it is meant to be one, is told of.
+func TestTryFlaw(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t, 4)
+	cfg := c.settings("small.yaml")
+	text, err := os.ReadFile(cfg.File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.File = filepath.Join(t.TempDir(), "flawed.yaml")
+	flawed := strings.Replace(string(text), "${item.mib} MiB", `'${item.name == "gpu.a100" ? "a lot" : string(item.mib) + " MiB"}'`, 1)
+	if err := os.WriteFile(cfg.File, []byte(flawed), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	steps, err := try(t, cfg, TryOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range steps {
+		if strings.Contains(s.Err, "1 items are left out of 2: pool gpu.a100") {
+			return
+		}
+	}
+	t.Errorf("%+v", steps)
 }

@@ -40,8 +40,9 @@ type Task struct {
 	//
 	// Its output holds both streams and the exit code, told apart by marks that
 	// the task can't guess: a description that uses it needs one log, for stdout.
-	// The exit code in it counts before that of the status. A task that reads the
-	// memory of its parent could forge them: it would lie about itself.
+	// The exit code in it counts before that of the status. A task that looks at
+	// its parent, whose command line the text may be, can forge them: how it ended,
+	// and whose fault that is.
 	Script string `json:"script"`
 
 	Let  map[string]any `json:"let"`  // what Let named
