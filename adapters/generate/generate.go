@@ -114,7 +114,7 @@ func New(o Options) (*Report, error) {
 
 func newProject(o Options, lang *language) (*Project, error) {
 	p := &Project{
-		Name: o.Name, Language: o.Language, Version: o.Version, From: path.Base(filepath.ToSlash(o.FromFile)),
+		Name: o.Name, Language: o.Language, Version: o.Version, From: oneLine(path.Base(filepath.ToSlash(o.FromFile))),
 		Package: strings.NewReplacer("-", "_", ".", "_").Replace(o.Name), emitter: &emitter{Syntax: lang.Syntax}, sections: map[string]string{},
 	}
 	for _, part := range strings.FieldsFunc(o.Name, func(r rune) bool { return r == '-' || r == '.' }) {
@@ -195,7 +195,7 @@ func operations(ops []description.Operation) (out []Operation) {
 		// They stand in comments too: nothing of them may end those.
 		op.Summary, op.Path = oneLine(op.Summary), oneLine(op.Path)
 		for i := range op.Params {
-			op.Params[i].Name = oneLine(op.Params[i].Name)
+			op.Params[i].Name, op.Params[i].In = oneLine(op.Params[i].Name), oneLine(op.Params[i].In)
 		}
 		if op.Body != nil {
 			for i := range op.Body.Fields {
@@ -323,6 +323,44 @@ func (p *Project) files(lang *language) ([]file, error) {
 	}
 	slices.SortFunc(all, func(a, b file) int { return strings.Compare(a.path, b.path) })
 	return all, nil
+}
+
+// readProject reads what is in the folder, and what was generated into it.
+func readProject(dir string) (map[string][]byte, *manifest, error) {
+	have, err := readTree(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	m, err := readManifest(have)
+	if err != nil || m == nil {
+		return have, nil, err
+	}
+	return have, m, readNamed(dir, have, slices.Collect(maps.Keys(m.Files)))
+}
+
+// readNamed adds files that the tree's reading passed over, for where they are or
+// how large: what is not known to be there would be overwritten.
+func readNamed(dir string, have map[string][]byte, names []string) error {
+	for _, name := range names {
+		if _, ok := have[name]; ok {
+			continue
+		}
+		at := filepath.Join(dir, filepath.FromSlash(name))
+		info, err := os.Lstat(at)
+		if os.IsNotExist(err) {
+			continue
+		}
+		if err == nil && !info.Mode().IsRegular() {
+			return pcm.Errorf(pcm.Conflict, "%s is not a plain file, so it can't be written anew: move it away", at)
+		}
+		if err == nil {
+			have[name], err = os.ReadFile(at)
+		}
+		if err != nil {
+			return pcm.Errorf(pcm.Invalid, "can't read what is in %s: %w", dir, err)
+		}
+	}
+	return nil
 }
 
 // readTree reads what is in the project's folder already; nothing if that is not there.

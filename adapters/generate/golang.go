@@ -90,9 +90,10 @@ var golang = &language{
 	},
 }
 
-// goText is a text over several lines as such, where it can be.
+// goText is a text over several lines as such, where it can be: no line of it may
+// pass for the mark of a region.
 func goText(s string) string {
-	if strings.Count(s, "\n") > 1 && !strings.ContainsAny(s, "`\r\x00") {
+	if strings.Count(s, "\n") > 1 && !strings.ContainsAny(s, "`\r\x00") && !strings.Contains(s, beginMark) && !strings.Contains(s, endMark) {
 		return "`" + s + "`"
 	}
 	return strconv.Quote(s)

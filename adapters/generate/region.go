@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
 	"strings"
 
 	"github.com/jointcloud/pcm"
@@ -49,6 +50,9 @@ func regions(text []byte) (all []Region, blank string, err error) {
 		if rest, ok := mark(line, endMark); ok {
 			if in == nil || strings.TrimSpace(rest) != in.Name {
 				return nil, "", pcm.Errorf(pcm.Invalid, "line %d: no region %s begins before it", n, strings.TrimSpace(rest))
+			}
+			if slices.ContainsFunc(all, func(r Region) bool { return r.Name == in.Name }) {
+				return nil, "", pcm.Errorf(pcm.Invalid, "line %d: a second region is called %s: make one of them", in.Line, in.Name)
 			}
 			all = append(all, *in)
 			in = nil

@@ -4,7 +4,6 @@ import (
 	"maps"
 	"path"
 	"slices"
-	"strings"
 
 	"github.com/jointcloud/pcm"
 )
@@ -33,11 +32,7 @@ var source = []string{".go", ".py", ".ts", ".js", ".sh"}
 
 // Measure counts the lines of a project, and finds what is left to write.
 func Measure(dir string) (*Share, []Place, error) {
-	have, err := readTree(dir)
-	if err != nil {
-		return nil, nil, err
-	}
-	m, err := readManifest(have)
+	have, m, err := readProject(dir)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -90,11 +85,6 @@ func Measure(dir string) (*Share, []Place, error) {
 			s.Stubs += count
 		default:
 			s.Generated += count
-		}
-	}
-	for name := range m.Files {
-		if strings.Contains(name, "..") {
-			return nil, nil, pcm.Errorf(pcm.Invalid, "%s names a file outside of the project: %s", manifestName, name)
 		}
 	}
 	return s, left, nil

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -62,27 +64,39 @@ func readManifest(have map[string][]byte) (*manifest, error) {
 	if err := json.Unmarshal(data, m); err != nil {
 		return nil, pcm.Errorf(pcm.Invalid, "%s is damaged: %v", manifestName, err)
 	}
+	for name := range m.Files { // the project may be somebody else's
+		if !fs.ValidPath(name) {
+			return nil, pcm.Errorf(pcm.Invalid, "%s names a file outside of the project: %q", manifestName, name)
+		}
+	}
 	return m, nil
 }
 
 // write brings the files into the folder, with the author's parts.
 func write(o Options, lang *language, files []file) (*Report, error) {
-	have, err := readTree(o.Dir)
+	have, was, err := readProject(o.Dir)
 	if err != nil {
 		return nil, err
 	}
-	was, err := readManifest(have)
 	switch {
-	case err != nil:
-		return nil, err
 	case was == nil && len(have) > 0 && !o.Force:
 		return nil, pcm.Errorf(pcm.Conflict, "%s is not empty and has no %s: give another --dir, or --force to write into it", o.Dir, manifestName)
-	case was == nil:
+	case was == nil: // what stands in regions is the author's all the same
 		was = &manifest{Files: map[string]fileNote{}}
+		for _, f := range files {
+			was.Files[f.path] = fileNote{Kind: f.kind}
+		}
 	case was.Language != o.Language || was.Name != o.Name:
 		return nil, pcm.Errorf(pcm.Conflict, "%s holds adapter %s in %s: give another --dir", o.Dir, was.Name, was.Language)
 	}
-	own, edited, err := authored(have, was)
+	names := []string{orphaned}
+	for _, f := range files {
+		names = append(names, f.path)
+	}
+	if err := readNamed(o.Dir, have, names); err != nil {
+		return nil, err
+	}
+	own, edited, err := authored(have, was, files)
 	if err != nil {
 		return nil, err
 	}
@@ -101,17 +115,9 @@ func write(o Options, lang *language, files []file) (*Report, error) {
 	}
 	out := map[string][]byte{}
 	for _, f := range files {
-		note := fileNote{Kind: f.kind, Lines: lines(string(f.text))}
-		rs, blank, err := regions(f.text)
+		note, err := noteOf(f)
 		if err != nil {
-			return nil, pcm.Errorf(pcm.Internal, "%s: %w", f.path, err)
-		}
-		note.Digest = digest(blank)
-		for _, region := range rs {
-			if note.Regions == nil {
-				note.Regions = map[string]string{}
-			}
-			note.Regions[region.Name] = digest(region.Text)
+			return nil, err
 		}
 		now.Files[f.path] = note
 		if f.kind == Once {
@@ -137,7 +143,10 @@ func write(o Options, lang *language, files []file) (*Report, error) {
 		if head == nil {
 			head = []byte("# Parts that have no place any more\n\nThe regions that held them are gone from the generated files.\n\n")
 		}
-		out[orphaned] = append(slices.Clone(head), lost.Bytes()...)
+		if !bytes.Contains(head, lost.Bytes()) { // as it does after a run that broke off
+			head = append(slices.Clone(head), lost.Bytes()...)
+		}
+		out[orphaned] = head
 	}
 	for name, note := range was.Files {
 		if _, ok := now.Files[name]; !ok && note.Kind != Once {
@@ -157,9 +166,33 @@ func write(o Options, lang *language, files []file) (*Report, error) {
 	return r, r.measure(o.Dir)
 }
 
-// authored is what the author wrote into regions, and which files were edited elsewhere.
-func authored(have map[string][]byte, was *manifest) (own map[string]map[string]string, edited []string, err error) {
+// noteOf is what the manifest says of a file.
+func noteOf(f file) (fileNote, error) {
+	note := fileNote{Kind: f.kind, Lines: lines(string(f.text))}
+	rs, blank, err := regions(f.text)
+	if err != nil {
+		return note, pcm.Errorf(pcm.Internal, "%s: %w", f.path, err)
+	}
+	note.Digest = digest(blank)
+	for _, region := range rs {
+		if note.Regions == nil {
+			note.Regions = map[string]string{}
+		}
+		note.Regions[region.Name] = digest(region.Text)
+	}
+	return note, nil
+}
+
+// authored is what the author wrote into regions, and which files were edited
+// elsewhere. What is as it would be written now was written by a run that broke off.
+func authored(have map[string][]byte, was *manifest, files []file) (own map[string]map[string]string, edited []string, err error) {
 	own = map[string]map[string]string{}
+	fresh := map[string]fileNote{}
+	for _, f := range files {
+		if fresh[f.path], err = noteOf(f); err != nil {
+			return nil, nil, err
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(was.Files)) {
 		note := was.Files[name]
 		text, ok := have[name]
@@ -170,11 +203,11 @@ func authored(have map[string][]byte, was *manifest) (own map[string]map[string]
 		if err != nil {
 			return nil, nil, pcm.Errorf(pcm.Invalid, "%s: %w", name, err)
 		}
-		if digest(blank) != note.Digest {
+		if d := digest(blank); d != note.Digest && d != fresh[name].Digest {
 			edited = append(edited, name)
 		}
 		for _, region := range rs {
-			if digest(region.Text) == note.Regions[region.Name] {
+			if d := digest(region.Text); d == note.Regions[region.Name] || d == fresh[name].Regions[region.Name] {
 				continue
 			}
 			if own[name] == nil {
@@ -186,29 +219,43 @@ func authored(have map[string][]byte, was *manifest) (own map[string]map[string]
 	return own, edited, nil
 }
 
-// save writes what differs, each file whole or not at all.
+// save writes what differs, each file whole or not at all: what would be lost
+// otherwise first, and the manifest last, so that a run that broke off can be run again.
 func (r *Report) save(out, have map[string][]byte) error {
-	for _, name := range slices.Sorted(maps.Keys(out)) {
+	err := os.MkdirAll(r.Dir, 0o755)
+	if err != nil {
+		return pcm.Errorf(pcm.Invalid, "can't write the project: %w", err)
+	}
+	root, err := os.OpenRoot(r.Dir) // whatever links are in it
+	if err != nil {
+		return pcm.Errorf(pcm.Invalid, "can't write the project: %w", err)
+	}
+	defer root.Close()
+	names := slices.Sorted(maps.Keys(out))
+	rank := map[string]int{orphaned: -1, manifestName: 1}
+	slices.SortStableFunc(names, func(a, b string) int { return rank[a] - rank[b] })
+	for _, name := range names {
+		if name == manifestName {
+			for _, old := range r.Deleted {
+				if err := root.Remove(old); err != nil && !os.IsNotExist(err) {
+					return pcm.Errorf(pcm.Invalid, "can't delete what is generated no more: %w", err)
+				}
+			}
+		}
 		if bytes.Equal(out[name], have[name]) {
 			continue
 		}
-		to := filepath.Join(r.Dir, filepath.FromSlash(name))
-		err := os.MkdirAll(filepath.Dir(to), 0o755)
+		err := root.MkdirAll(path.Dir(name), 0o755)
 		if err == nil {
-			err = os.WriteFile(to+".new", out[name], 0o644)
+			err = root.WriteFile(name+".new", out[name], 0o644)
 		}
 		if err == nil {
-			err = os.Rename(to+".new", to)
+			err = root.Rename(name+".new", name)
 		}
 		if err != nil {
 			return pcm.Errorf(pcm.Invalid, "can't write the project: %w", err)
 		}
 		r.Written = append(r.Written, name)
-	}
-	for _, name := range r.Deleted {
-		if err := os.Remove(filepath.Join(r.Dir, filepath.FromSlash(name))); err != nil && !os.IsNotExist(err) {
-			return pcm.Errorf(pcm.Invalid, "can't delete what is generated no more: %w", err)
-		}
 	}
 	return nil
 }
