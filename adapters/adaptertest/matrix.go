@@ -159,8 +159,43 @@ func sorted[V any](m map[string]V) []string {
 	return keys
 }
 
-// Page renders the matrix.
-func (m Matrix) Page() string {
+// Lines is how much there is of an adapter, in lines that hold more than white space
+// or a comment of the whole line.
+type Lines struct {
+	Adapter   string `json:"adapter"`
+	Kind      string `json:"kind"`                // built in, described, generated
+	Described int    `json:"described,omitempty"` // YAML
+	Generated int    `json:"generated,omitempty"` // code made of a description or of the contract
+	Support   int    `json:"support,omitempty"`   // code that is the same in each generated project of a language
+	Written   int    `json:"written"`             // code by hand
+}
+
+// ReadLines reads what the command matrix has counted.
+func ReadLines(data []byte) (all []Lines, err error) {
+	return all, json.Unmarshal(data, &all)
+}
+
+func linesTable(b *strings.Builder, all []Lines) {
+	b.WriteString(`
+## What each took to write
+
+Counted by ` + "`go run ./adapters/adaptertest/matrix -count`" + `, in lines of code that hold something, without tests and comments, and without
+what protoc makes. Described adapters share one engine, and generated ones the support of their language.
+
+| adapter | kind | described | generated | support | written by hand | not by hand |
+|---|---|---|---|---|---|---|
+`)
+	for _, l := range all {
+		share := 0.0
+		if sum := l.Described + l.Generated + l.Support + l.Written; sum > 0 {
+			share = 100 * float64(sum-l.Written) / float64(sum)
+		}
+		fmt.Fprintf(b, "| %s | %s | %d | %d | %d | %d | %.0f %% |\n", l.Adapter, l.Kind, l.Described, l.Generated, l.Support, l.Written, share)
+	}
+}
+
+// Page renders the matrix, and what each adapter took to write.
+func (m Matrix) Page(written []Lines) string {
 	var b strings.Builder
 	b.WriteString(`# What each adapter can do
 
@@ -179,6 +214,9 @@ Written by ` + "`make test-backends`" + ` from what the conformance suite (` + "
 	b.WriteString("\n## Why not\n\n")
 	for i, text := range notes.list {
 		fmt.Fprintf(&b, "%d. %s\n", i+1, text)
+	}
+	if len(written) > 0 {
+		linesTable(&b, written)
 	}
 	return b.String()
 }

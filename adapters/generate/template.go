@@ -10,10 +10,10 @@ import (
 )
 
 // execute fills in a template in the syntax of text/template: fields, the methods
-// below, variables, if, with and range, eq. That package itself calls methods by
+// below, variables, if, with and range, eq, printf. That package itself calls methods by
 // names that the linker can't know, which keeps 8 MiB of dead code in a program.
 func execute(name, text string, p *Project) ([]byte, error) {
-	trees, err := parse.Parse(name, text, "", "", map[string]any{"eq": true})
+	trees, err := parse.Parse(name, text, "", "", map[string]any{"eq": true, "printf": true})
 	if err != nil {
 		return nil, err
 	}
@@ -25,22 +25,30 @@ func execute(name, text string, p *Project) ([]byte, error) {
 }
 
 // methods of a project that templates may call.
-var methods = map[string]func(p *Project, args []string) (any, error){
+var methods = map[string]func(p *Project, args []any) (any, error){
 	"Section":    oneText(func(p *Project, s string) any { return p.Section(s) }),
 	"Has":        oneText(func(p *Project, s string) any { return p.Has(s) }),
 	"Text":       oneText(func(p *Project, s string) any { return p.Text(s) }),
-	"Signed":     func(p *Project, _ []string) (any, error) { return p.Signed(), nil },
-	"Stored":     func(p *Project, _ []string) (any, error) { return p.Stored(), nil },
-	"Optional":   func(p *Project, _ []string) (any, error) { return p.Optional(), nil },
-	"Descriptor": func(p *Project, _ []string) (any, error) { return p.Descriptor() },
+	"Signed":     func(p *Project, _ []any) (any, error) { return p.Signed(), nil },
+	"Stored":     func(p *Project, _ []any) (any, error) { return p.Stored(), nil },
+	"Optional":   func(p *Project, _ []any) (any, error) { return p.Optional(), nil },
+	"Names": func(p *Project, args []any) (any, error) {
+		if len(args) == 2 {
+			if op, ok := args[0].(Operation); ok {
+				return p.Names(op, fmt.Sprint(args[1])), nil
+			}
+		}
+		return nil, errors.New("it needs an operation and a place")
+	},
+	"Descriptor": func(p *Project, _ []any) (any, error) { return p.Descriptor() },
 }
 
-func oneText(f func(*Project, string) any) func(*Project, []string) (any, error) {
-	return func(p *Project, args []string) (any, error) {
+func oneText(f func(*Project, string) any) func(*Project, []any) (any, error) {
+	return func(p *Project, args []any) (any, error) {
 		if len(args) != 1 {
 			return nil, fmt.Errorf("it needs one text, not %d", len(args))
 		}
-		return f(p, args[0]), nil
+		return f(p, fmt.Sprint(args[0])), nil
 	}
 }
 
@@ -176,11 +184,14 @@ func (x *execution) command(c *parse.CommandNode, dot reflect.Value) (reflect.Va
 		}
 		args = append(args, v)
 	}
-	if f, ok := c.Args[0].(*parse.IdentifierNode); ok { // eq: there is no other
-		if len(args) != 2 {
-			return reflect.Value{}, fmt.Errorf("%s compares two values", f.Ident)
+	if f, ok := c.Args[0].(*parse.IdentifierNode); ok { // eq or printf: there are no others
+		if len(args) < 2 {
+			return reflect.Value{}, fmt.Errorf("%s needs two values", f.Ident)
 		}
-		return reflect.ValueOf(plainValue(args[0]) == plainValue(args[1])), nil
+		if f.Ident == "eq" {
+			return reflect.ValueOf(plainValue(args[0]) == plainValue(args[1])), nil
+		}
+		return reflect.ValueOf(fmt.Sprintf(fmt.Sprint(plainValue(args[0])), plainValues(args[1:])...)), nil
 	}
 	return x.argument(c.Args[0], dot, args)
 }
@@ -210,14 +221,11 @@ func (x *execution) argument(n parse.Node, dot reflect.Value, args []reflect.Val
 func follow(v reflect.Value, names []string, args []reflect.Value) (reflect.Value, error) {
 	for i, name := range names {
 		if p, ok := plainValue(v).(*Project); ok && methods[name] != nil {
-			var texts []string
+			var given []any
 			if i == len(names)-1 {
-				for _, a := range args {
-					texts = append(texts, fmt.Sprint(plainValue(a)))
-				}
-				args = nil
+				given, args = plainValues(args), nil
 			}
-			out, err := methods[name](p, texts)
+			out, err := methods[name](p, given)
 			if err != nil {
 				return reflect.Value{}, err
 			}
@@ -259,6 +267,13 @@ func plainValue(v reflect.Value) any {
 		return nil
 	}
 	return v.Interface()
+}
+
+func plainValues(values []reflect.Value) (all []any) {
+	for _, v := range values {
+		all = append(all, plainValue(v))
+	}
+	return all
 }
 
 // truth is false of what is empty.

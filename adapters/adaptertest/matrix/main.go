@@ -1,5 +1,6 @@
 // Command matrix compares what the conformance suite has found in a run with what
-// is kept in docs/adapters.json, or keeps it, and renders docs/adapters.md.
+// is kept in docs/adapters.json, or keeps it, and renders docs/adapters.md. With -count
+// it counts how many lines each adapter has.
 package main
 
 import (
@@ -14,9 +15,16 @@ import (
 func main() {
 	run := flag.String("run", "", "file that PCM_TEST_MATRIX named in the run")
 	docs := flag.String("docs", "docs", "folder of adapters.json and adapters.md")
+	counting := flag.Bool("count", false, "count the lines of all adapters of the tree here, and render them")
 	write := flag.Bool("write", false, "keep what the run found, instead of failing when that differs")
 	flag.Parse()
-	if err := matrix(*run, *docs, *write); err != nil {
+	var err error
+	if *counting {
+		err = recount(*docs)
+	} else {
+		err = matrix(*run, *docs, *write)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "matrix:", err)
 		os.Exit(1)
 	}
@@ -39,7 +47,7 @@ func matrix(run, docs string, write bool) error {
 		if err := os.WriteFile(filepath.Join(docs, "adapters.json"), all.Encode(), 0o644); err != nil {
 			return err
 		}
-		return os.WriteFile(filepath.Join(docs, "adapters.md"), []byte(all.Page()), 0o644)
+		return render(docs, all)
 	}
 	differences := kept.Differences(found)
 	for _, d := range differences {
@@ -58,4 +66,37 @@ func read(name string) (adaptertest.Matrix, error) {
 		return adaptertest.Matrix{}, err
 	}
 	return adaptertest.ReadFindings(data)
+}
+
+// recount counts the lines of the adapters, keeps that and renders it.
+func recount(docs string) error {
+	all, err := count(".")
+	if err != nil {
+		return err
+	}
+	data, err := encodeLines(all)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(docs, "adapters.lines.json"), data, 0o644); err != nil {
+		return err
+	}
+	kept, err := read(filepath.Join(docs, "adapters.json"))
+	if err != nil {
+		return err
+	}
+	return render(docs, kept)
+}
+
+// render writes the page of what is kept.
+func render(docs string, m adaptertest.Matrix) error {
+	data, err := os.ReadFile(filepath.Join(docs, "adapters.lines.json"))
+	if err != nil {
+		return err
+	}
+	lines, err := adaptertest.ReadLines(data)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(docs, "adapters.md"), []byte(m.Page(lines)), 0o644)
 }
