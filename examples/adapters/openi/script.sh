@@ -79,7 +79,7 @@ say s begins
 	export HOME="$where"
 	unset PCM_WORK PCM_IN PCM_OUT
 @EXPORTS@
-	@RUN@
+	exec "$@"
 ) </dev/null 2>"$d/err"@OUT@ &
 pid=$!
 [ -z "$told" ] || kill -TERM "$pid"
@@ -112,12 +112,14 @@ kill "$watcher"
 late=$!
 wait "$marker"@PRINTED@
 kill "$late"
-times >"$d/times"
+# In braces, as files that can't be made would end the shell.
+{ times; } >"$d/times"
+used=
 {
 	read -r used
 	read -r used
 } <"$d/times"
-say u "$used"
+[ -z "$used" ] || say u "$used"
 [ ! -s "$d/peak" ] || say m "$(cat "$d/peak")"
 
 @SPILL@
