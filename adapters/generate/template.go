@@ -26,12 +26,12 @@ func execute(name, text string, p *Project) ([]byte, error) {
 
 // methods of a project that templates may call.
 var methods = map[string]func(p *Project, args []any) (any, error){
-	"Section":    oneText(func(p *Project, s string) any { return p.Section(s) }),
-	"Has":        oneText(func(p *Project, s string) any { return p.Has(s) }),
-	"Text":       oneText(func(p *Project, s string) any { return p.Text(s) }),
-	"Signed":     func(p *Project, _ []any) (any, error) { return p.Signed(), nil },
-	"Stored":     func(p *Project, _ []any) (any, error) { return p.Stored(), nil },
-	"Optional":   func(p *Project, _ []any) (any, error) { return p.Optional(), nil },
+	"Section":  oneText(func(p *Project, s string) any { return p.Section(s) }),
+	"Has":      oneText(func(p *Project, s string) any { return p.Has(s) }),
+	"Text":     oneText(func(p *Project, s string) any { return p.Text(s) }),
+	"Signed":   func(p *Project, _ []any) (any, error) { return p.Signed(), nil },
+	"Stored":   func(p *Project, _ []any) (any, error) { return p.Stored(), nil },
+	"Optional": func(p *Project, _ []any) (any, error) { return p.Optional(), nil },
 	"Names": func(p *Project, args []any) (any, error) {
 		if len(args) == 2 {
 			if op, ok := args[0].(Operation); ok {
