@@ -64,6 +64,7 @@ func newHost(cfg Config, f folders) *host {
 
 // run keeps the plug-in up until ctx ends, then ends it.
 func (h *host) run(ctx context.Context) {
+	defer h.watchLog()()
 	p := h.inherit(ctx)
 	for wait := minBack; ; wait = min(2*wait, h.cfg.Times.Back) {
 		began := time.Now()
@@ -176,7 +177,6 @@ func (h *host) session(ctx context.Context, p **process) string {
 		case <-ctx.Done():
 			return "its supervisor is ending"
 		case <-tick.C:
-			boundLog(h.folders.logFile())
 			mu.Lock()
 			silent := time.Since(heard)
 			mu.Unlock()

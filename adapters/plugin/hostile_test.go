@@ -141,6 +141,19 @@ func TestUnusable(t *testing.T) {
 	}
 }
 
+// The log of a plug-in is bounded before it listens, too.
+func TestChatty(t *testing.T) {
+	r := newRig(t, "chatty")
+	if _, err := r.ins.Adapter.(*Adapter).Facts(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "its log was cut", func() bool {
+		info, err := os.Stat(r.f.logFile())
+		old, oldErr := os.Stat(r.f.logFile() + ".1")
+		return err == nil && oldErr == nil && info.Size() <= maxLog && old.Size() <= maxLog
+	})
+}
+
 // Of pools that can't be, none is offered; the good one is.
 func TestLyingPools(t *testing.T) {
 	r := newRig(t, "liar")

@@ -29,6 +29,8 @@ func testTimes(mode string) Times {
 		t.Hang = 3 * time.Second
 	case "lazy":
 		t.Listen = time.Second
+	case "chatty":
+		t.Listen = 5 * time.Minute
 	}
 	return t
 }
@@ -40,6 +42,12 @@ func servePlugin(mode string) error {
 		return err
 	}
 	if mode == "lazy" { // never listens
+		select {}
+	}
+	if mode == "chatty" { // talks before it listens, and never does
+		for range 4 << 10 {
+			fmt.Fprintln(os.Stderr, strings.Repeat("x", 1023))
+		}
 		select {}
 	}
 	if mode == "doomed" {

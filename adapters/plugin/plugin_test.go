@@ -108,8 +108,13 @@ func instance(t *testing.T, mode string) adaptertest.Instance {
 				t.Logf("the plug-in's log:\n%.4000s", log)
 			}
 		}
+		box.End()
+		if s, err := loadState(f.stateFile()); err == nil { // of a supervisor that was killed, in a test that broke off
+			if p := adopt(s); p != nil {
+				p.terminate(0)
+			}
+		}
 		if f.apart {
-			box.End()
 			os.RemoveAll(filepath.Dir(f.place))
 		}
 	})

@@ -225,7 +225,29 @@ func (p *process) listening(ctx context.Context, limit time.Duration) error {
 	}
 }
 
-const maxLog = 1 << 20
+const (
+	maxLog    = 1 << 20
+	boundLogs = 200 * time.Millisecond
+)
+
+// watchLog keeps the log short, whatever state the plug-in is in, until it is told to end.
+func (h *host) watchLog() (end func()) {
+	quit, over := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(over)
+		tick := time.NewTicker(boundLogs)
+		defer tick.Stop()
+		for {
+			boundLog(h.folders.logFile())
+			select {
+			case <-tick.C:
+			case <-quit:
+				return
+			}
+		}
+	}()
+	return func() { close(quit); <-over }
+}
 
 // boundLog cuts the log when it is too long; the part before is kept once.
 func boundLog(name string) {
