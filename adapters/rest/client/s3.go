@@ -118,6 +118,11 @@ func (s *Store) prepare(method, name string, query url.Values) (*outgoing, error
 			return nil, s.c.local(err)
 		}
 	}
+	return s.compose(method, name, query)
+}
+
+// compose is prepare for any name.
+func (s *Store) compose(method, name string, query url.Values) (*outgoing, error) {
 	o, err := prepare(Request{Method: method, URL: s.url(name).String(), Query: query, Idempotent: true})
 	if err != nil {
 		return nil, s.c.local(err)
@@ -182,7 +187,14 @@ func checkSum(header http.Header, h hash.Hash) error {
 
 // Delete removes an object. There need not be one.
 func (s *Store) Delete(ctx context.Context, name string) error {
-	o, err := s.prepare(http.MethodDelete, name, nil)
+	if err := CheckName(name); err != nil {
+		return s.c.local(err)
+	}
+	return s.remove(ctx, name)
+}
+
+func (s *Store) remove(ctx context.Context, key string) error {
+	o, err := s.compose(http.MethodDelete, key, nil)
 	if err != nil {
 		return err
 	}
@@ -210,6 +222,7 @@ func (s *Store) Presign(method, name string, life time.Duration) (string, error)
 // listing is a page of ListObjectsV2.
 type listing struct {
 	IsTruncated           bool
+	EncodingType          string // of keys: "url", or as they are
 	NextContinuationToken string
 	Contents              []struct {
 		Key          string
@@ -235,20 +248,12 @@ func (s *Store) List(ctx context.Context, folder string, max int) ([]Object, err
 	seen := map[string]bool{} // names; false: a folder
 	query := url.Values{"list-type": {"2"}, "prefix": {prefix}, "max-keys": {"1000"}}
 	for pages := 0; ; pages++ {
-		o, err := s.prepare(http.MethodGet, "", query)
-		if err != nil {
-			return nil, err
-		}
-		resp, err := s.c.call(ctx, o, nil)
+		page, o, err := s.page(ctx, query)
 		if err != nil {
 			return nil, err
 		}
 		bad := func(code pcm.Code, format string, args ...any) error {
 			return s.c.error(o, &failure{code: code, text: "the list of " + prefix + ": " + fmt.Sprintf(format, args...)})
-		}
-		var page listing
-		if err := xml.Unmarshal(resp.Body, &page); err != nil {
-			return nil, bad(pcm.Unavailable, "it is not the XML of S3: %s", clean(err.Error(), 100))
 		}
 		for _, e := range page.Contents {
 			name, ok := strings.CutPrefix(e.Key, prefix)
@@ -280,6 +285,23 @@ func (s *Store) List(ctx context.Context, folder string, max int) ([]Object, err
 		}
 		query.Set("continuation-token", page.NextContinuationToken)
 	}
+}
+
+// page lists one page, and tells by which request.
+func (s *Store) page(ctx context.Context, query url.Values) (*listing, *outgoing, error) {
+	o, err := s.prepare(http.MethodGet, "", query)
+	if err != nil {
+		return nil, nil, err
+	}
+	resp, err := s.c.call(ctx, o, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	page := new(listing)
+	if err := xml.Unmarshal(resp.Body, page); err != nil {
+		return nil, nil, s.c.error(o, &failure{code: pcm.Unavailable, text: "the list of " + query.Get("prefix") + " is not the XML of S3: " + clean(err.Error(), 100)})
+	}
+	return page, o, nil
 }
 
 // enter notes a name, and those of the folders that it is in.

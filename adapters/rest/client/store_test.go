@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -170,6 +171,39 @@ func TestTrees(t *testing.T) {
 
 // TestPresigned: URLs that the store makes are good without any log-in, and only
 // for what they were made for.
+// TestDeleteAll: whatever a task has left below its name is deleted, also what
+// List would not take, and more than it takes at once.
+func TestDeleteAll(t *testing.T) {
+	for kind, h := range s3Servers(t) {
+		t.Run(kind, func(t *testing.T) {
+			s, _ := newStore(t, h)
+			put(t, s, "job/file", "x")
+			put(t, s, "job-2/file", "stays")
+			odd := []string{"job/back\\slash", "job/sub/", "job/file/below", "job/tab\tand\u00a0space"}
+			for i := range 1100 {
+				odd = append(odd, fmt.Sprintf("job/many/%d", i))
+			}
+			for _, key := range odd {
+				o, err := s.compose(http.MethodPut, key, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				o.header.Set(contentHash, "UNSIGNED-PAYLOAD")
+				if _, err := s.c.call(t.Context(), o, nil); err != nil {
+					t.Logf("%s does not take %q: %v", kind, key, err)
+				}
+			}
+			if err := s.DeleteTree(t.Context(), "job"); err != nil {
+				t.Fatal(err)
+			}
+			page, _, err := s.page(t.Context(), url.Values{"list-type": {"2"}})
+			if err != nil || len(page.Contents) != 1 || page.Contents[0].Key != "job-2/file" {
+				t.Errorf("%d objects are left, %v", len(page.Contents), err)
+			}
+		})
+	}
+}
+
 func TestPresigned(t *testing.T) {
 	s, url := newStore(t, s3Servers(t)["strict"])
 	c, err := New(Config{Origins: []string{url}, AllowPrivate: true, Retry: Retry{Tries: 1}})

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net/url"
 	"os"
 	"path"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
@@ -146,17 +148,63 @@ func (s *Store) GetTree(ctx context.Context, name, folder string, limit pcm.Byte
 	return len(objects), total, nil
 }
 
-// DeleteTree removes all objects below a name, and that of the name itself.
+// maxRounds bounds the pages, of up to 1,000 objects, that DeleteTree lists.
+const maxRounds = 1000
+
+// DeleteTree removes all objects below a name, and that of the name itself: however
+// many they are and whatever they are called, as who ran there may have made any.
+// What can't be addressed is left, and told of by an error of code Refused.
 func (s *Store) DeleteTree(ctx context.Context, name string) error {
-	objects, err := s.List(ctx, name, MaxObjects)
-	if err != nil {
+	if err := s.Delete(ctx, name); err != nil {
 		return err
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(maxTransfers)
-	g.Go(func() error { return s.Delete(ctx, name) })
-	for _, o := range objects {
-		g.Go(func() error { return s.Delete(ctx, path.Join(name, o.Name)) })
+	var odd string
+	for range maxRounds {
+		page, _, err := s.page(ctx, url.Values{"list-type": {"2"}, "prefix": {name + "/"}, "max-keys": {"1000"}, "encoding-type": {"url"}})
+		if err != nil {
+			return err
+		}
+		g, ctx := errgroup.WithContext(ctx)
+		g.SetLimit(maxTransfers)
+		some := false
+		for _, e := range page.Contents {
+			key := e.Key
+			if page.EncodingType == "url" {
+				if key, err = url.QueryUnescape(key); err != nil {
+					key = e.Key
+				}
+			}
+			if !addressable(key, name+"/") {
+				odd = key
+				continue
+			}
+			some = true
+			g.Go(func() error { return s.remove(ctx, key) })
+		}
+		if err := g.Wait(); err != nil {
+			return err
+		}
+		if !some || !page.IsTruncated {
+			break
+		}
 	}
-	return g.Wait()
+	if odd != "" {
+		return s.c.local(pcm.Errorf(pcm.Refused, "%.80q can't be deleted: its name may mean another place", odd))
+	}
+	return nil
+}
+
+// addressable tells whether a key means nothing else on its way to the store.
+func addressable(key, prefix string) bool {
+	below, ok := strings.CutPrefix(key, prefix)
+	if !ok || len(key) > 1024 {
+		return false
+	}
+	below = strings.TrimSuffix(below, "/") // what stands for a folder
+	for _, part := range strings.Split(below, "/") {
+		if part == "." || part == ".." || part == "" && below != "" {
+			return false
+		}
+	}
+	return true
 }
