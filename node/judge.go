@@ -235,7 +235,14 @@ func (s *seller) ruled(t pcm.Terms, h heldSpec) error {
 	case v.Room < min(t.Width, t.Tasks.Len()):
 		return pcm.Errorf(pcm.Refused, "%s: %d tasks more can run at once now, %d were asked for", v.Limit, v.Room, t.Width)
 	}
-	usual, known := n.offer.priced(t.Offer, t.Pool)
+	var row *ledger.Pool
+	n.cell.View(func() {
+		if p, ok := n.state.Pool(placeKey{Peer: n.self, Pool: t.Pool}); ok {
+			copied := *p
+			row = &copied
+		}
+	})
+	usual, known := n.offer.priced(row, t.Offer, t.Pool)
 	if known && !covers(t.Price, usual.Percent(v.Percent)) {
 		return pcm.Errorf(pcm.Refused, "the rules of peer %s ask this buyer for %d %% of the price of pool %s, the award names less", pcm.Short(n.self), v.Percent, t.Pool)
 	}

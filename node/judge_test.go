@@ -111,11 +111,23 @@ func TestTariffsAreForTheEntitled(t *testing.T) {
 	for i := range uint64(2 * maxPriced) {
 		s.notePrices(i, []pcm.Pool{{ID: "local", Price: usual.Percent(int(i))}})
 	}
-	if p, known := s.priced(2*maxPriced-1, "local"); !known || p != usual.Percent(2*maxPriced-1) || len(s.prices) != maxPriced {
+	if p, known := s.priced(nil, 2*maxPriced-1, "local"); !known || p != usual.Percent(2*maxPriced-1) || len(s.prices) != maxPriced {
 		t.Errorf("%+v, %v: of %d offers", p, known, len(s.prices))
 	}
-	if _, known := s.priced(0, "local"); known {
+	if _, known := s.priced(nil, 0, "local"); known {
 		t.Error("prices are remembered for ever")
+	}
+
+	// After a restart nobody gets a tariff for that the seller has forgotten its prices.
+	s = selling{}
+	row := ledger.Pool{Pool: pcm.Pool{ID: "local", Price: usual}, Offer: 7}
+	if p, known := s.priced(&row, 7, "local"); !known || p != usual {
+		t.Errorf("%+v, %v: of what the ledger has", p, known)
+	}
+	s.noteBefore([]ledger.Pool{row})
+	row.Offer, row.Pool.Price = 8, usual.Percent(50)
+	if p, known := s.priced(&row, 7, "local"); !known || p != usual {
+		t.Errorf("%+v, %v: of what the ledger had before", p, known)
 	}
 }
 

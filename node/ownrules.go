@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/ledger"
 	"github.com/jointcloud/pcm/node/api"
 	"github.com/jointcloud/pcm/node/rules"
 )
@@ -81,8 +82,22 @@ func (s *selling) notePrices(number uint64, pools []pcm.Pool) {
 	}
 }
 
-// priced is the usual price of a pool in one of the latest offers of this run.
-func (s *selling) priced(number uint64, id pcm.PoolID) (pcm.Price, bool) {
+// noteBefore keeps the prices of offers that are about to be replaced: those of an
+// earlier run, of which awards may have yet to be started.
+func (s *selling) noteBefore(rows []ledger.Pool) {
+	for _, row := range rows {
+		if _, known := s.priced(nil, row.Offer, row.Pool.ID); !known {
+			s.notePrices(row.Offer, []pcm.Pool{row.Pool})
+		}
+	}
+}
+
+// priced is the usual price of a pool in an offer: as the ledger has it, whose row of
+// the pool that is, if any, or as one of the latest offers of this run had it.
+func (s *selling) priced(row *ledger.Pool, number uint64, id pcm.PoolID) (pcm.Price, bool) {
+	if row != nil && row.Offer == number {
+		return row.Pool.Price, true
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, d := range s.prices {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/ledger"
 )
 
 // Validity of offers, and how often pools are looked at.
@@ -127,11 +128,18 @@ func (s *selling) declare(ctx context.Context, pools []pcm.Pool) error {
 	s.mu.Lock()
 	number := max(uint64(now.UnixMilli()), s.number+1)
 	s.mu.Unlock()
+	var before []ledger.Pool
 	s.n.cell.View(func() {
 		if m, ok := s.n.state.Member(s.n.self); ok {
 			number = max(number, m.Offer+1)
 		}
+		for _, p := range pools {
+			if row, ok := s.n.state.Pool(placeKey{Peer: s.n.self, Pool: p.ID}); ok {
+				before = append(before, *row)
+			}
+		}
 	})
+	s.noteBefore(before)
 	offer := pcm.Offer{
 		Mesh: s.n.id.Mesh.Mesh, Cell: s.n.id.Mesh.Cell, Peer: s.n.self, Account: s.n.account, Name: s.n.cfg.Name,
 		Number: number, IssuedAt: now.UnixMilli(), NotAfter: now.Add(offerLife).UnixMilli(), Labels: s.n.cfg.Labels, Pools: pools,
