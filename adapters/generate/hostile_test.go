@@ -120,6 +120,26 @@ func TestAuthorsLinesStay(t *testing.T) {
 			t.Error("it can't be finished")
 		}
 	})
+	t.Run("a first run that broke off", func(t *testing.T) {
+		o := Options{Name: "jobs", Language: "go", Dir: filepath.Join(t.TempDir(), "jobs"), From: []byte(small), FromFile: "small.yaml"}
+		block := filepath.Join(o.Dir, "states.go.new")
+		if err := os.MkdirAll(block, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := New(o); err == nil {
+			t.Fatal("it was written over a folder")
+		}
+		if err := os.Remove(block); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(block, []byte("package m"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		generated(t, o)
+		if !strings.Contains(read(t, filepath.Join(o.Dir, "states.go")), `"running"`) {
+			t.Error("it can't be finished")
+		}
+	})
 	t.Run("a region that is there twice", func(t *testing.T) {
 		o, author := begin(t)
 		edit(t, author, "\t// pcm:begin sign\n", "\t// pcm:begin sign\n\t// pcm:end sign\n\t// pcm:begin sign\n")

@@ -72,6 +72,18 @@ func readManifest(have map[string][]byte) (*manifest, error) {
 	return m, nil
 }
 
+// begun tells whether the folder holds nothing but what would be written: a first run broke off.
+func begun(have map[string][]byte, files []file) bool {
+	left := maps.Clone(have)
+	for _, f := range files {
+		if bytes.Equal(left[f.path], f.text) {
+			delete(left, f.path)
+		}
+		delete(left, f.path+".new")
+	}
+	return len(left) == 0
+}
+
 // write brings the files into the folder, with the author's parts.
 func write(o Options, lang *language, files []file) (*Report, error) {
 	have, was, err := readProject(o.Dir)
@@ -79,7 +91,7 @@ func write(o Options, lang *language, files []file) (*Report, error) {
 		return nil, err
 	}
 	switch {
-	case was == nil && len(have) > 0 && !o.Force:
+	case was == nil && !begun(have, files) && !o.Force:
 		return nil, pcm.Errorf(pcm.Conflict, "%s is not empty and has no %s: give another --dir, or --force to write into it", o.Dir, manifestName)
 	case was == nil: // what stands in regions is the author's all the same
 		was = &manifest{Files: map[string]fileNote{}}
