@@ -118,7 +118,7 @@ func script(t adapters.Task, name, nonce string, data map[string]any, tail bool)
 	return strings.NewReplacer(
 		"@SPILL@\n", spills, "@PRINTER@\n", printer, "@OUT@", out1, "@PRINTED@", printed, "@BOUNDED@", bounded, "@FROM@", from,
 		"@KEY@", t.Key.String(), "@NONCE@", nonce, "@NAME@", name, "@MOST@", strconv.FormatInt(most, 10),
-		"@COMMAND@", shell(append(append([]string{}, t.Command...), t.Args...)...), "@EXPORTS@", given+strings.TrimSuffix(exports.String(), "\n"), "@INPUTS@", strings.TrimSuffix(in.String(), "\n"),
+		"@COMMAND@", shell(append(append([]string{}, t.Command...), t.Args...)...), "@EXPORTS@", given+strings.TrimSuffix(exports.String(), "\n"), "@RUN@", `exec "$@"`, "@INPUTS@", strings.TrimSuffix(in.String(), "\n"),
 		"@OUTPUTS@", shell(outs...), "@PUT@", shell(put), "@HEADERS@", headers.String(), "@FILES@", strconv.FormatBool(data["pack"] == "files"),
 	).Replace(wrapper)
 }
@@ -218,7 +218,7 @@ say s begins
 	export HOME="$where"
 	unset PCM_WORK PCM_IN PCM_OUT
 @EXPORTS@
-	exec "$@"
+	@RUN@
 ) </dev/null 2>"$d/err"@OUT@ &
 pid=$!
 [ -z "$told" ] || kill -TERM "$pid"

@@ -79,7 +79,7 @@ func (b *described) prepare(a *Attempt) error {
 	}
 	run := `exec "$@"`
 	if len(odd) > 0 {
-		run = "exec env " + quote(odd...) + ` "$@"`
+		run = "exec env -- " + quote(odd...) + ` "$@"`
 	}
 	outs := []string{}
 	for _, o := range r.Outputs {

@@ -79,7 +79,7 @@ say s begins
 	export HOME="$where"
 	unset PCM_WORK PCM_IN PCM_OUT
 @EXPORTS@
-	exec "$@"
+	@RUN@
 ) </dev/null 2>"$d/err"@OUT@ &
 pid=$!
 [ -z "$told" ] || kill -TERM "$pid"
