@@ -162,3 +162,21 @@ func TestAuthorsLinesStay(t *testing.T) {
 		}
 	})
 }
+
+// Keys name folders: the servers of all languages take the same ones, and no "..".
+func TestKeysAreNames(t *testing.T) {
+	for _, lang := range Languages() {
+		p := &Project{Name: "x", Package: "x", Language: lang, emitter: &emitter{Syntax: languages[lang].Syntax}}
+		files, err := p.files(languages[lang])
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := false
+		for _, f := range files {
+			found = found || f.kind == Support && strings.Contains(string(f.text), "[a-z0-9-][a-z0-9.-]{0,95}")
+		}
+		if !found {
+			t.Errorf("the server in %s takes other keys", lang)
+		}
+	}
+}

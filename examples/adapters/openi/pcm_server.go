@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"sync"
 	"syscall"
 	"time"
@@ -26,6 +27,9 @@ import (
 )
 
 const contractVersion = 1
+
+// keys are those of attempts: names of their folders, too.
+var keys = regexp.MustCompile(`^[a-z0-9-][a-z0-9.-]{0,95}$`)
 
 // server answers the host.
 type server struct {
@@ -134,7 +138,7 @@ func (s *server) Start(ctx context.Context, r *pluginpb.StartRequest) (*pluginpb
 	if err != nil {
 		return nil, err
 	}
-	if r.Key == "" || filepath.Base(r.Key) != r.Key {
+	if !keys.MatchString(r.Key) {
 		return nil, status.Errorf(codes.InvalidArgument, "%q is no key of an attempt", r.Key)
 	}
 	if len(r.Command) == 0 && r.Image == "" {
