@@ -121,6 +121,29 @@ func (x *Expr) Bool(ctx context.Context, vars map[string]any) (bool, error) {
 	return b, nil
 }
 
+// Never names the type of what the expression gives, if its text alone shows that
+// it is never true or false; "" if it may be.
+func (x *Expr) Never() string {
+	if x.ast == nil {
+		return ""
+	}
+	switch x.ast.OutputType().Kind() {
+	case types.IntKind, types.UintKind, types.DoubleKind:
+		return "a number"
+	case types.StringKind:
+		return "a text"
+	case types.ListKind:
+		return "a list"
+	case types.MapKind, types.StructKind:
+		return "a map"
+	case types.BytesKind, types.DurationKind, types.TimestampKind, types.TypeKind:
+		return "a value of type " + x.ast.OutputType().String()
+	case types.NullTypeKind:
+		return "nothing"
+	}
+	return ""
+}
+
 // Kind names the type of a plain value for a person.
 func Kind(v any) string {
 	switch v.(type) {

@@ -29,7 +29,7 @@ func placed(f rules.Finding, at pcm.Positions, file string) string {
 }
 
 // ruleFile reads the rules of a configuration file, and no more of it; "" is the
-// node's. Without a file there are none.
+// node's. Without a file there are none, and no places (nil).
 func ruleFile(file, data string, getenv func(string) string) (list []rules.Rule, at pcm.Positions, name string, err error) {
 	if file == "" {
 		file = getenv("PCM_CONFIG")
@@ -49,7 +49,9 @@ func ruleFile(file, data string, getenv func(string) string) (list []rules.Rule,
 		return nil, nil, file, pcm.Errorf(pcm.Invalid, "can't read the rules: %w", err)
 	}
 	c := DefaultConfig(data)
-	at, err = decodeConfig(raw, file, &c)
+	if at, err = decodeConfig(raw, file, &c); at == nil {
+		at = pcm.Positions{} // there is a file, and nothing in it
+	}
 	return c.Rules, at, file, err
 }
 

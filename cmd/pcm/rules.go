@@ -3,6 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
+	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -75,7 +78,11 @@ func (a *app) ruleFile(args []string) ([]rules.Rule, pcm.Positions, string, erro
 		file = args[0]
 	}
 	dir, _ := a.dataDir()
-	return ruleFile(file, dir, a.getenv)
+	list, at, name, err := ruleFile(file, dir, a.getenv)
+	if err == nil && at == nil { // a node starts without one, but nobody checks what isn't there
+		err = pcm.Errorf(pcm.NotFound, "there is no configuration file %s, and so no rules to look at: name a FILE, or set PCM_CONFIG", name)
+	}
+	return list, at, name, err
 }
 
 func (a *app) rulesTestCommand() *cobra.Command {
@@ -126,8 +133,49 @@ func (a *app) rulesReloadCommand() *cobra.Command {
 		Use: "reload", Short: "Put the rules in force that the node's configuration file has now", Args: noArgs,
 		Long: `Has the running node read the rules of its configuration file anew. With a fault
 in them, or an example that fails, those before stay in force. What runs already goes on.`,
-		RunE: view(a, func(ctx context.Context, c *api.Client) (api.List[api.SaleRule], error) { return c.ReloadRules(ctx) }, drawSaleRules),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var before api.List[api.SaleRule]
+			reload := func(ctx context.Context, c *api.Client) (now api.List[api.SaleRule], err error) {
+				if before, err = c.Rules(ctx); err == nil {
+					now, err = c.ReloadRules(ctx)
+				}
+				return now, err
+			}
+			return view(a, reload, func(t *table, now api.List[api.SaleRule]) {
+				drawSaleRules(t, now)
+				t.text("Reloaded: %s in force, %s.", pluralIs(len(now.Items), "rule"), changedRules(before.Items, now.Items))
+			})(cmd, nil)
+		},
 	}
+}
+
+// changedRules says what differs between the rules before and now.
+func changedRules(before, now []api.SaleRule) string {
+	was := map[string]api.SaleRule{}
+	for _, r := range before {
+		was[r.Name] = r
+	}
+	var parts, added, changed, gone []string
+	for _, r := range now {
+		old, known := was[r.Name]
+		delete(was, r.Name)
+		switch {
+		case !known:
+			added = append(added, r.Name)
+		case !reflect.DeepEqual(old, r):
+			changed = append(changed, r.Name)
+		}
+	}
+	gone = slices.Sorted(maps.Keys(was))
+	for _, p := range []struct {
+		what  string
+		names []string
+	}{{"new", added}, {"changed", changed}, {"gone", gone}} {
+		if len(p.names) > 0 {
+			parts = append(parts, p.what+": "+strings.Join(p.names, ", "))
+		}
+	}
+	return or(strings.Join(parts, "; "), "none of them changed")
 }
 
 func drawSaleRules(t *table, l api.List[api.SaleRule]) {

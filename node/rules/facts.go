@@ -24,7 +24,7 @@ type Job struct {
 	Inputs    []Input           `json:"inputs" doc:"what the tasks read: source and target of each"`
 	Outputs   []string          `json:"outputs" doc:"what comes back"`
 	Labels    map[string]string `json:"labels" doc:"that the job wants of a pool"`
-	Class     string            `json:"class"`
+	Class     string            `json:"class" doc:"of pool that the job names"`
 	Adapter   string            `json:"adapter" doc:"that the job names"`
 	CPU       float64           `json:"cpu" doc:"cores of one task"`
 	Memory    Size              `json:"memory" doc:"bytes of one task"`
@@ -34,7 +34,7 @@ type Job struct {
 	Network   bool              `json:"network" doc:"whether tasks want the network"`
 	Service   bool              `json:"service" doc:"whether tasks are replicas of a service"`
 	Takeover  string            `json:"takeover" doc:"who may drive it on: account, any or none"`
-	Strategy  string            `json:"strategy"`
+	Strategy  string            `json:"strategy" doc:"by which the buyer chooses among offers"`
 }
 
 // Input is one of a job's inputs.
@@ -63,22 +63,22 @@ type Standing struct {
 
 // Pool is what is sold.
 type Pool struct {
-	ID      string            `json:"id"`
-	Adapter string            `json:"adapter"`
-	Class   string            `json:"class"`
-	Sandbox string            `json:"sandbox"`
+	ID      string            `json:"id" doc:"its name, as pcm pool list has it"`
+	Adapter string            `json:"adapter" doc:"that runs its tasks, like process or slurm"`
+	Class   string            `json:"class" doc:"of its hardware, if its seller names one"`
+	Sandbox string            `json:"sandbox" doc:"what keeps tasks in; none: nothing does"`
 	Labels  map[string]string `json:"labels" doc:"of the peer and of the pool"`
 	CPU     float64           `json:"cpu" doc:"cores, as a whole"`
 	Memory  Size              `json:"memory" doc:"bytes, as a whole"`
-	GPU     int64             `json:"gpu"`
-	Disk    Size              `json:"disk"`
+	GPU     int64             `json:"gpu" doc:"accelerators, as a whole"`
+	Disk    Size              `json:"disk" doc:"bytes, as a whole"`
 	Slots   int               `json:"slots" doc:"tasks at once"`
 }
 
 // Peer is one with which data are exchanged.
 type Peer struct {
-	ID      string            `json:"id"`
-	Account string            `json:"account"`
+	ID      string            `json:"id" doc:"of the peer"`
+	Account string            `json:"account" doc:"ID of its account"`
 	Name    string            `json:"name" doc:"anybody may take any"`
 	Labels  map[string]string `json:"labels" doc:"by its passport"`
 	Flow    string            `json:"flow" doc:"in: inputs come from it; out: results go to it"`
@@ -87,7 +87,7 @@ type Peer struct {
 // Time is the seller's clock.
 type Time struct {
 	Hour    int    `json:"hour" doc:"0 to 23"`
-	Minute  int    `json:"minute"`
+	Minute  int    `json:"minute" doc:"0 to 59"`
 	Weekday string `json:"weekday" doc:"mon, tue, wed, thu, fri, sat or sun"`
 	Date    string `json:"date" doc:"like 2026-11-29"`
 	Zone    string `json:"zone" doc:"like UTC or CET"`

@@ -1,9 +1,13 @@
 package rules
 
 import (
+	"context"
 	"fmt"
+	"maps"
+	"reflect"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters/expr"
@@ -124,6 +128,10 @@ func (l *linter) expression(r Rule, field, source string) {
 		return
 	}
 	l.uses(r, field, e.expr)
+	if gives := l.gives(e.expr); gives != "" {
+		l.fault(field, "%q gives %s, not true or false: it is no condition", source, gives)
+		return
+	}
 	if len(e.expr.Uses()) > 0 {
 		return
 	}
@@ -133,6 +141,54 @@ func (l *linter) expression(r Rule, field, source string) {
 	} else {
 		l.warn(field, "is always %v, whatever the job", is)
 	}
+}
+
+// gives names what an expression gives that is not true or false, by its type, or
+// else for one of the samples; "" if it is, or nobody knows.
+func (l *linter) gives(x *expr.Expr) string {
+	if never := x.Never(); never != "" {
+		return never
+	}
+	for _, vars := range samples() {
+		v, _, err := x.EvalCost(context.Background(), vars)
+		if _, is := v.(bool); err == nil && !is {
+			return expr.Kind(v)
+		}
+	}
+	return ""
+}
+
+// samples are facts to try conditions on: all of them empty, and none.
+var samples = sync.OnceValue(func() (all []map[string]any) {
+	for _, f := range []any{Facts{}, filled(reflect.TypeFor[Facts]()).Interface()} {
+		vars := maps.Clone(constants)
+		maps.Copy(vars, Of(f))
+		all = append(all, vars)
+	}
+	return all
+})
+
+// filled is a value of a type of which no part is empty, but for labels: what keys
+// they have nobody knows.
+func filled(t reflect.Type) reflect.Value {
+	v := reflect.New(t).Elem()
+	switch t.Kind() {
+	case reflect.Struct:
+		for i := range t.NumField() {
+			v.Field(i).Set(filled(t.Field(i).Type))
+		}
+	case reflect.Slice:
+		v = reflect.Append(v, filled(t.Elem()))
+	case reflect.String:
+		v.SetString("sample")
+	case reflect.Bool:
+		v.SetBool(true)
+	case reflect.Float64:
+		v.SetFloat(1)
+	case reflect.Int, reflect.Int64:
+		v.SetInt(1)
+	}
+	return v
 }
 
 // hint adds to an error of the compiler what its author may have meant.

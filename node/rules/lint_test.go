@@ -40,6 +40,14 @@ func TestCheck(t *testing.T) {
 		{"always", []rules.Rule{with(func(r *rules.Rule) { r.Accept = "1 < 2"; r.Examples = r.Examples[:1] })}, []string{"?rules[0].accept: is always true"}},
 		{"no reason", []rules.Rule{with(func(r *rules.Rule) { r.Reason = ""; r.Examples = r.Examples[:1] })}, []string{"?rules[0]: no reason"}},
 		{"no examples", []rules.Rule{with(func(r *rules.Rule) { r.Examples = nil })}, []string{"?rules[0]: no examples"}},
+		{"no condition", []rules.Rule{with(func(r *rules.Rule) { r.Accept = "job.cpu + 1" })}, []string{`rules[0].accept: "job.cpu + 1" gives a number`}},
+		{"no condition, a text", []rules.Rule{with(func(r *rules.Rule) { r.Accept = "job.name" })}, []string{`rules[0].accept: gives a text`}},
+		{"no condition, by its type", []rules.Rule{with(func(r *rules.Rule) { r.Accept = "size(job.inputs)" })}, []string{`rules[0].accept: gives a number`}},
+		{"no condition, when", []rules.Rule{with(func(r *rules.Rule) { r.When = "job.cpu" })}, []string{`rules[0].when: gives a number`}},
+		{"no condition, private", []rules.Rule{with(func(r *rules.Rule) { r.When = "time.hour" })}, []string{`rules[0].when: gives a number`}},
+		{"no condition, data", []rules.Rule{{Name: "d", Data: "peer.labels", Reason: "no"}}, []string{`rules[0].data: gives a map`, "?rules[0]: no examples"}},
+		{"no condition where it counts", []rules.Rule{with(func(r *rules.Rule) { r.When = "job.gpu > 0 ? job.gpu : true" })}, []string{`rules[0].when: gives a number`}},
+		{"a condition that is none yet", []rules.Rule{with(func(r *rules.Rule) { r.When = "job.module || job.count >= 0" })}, nil},
 		{"label", []rules.Rule{with(func(r *rules.Rule) { r.When = "job.labels.region == 'eu'"; r.Examples = nil })}, []string{"?rules[0].when: has(job.labels.region)", "?rules[0]: no examples"}},
 		{"label, tested", []rules.Rule{with(func(r *rules.Rule) { r.When = "!has(job.labels.region) || job.labels.region == 'eu'" })}, nil},
 		{"example fails", []rules.Rule{with(func(r *rules.Rule) { r.Examples[0].Expect = "refuse" })}, []string{"rules[0].examples[0]: expects refuse, the rule comes to accept"}},
@@ -99,6 +107,14 @@ func TestWords(t *testing.T) {
 	for _, w := range rules.Words() {
 		if w.Name == "" || w.Type == "" {
 			t.Errorf("%+v", w)
+		}
+	}
+}
+
+func TestWordsHaveMeanings(t *testing.T) {
+	for _, w := range rules.Words() {
+		if w.Meaning == "" || strings.HasPrefix(w.Meaning, "(") {
+			t.Errorf("%s has no meaning: %q", w.Name, w.Meaning)
 		}
 	}
 }
