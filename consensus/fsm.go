@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/raft"
 
@@ -27,6 +28,8 @@ type fsm struct {
 	progressMu sync.Mutex
 	applied    uint64 // Raft index of the last entry or configuration
 	more       chan struct{}
+
+	restoring atomic.Bool // a snapshot is taken over
 }
 
 // applied is what Raft hands to the proposer for its entry.
@@ -262,6 +265,9 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	if err != nil {
 		return err
 	}
+	// The state is there before the history that belongs to it is known to be missing.
+	f.restoring.Store(true)
+	defer f.restoring.Store(false)
 	f.mu.Lock()
 	err = f.machine.Restore(state)
 	size, root := f.machine.Root()

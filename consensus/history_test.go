@@ -115,7 +115,7 @@ func TestIncompleteReplicaIsNoVoter(t *testing.T) {
 		rest = append(rest, r)
 	}
 	for _, r := range rest {
-		r.await("the snapshot", func() bool { return r.count() == 20 })
+		r.await("the snapshot", func() bool { _, _, to := r.History(); return r.count() == 20 && to > 0 })
 		if complete, from, to := r.History(); complete || from > 3 || to != 20 {
 			t.Errorf("history: complete %v, missing %d to %d", complete, from, to)
 		}

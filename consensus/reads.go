@@ -57,7 +57,7 @@ func (c *Cell) History() (complete bool, from, to uint64) {
 	if g := c.archive.current().Gap; g != nil {
 		return false, g.Next, g.To
 	}
-	return true, 0, 0
+	return !c.fsm.restoring.Load(), 0, 0
 }
 
 // Record is the n-th record, encoded. Errors: NotFound if there is none yet,
