@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters"
 )
 
 // Config says what the plug-in is and how it is run. All of it may stand in a
@@ -98,7 +99,7 @@ func (c Config) Validate() error {
 }
 
 // reserved are the names of adapters that are built in.
-var reserved = []string{"process", "wasm", "container", "kubernetes", "slurm", "rest"}
+var reserved = append(slices.Clone(adapters.BuiltIn), "rest")
 
 // reference takes the reference to a secret apart.
 func reference(ref string) (kind, where string, err error) {

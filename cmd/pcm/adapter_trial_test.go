@@ -3,8 +3,11 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/jointcloud/pcm/adapters"
 )
 
 func TestReadTrial(t *testing.T) {
@@ -33,5 +36,16 @@ func TestReadTrial(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("%q: %v", text, err)
 		}
+	}
+}
+
+// The adapters that 'pcm adapter list' calls built in are those whose names are taken.
+func TestBuiltIn(t *testing.T) {
+	var names []string
+	for _, v := range builtIn {
+		names = append(names, v.Name)
+	}
+	if !slices.Equal(names, adapters.BuiltIn) {
+		t.Errorf("%q are listed, %q are taken", names, adapters.BuiltIn)
 	}
 }

@@ -227,7 +227,11 @@ func (c *compiler) data(path string, d *Data) {
 func (c *compiler) refer(path string, exprs ...*expr.Expr) {
 	for _, x := range exprs {
 		for _, ref := range x.Refs() {
+			c.reads = append(c.reads, read{path, ref})
 			parts := strings.Split(ref, ".")
+			if known := fields[parts[0]]; known != nil && len(parts) > 1 && !slices.Contains(known, parts[1]) {
+				c.add(path, "%s has no field %q%s: it has %s", parts[0], parts[1], near(parts[1], known), strings.Join(known, ", "))
+			}
 			switch {
 			case parts[0] == "settings" && len(parts) == 1:
 				for name := range c.d.Settings {
@@ -249,8 +253,6 @@ func (c *compiler) refer(path string, exprs ...*expr.Expr) {
 					names = append(names, s.Name)
 				}
 				c.named(path, "step below create.before", "step."+parts[2], parts[2], names)
-			case ref == "task.script":
-				c.used[ref] = true
 			case ref == "task.let", ref == "task":
 				for _, l := range c.d.Let {
 					c.used["let."+l.Name] = true
@@ -282,12 +284,20 @@ func (c *compiler) named(path, what, use, name string, known []string) {
 
 // check finds what is missing in, or contradicts, the description as a whole.
 func (c *compiler) check(d *Description) {
-	if d.PCM != Format {
+	switch d.PCM {
+	case Format:
+	case "":
+		c.add("$.pcm", "pcm is missing, which says what form this is: write pcm: %s", Format)
+	default:
 		c.add("$.pcm", "the form is %q: this version reads %q", d.PCM, Format)
 	}
-	if !pcm.ValidName(d.Name) {
+	switch {
+	case !pcm.ValidName(d.Name):
 		c.add("$.name", "%q is not a name of lower-case letters, digits, dots and dashes", d.Name)
+	case slices.Contains(adapters.BuiltIn, d.Name):
+		c.add("$.name", "%q is the name of an adapter that is built in, so that nodes refuse this one: choose another", d.Name)
 	}
+	c.sandbox(d.Sandbox)
 	c.login(d)
 	c.names(d)
 	c.features(d)
@@ -323,6 +333,8 @@ func (c *compiler) check(d *Description) {
 		c.warn("$", "there are no logs: nothing will be seen of what tasks print")
 	}
 	c.ends(d)
+	c.jobs(d)
+	c.amounts(d)
 	c.unused(d)
 }
 
@@ -339,8 +351,8 @@ func (c *compiler) ends(d *Description) {
 	switch {
 	case !ended:
 		c.add("$.states", "no word means that a job is ended, so none ever would be")
-	case !ok && !c.used["task.script"]: // whose output says how it ended
-		c.add("$.states", "no word has the outcome ok, so no job could end well")
+	case !ok: // also that of a script, whose exit code counts where the outcome is ok or failed
+		c.add("$.states", "no word has the outcome ok, so no job could end well: say which word means that a job came to its end by itself")
 	}
 }
 
@@ -353,6 +365,11 @@ func (c *compiler) features(d *Description) {
 		}
 		if f == string(pcm.FeatureSuspend) && d.Suspend == nil {
 			c.add(path, "there is no call suspend")
+		}
+	}
+	for feature, name := range map[pcm.Feature]string{pcm.FeatureImage: "images", pcm.FeatureNetwork: "network", pcm.FeatureSuspend: "suspend and resume"} {
+		if _, lacks := d.Lacks[name]; lacks && slices.Contains(d.Features, string(feature)) {
+			c.add("$.lacks", "%q contradicts features, which names %s: take one of them away", name, feature)
 		}
 	}
 	for _, name := range sorted(d.Lacks) {

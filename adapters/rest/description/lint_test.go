@@ -59,6 +59,51 @@ func TestLint(t *testing.T) {
 		{swap("required: true", "pattern: '('"), "line 5: settings.endpoint.pattern: it is not an RE2 expression"},
 		{swap("endpoint: {about", "end-point: {about: x}\n  endpoint: {about"), `"end-point" is not a name`},
 		{swap("endpoint: {about", "other: {about: x}\n  endpoint: {about"), "warning: line 5: settings.other: nothing uses it"},
+		{add("sandbx: vm\n"), `line 4: sandbx: unknown field "sandbx"; did you mean "sandbox"?`},
+		{swap("stream: stdout", "stream: stdout, folow: whole"), `line 31: logs[0].folow: unknown field "folow"; did you mean "follow"?`},
+		{swap("request: {path: /flavors}", "request: {path: /flavors, xyzzy: 1}"), `line 11: pools.list.request.xyzzy: unknown field "xyzzy"; it is one of operation, params`},
+		{add("limits: {timeout: soon}\n"), `line 4: limits.timeout: "soon" is not a time`},
+		{swap("pcm: adapter/1\n", ""), "pcm is missing"},
+		{swap("${task.command}", "${task.comand}"), `line 19: create.request.body: task has no field "comand"; did you mean "command"?`},
+		{swap("${task.command}", "${task.scrip}"), `did you mean "script"?`},
+		{swap("size: 3", `size: "${pool.nativ.x}"`), `line 19: create.request.body: pool has no field "nativ"; did you mean "native"?`},
+		{swap("size: 3", `size: "${data.input.size()}"`), `line 19: create.request.body: data has no field "input"; did you mean "inputs"?`},
+		{swap(`argv: "${task.command}", `, ""), "warning: line 16: create: nothing in it says what the job runs"},
+		{swap(`name: "${task.key}", `, ""), "line 16: create: find looks for task.key, which create doesn't say"},
+		{swap(`name: "${task.key}", `, `name: "${task.name}", `), "line 16: create: find looks for task.key, which create doesn't say"},
+		{swap(`name: "${task.key}", `, `all: "${task}", `), ""},
+		{swap("where: item.name == task.key", `where: "true"`), "line 28: find.where: it doesn't look at the item"},
+		{swap("where: item.name == task.key", `where: item.name == "mine"`), "line 28: find.where: it looks for nothing of the task"},
+		{swap(`DELETE, path: "/jobs/${id}"`, `DELETE, path: "/jobs"`), "line 32: stop.request: it doesn't say which job is meant"},
+		{swap(`DELETE, path: "/jobs/${id}"`, `DELETE, path: "/jobs/${task.name}"`), ""},
+		{swap("stop: {", "kill: {request: {method: POST, path: /kill}}\nstop: {"), "line 32: kill.request: it doesn't say which job is meant"},
+		{swap("stop: {", "delete: {request: {method: DELETE, path: /jobs}}\nstop: {"), "line 32: delete.request: it doesn't say which job is meant"},
+		{swap(`"/jobs/${id}/log"`, "/log"), "line 31: logs[0].request: it doesn't say which job is meant"},
+		{swap(`one: {request: {path: "/jobs/${id}"}}`, "one: {request: {path: /jobs}}"), "line 22: watch.one.request: it asks the same of every job"},
+		{[2]string{`argv: "${task.command}", size: 3}
+  id: $.id
+watch:
+  one: {request: {path: "/jobs/${id}"}}
+  status: {state: $.state}
+states:
+  done: {state: ended, outcome: ok}`, `argv: "${task.script}", size: 3}
+  id: $.id
+watch:
+  one: {request: {path: "/jobs/${id}"}}
+  status: {state: $.state}
+states:
+  done: {state: ended, outcome: failed}`}, "states: no word has the outcome ok"},
+		{add("features: [network]\nlacks: {network: no}\n"), `line 5: lacks: "network" contradicts features`},
+		{add("features: [image]\nlacks: {images: no}\n"), `line 5: lacks: "images" contradicts features`},
+		{add("sandbox: jail\n"), `warning: line 4: sandbox: "jail" is no word that buyers know`},
+		{add("sandbox: None\n"), `line 4: sandbox: "None" opens the pools to tasks of others`},
+		{add("sandbox: container\n"), ""},
+		{swap("name: small", "name: slurm"), `line 2: name: "slurm" is the name of an adapter that is built in`},
+		{swap(`cpu: "${item.cpus}"`, "cpu: two"), `line 14: pools.pool.cpu: cpu "two" is not an amount`},
+		{swap(`cpu: "${item.cpus}"`, "cpu: 2"), ""},
+		{swap(`cpu: "${item.cpus}"`, `cpu: "${item.cpus}", slots: "${'many'}"`), `line 14: pools.pool.slots: "many" is not a whole number`},
+		{swap(`"${item.mib} MiB"`, "1 GiX"), "line 14: pools.pool.memory: "},
+		{swap(`id: "${item.id}"`, "id: one"), "warning: line 14: pools.pool.id: it is the same for each item"},
 	} {
 		if !strings.Contains(small, c.change[0]) {
 			t.Fatalf("no %q", c.change[0])

@@ -52,6 +52,9 @@ func ParseIn(data []byte, dir fs.FS) (*Description, []Problem) {
 	if len(file.Docs) != 1 || file.Docs[0].Body == nil {
 		return nil, []Problem{{Message: "it is not one YAML document"}}
 	}
+	if problems := unknown(file.Docs[0].Body); len(problems) > 0 {
+		return nil, problems
+	}
 	var d Description
 	if err := yaml.NodeToValue(file.Docs[0].Body, &d, yaml.DisallowUnknownField()); err != nil {
 		return nil, []Problem{yamlProblem(err)}
@@ -81,6 +84,7 @@ type compiler struct {
 	d        *Description
 	root     ast.Node
 	used     map[string]bool      // what is read or named somewhere: settings.x, secrets.x, let.x, more.x, step.x
+	reads    []read               // of expressions, each with its place
 	ops      map[string]Operation // of the OpenAPI document
 	envs     map[string]*expr.Env
 	problems []Problem
