@@ -240,6 +240,11 @@ func (p *Project) Stored() bool {
 	return p.Description != nil && p.Description.Data != nil && (p.Description.Data.Store != "presigned" || p.Description.Data.Pack != "tar")
 }
 
+// tailed tells whether a log keeps its end only.
+func (p *Project) tailed() bool {
+	return slices.ContainsFunc(p.Description.Logs, func(l description.Log) bool { return l.Follow == "tail" })
+}
+
 // folders are those below the language's that have files for this project.
 func (p *Project) folders(root string) (all []string) {
 	sort := "bare"
@@ -299,7 +304,7 @@ func (p *Project) files(lang *language) ([]file, error) {
 		if lang.script != nil {
 			to = lang.script(p)
 		}
-		all = append(all, file{to, Support, []byte(rest.ScriptText())})
+		all = append(all, file{to, Support, []byte(rest.ScriptText(p.tailed()))})
 	}
 	for from, to := range lang.stubs {
 		text, err := plugin.Sources.ReadFile(from)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -143,5 +144,33 @@ func TestScriptKilled(t *testing.T) {
 	cancel()
 	if exit := <-ended; exit.Outcome == pcm.OutcomeOK || exit.Reason != "ended by force" {
 		t.Errorf("%+v", exit)
+	}
+}
+
+// All words of a script get a value, and nothing that a task brings is taken for one.
+func TestScriptWords(t *testing.T) {
+	word := regexp.MustCompile(`@[A-Z]+@`)
+	task := adapters.Task{Key: adapters.Key{Trade: "trd-x"}, Command: []string{"echo", "@NONCE@"}, Outputs: []string{"out"}, OutputCap: 1 << 20}
+	url := map[string]any{"url": "https://store.example/x"}
+	for _, tail := range []bool{false, true} {
+		for _, data := range []map[string]any{nil, {"pack": "files"}, {"outputs": url, "streams": map[string]any{"stdout": url, "stderr": url}}} {
+			text := script(task, "job", "pcm-nonce-", data, tail)
+			if left := word.FindAllString(text, -1); len(left) != 1 || left[0] != "@NONCE@" || !strings.Contains(text, "'echo' '@NONCE@'") {
+				t.Errorf("tail %t, data %v: %q stays", tail, data, left)
+			}
+		}
+		left := map[string]bool{}
+		for _, w := range word.FindAllString(ScriptText(tail), -1) {
+			left[strings.Trim(w, "@")] = true
+		}
+		for _, w := range ScriptWords {
+			if !left[w] && (tail || w != "LIMIT") {
+				t.Errorf("tail %t: the text has no %s", tail, w)
+			}
+			delete(left, w)
+		}
+		if len(left) > 0 {
+			t.Errorf("tail %t: generated adapters would have to fill in %v, which ScriptWords lacks", tail, left)
+		}
 	}
 }
