@@ -95,6 +95,9 @@ func Languages() []string { return slices.Sorted(maps.Keys(languages)) }
 // New writes a project, or writes it anew.
 func New(o Options) (*Report, error) {
 	lang, ok := languages[o.Language]
+	if o.Language == "" {
+		return nil, pcm.Errorf(pcm.Invalid, "no language is given: --lang takes %s", strings.Join(Languages(), ", "))
+	}
 	if !ok {
 		return nil, pcm.Errorf(pcm.Invalid, "%q is none of the languages %s", o.Language, strings.Join(Languages(), ", "))
 	}
@@ -109,7 +112,11 @@ func New(o Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	return write(o, lang, files)
+	r, err := write(o, lang, files)
+	if err == nil {
+		r.Next = []string{"cd " + quote(o.Dir), "make build", p.Trial()}
+	}
+	return r, err
 }
 
 func newProject(o Options, lang *language) (*Project, error) {

@@ -2,7 +2,9 @@ package generate
 
 import (
 	"maps"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 
 	"github.com/jointcloud/pcm"
@@ -32,12 +34,16 @@ var source = []string{".go", ".py", ".ts", ".js", ".sh"}
 
 // Measure counts the lines of a project, and finds what is left to write.
 func Measure(dir string) (*Share, []Place, error) {
+	none := pcm.Errorf(pcm.NotFound, "%s holds no project of 'pcm adapter new': it has no %s", dir, manifestName)
+	if _, err := os.Stat(filepath.Join(dir, manifestName)); os.IsNotExist(err) {
+		return nil, nil, none // whatever else is there is not looked at
+	}
 	have, m, err := readProject(dir)
 	if err != nil {
 		return nil, nil, err
 	}
 	if m == nil {
-		return nil, nil, pcm.Errorf(pcm.NotFound, "%s holds no project of 'pcm adapter new': it has no %s", dir, manifestName)
+		return nil, nil, none
 	}
 	s := &Share{Name: m.Name, Language: m.Language, From: m.From}
 	var left []Place

@@ -32,6 +32,7 @@ var methods = map[string]func(p *Project, args []any) (any, error){
 	"Signed":   func(p *Project, _ []any) (any, error) { return p.Signed(), nil },
 	"Stored":   func(p *Project, _ []any) (any, error) { return p.Stored(), nil },
 	"Optional": func(p *Project, _ []any) (any, error) { return p.Optional(), nil },
+	"Trial":    func(p *Project, _ []any) (any, error) { return p.Trial(), nil },
 	"Names": func(p *Project, args []any) (any, error) {
 		if len(args) == 2 {
 			if op, ok := args[0].(Operation); ok {

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -43,11 +44,10 @@ that it has not written. Where other lines were edited it refuses, unless --forc
 			return a.print(r, func(t *table) { drawProject(t, r) })
 		},
 	}
-	c.Flags().StringVar(&o.Language, "lang", "", "`LANGUAGE`: "+fmt.Sprint(generate.Languages()))
+	c.Flags().StringVar(&o.Language, "lang", "", "`LANGUAGE`: "+strings.Join(generate.Languages(), ", "))
 	c.Flags().StringVar(&from, "from", "", "`FILE` with a description or an OpenAPI document, or the name of a description that comes with pcm")
 	c.Flags().StringVar(&o.Dir, "dir", "", "folder `DIR` of the project (default: its name)")
 	c.Flags().BoolVar(&o.Force, "force", false, "overwrite generated lines that were edited, write into a folder that is not empty")
-	c.MarkFlagRequired("lang") // it fails for an unknown flag only
 	return c
 }
 
@@ -65,11 +65,15 @@ func drawProject(t *table, r *generate.Report) {
 	t.text("lines: %d generated, %d of support, %d of stubs, %d by hand: %.1f %% not by hand", r.Share.Generated, r.Share.Support, r.Share.Stubs, r.Share.Hand, r.Share.Percent())
 	if len(r.Left) == 0 {
 		t.text("nothing is left to write")
-		return
+	} else {
+		t.text("left to write:")
+		for _, p := range r.Left {
+			t.text("  %s/%s:%d: %s", r.Dir, p.File, p.Line, p.Name)
+		}
 	}
-	t.text("left to write:")
-	for _, p := range r.Left {
-		t.text("  %s/%s:%d: %s", r.Dir, p.File, p.Line, p.Name)
+	t.text("next:")
+	for _, command := range r.Next {
+		t.text("  %s", command)
 	}
 }
 
