@@ -187,7 +187,6 @@ func TestConformanceGo(t *testing.T) {
 	}
 	lacks := d.Lacks
 	lacks["images"] = "the fake platform runs all images alike"
-	lacks["too little memory"] = "the fake platform looks at memory from time to time, and misses what is quick"
 	adaptertest.Run(t, adaptertest.Subject{
 		Name: "generate (Go, openi)", Script: steps, Remote: true, Parallel: 10, Pace: time.Second, Patience: 2 * time.Minute, Many: 6,
 		Missing: func(t *adapters.Task) { t.Command = []string{"no-such-program"} },

@@ -411,8 +411,8 @@ func (b *described) check(r *pluginpb.StartRequest) error {
 		return status.Error(codes.FailedPrecondition, "this back end runs no images of the buyer's")
 	case r.Network && !can("network"):
 		return status.Error(codes.FailedPrecondition, "this back end gives no network")
-	case (len(r.Inputs) > 0 || len(r.Outputs) > 0) && b.d.Data == nil && !b.d.scripted():
-		return status.Error(codes.FailedPrecondition, "this back end has no way for files")
+	case (len(r.Inputs) > 0 || len(r.Outputs) > 0) && b.d.Data == nil:
+		return status.Error(codes.FailedPrecondition, "this back end has no way to bring files to its tasks, or from them: its description has no data")
 	}
 	return nil
 }

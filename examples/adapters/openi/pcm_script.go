@@ -23,15 +23,8 @@ var scriptText string
 
 func (d *Described) scripted() bool { return true }
 
-// tailed tells whether a log keeps its end only.
-func (d *Described) tailed() bool {
-	for _, l := range d.Logs {
-		if l.Follow == "tail" {
-			return true
-		}
-	}
-	return false
-}
+// shellsOwn are variables that no script can set.
+const shellsOwn = `^(_|IFS|E?UID|PPID|PWD|OLDPWD|SHLVL|SHELLOPTS|BASH.*|OPT(IND|ARG)|S?RANDOM|SECONDS|EPOCH.*|LINENO|HISTCMD|DIRSTACK|FUNCNAME|FUNCNEST|GROUPS)$`
 
 const maxWords = 128 << 10
 
@@ -65,7 +58,7 @@ func (b *described) prepare(a *Attempt) error {
 	size := 0
 	for _, k := range sortedKeys(r.Env) {
 		size += len(k) + len(r.Env[k])
-		if fMatches(k, "^[A-Za-z_][A-Za-z0-9_]*$") == true {
+		if fMatches(k, "^[A-Za-z_][A-Za-z0-9_]*$") == true && fMatches(k, shellsOwn) != true {
 			fmt.Fprintln(&exports, "export", quote(k+"="+r.Env[k]))
 		} else {
 			odd = append(odd, k+"="+r.Env[k])
@@ -77,9 +70,9 @@ func (b *described) prepare(a *Attempt) error {
 	if size > maxWords {
 		return status.Errorf(codes.InvalidArgument, "command and environment have %d bytes: at most %d", size, maxWords)
 	}
-	run := `exec "$@"`
-	if len(odd) > 0 {
-		run = "exec env -- " + quote(odd...) + ` "$@"`
+	given := ""
+	if len(odd) > 0 { // by a program, which the task's own path may not have
+		given = `set -- "$(command -v env)" -- ` + quote(odd...) + ` "$@"` + "\n"
 	}
 	outs := []string{}
 	for _, o := range r.Outputs {
@@ -89,25 +82,15 @@ func (b *described) prepare(a *Attempt) error {
 	if r.OutputCapBytes <= 0 || most < 0 {
 		most = 1 << 40
 	}
-	printer, out, printed, before, from := "", "", "", "", ` <"$d/err"`
-	if b.d.tailed() {
-		limit := "unlimited"
-		if r.OutputCapBytes > 0 {
-			limit = strconv.FormatInt(r.OutputCapBytes/512+1, 10)
-		}
-		keep := func(stream string) string {
-			return "(trap '' TERM; dd bs=4096 | (ulimit -f " + limit + "; exec tee \"$d/" + stream + "\"))"
-		}
-		printer = "mkfifo \"$d/out\" || fault 'mkfifo fails'\n" + keep("stdout") + " <\"$d/out\" &\nprinter=$!\n"
-		out, printed, before, from = ` >"$d/out"`, ` "$printer"`, keep("stderr")+` <"$d/err" | `, ""
+	limit := "unlimited"
+	if r.OutputCapBytes > 0 {
+		limit = strconv.FormatInt(r.OutputCapBytes/512+1, 10)
 	}
 	a.Note["nonce"] = nonce
 	a.Note["script"] = strings.NewReplacer(
-		"@PRINTER@\n", printer, "@OUT@", out, "@PRINTED@", printed, "@BOUNDED@", before, "@FROM@", from,
-		"@KEY@", r.Key, "@NONCE@", nonce, "@NAME@", b.name(a), "@MOST@", strconv.FormatInt(most, 10),
-		"@COMMAND@", quote(append(append([]string{}, r.Command...), r.Args...)...), "@RUN@", run,
-		"@EXPORTS@", strings.TrimSuffix(exports.String(), "\n"), "@INPUTS@", strings.TrimSuffix(in.String(), "\n"),
-		"@OUTPUTS@", quote(outs...), "@PUT@", quote(web(path(data, "outputs", "url"))), "@HEADERS@", "", "@FILES@", "false",
+		"@KEY@", r.Key, "@NONCE@", nonce, "@NAME@", b.name(a), "@MOST@", strconv.FormatInt(most, 10), "@LIMIT@", limit,
+		"@COMMAND@", quote(append(append([]string{}, r.Command...), r.Args...)...), "@EXPORTS@", given+strings.TrimSuffix(exports.String(), "\n"),
+		"@INPUTS@", strings.TrimSuffix(in.String(), "\n"), "@OUTPUTS@", quote(outs...), "@PUT@", quote(web(path(data, "outputs", "url"))),
 	).Replace(scriptText)
 	return nil
 }

@@ -29,7 +29,7 @@ get() {
 }
 put() {
 	if command -v curl >/dev/null; then
-		curl -fsS --retry 4 -H 'Expect:'@HEADERS@ -T "$2" "$1"
+		curl -fsS --retry 4 -H 'Expect:' -T "$2" "$1"
 	else
 		python3 -c 'import sys, urllib.request as r; r.urlopen(r.Request(sys.argv[1], data=open(sys.argv[2], "rb").read(), method="PUT", headers={"Content-Type": ""}))' "$1" "$2"
 	fi
@@ -64,23 +64,22 @@ input() { # number, kind, target, URL
 cd "$d/work" || fault "its working folder is gone"
 where=$(pwd -P)
 # Standard error goes the same way as standard output, its lines marked.
-@BOUNDED@(
+(
 	trap '' TERM
 	while IFS= read -r line; do
 		printf '%se %s\n' "$n" "$line"
 	done
 	[ -z "$line" ] || printf '%sE %s\n' "$n" "$line"
-)@FROM@ &
+) <"$d/err" &
 marker=$!
-@PRINTER@
 set -- @COMMAND@
 say s begins
 (
 	export HOME="$where"
 	unset PCM_WORK PCM_IN PCM_OUT
 @EXPORTS@
-	@RUN@
-) </dev/null 2>"$d/err"@OUT@ &
+	exec "$@"
+) </dev/null 2>"$d/err" &
 pid=$!
 [ -z "$told" ] || kill -TERM "$pid"
 (
@@ -107,10 +106,10 @@ trap '' TERM
 kill "$watcher"
 (
 	sleep 3
-	kill -KILL "$marker"@PRINTED@
+	kill -KILL "$marker"
 ) </dev/null >/dev/null 2>&1 &
 late=$!
-wait "$marker"@PRINTED@
+wait "$marker"
 kill "$late"
 # In braces, as files that can't be made would end the shell.
 { times; } >"$d/times"
@@ -122,7 +121,6 @@ used=
 [ -z "$used" ] || say u "$used"
 [ ! -s "$d/peak" ] || say m "$(cat "$d/peak")"
 
-@SPILL@
 outputs() {
 	for o in "$@"; do
 		shift
@@ -133,7 +131,7 @@ outputs() {
 		esac
 	done
 	[ $# -gt 0 ] || return 0
-	if [ @FILES@ = true ]; then
+	if [ false = true ]; then
 		for o in "$@"; do
 			case $o in ./*/*) mkdir -p "$PCM_OUT/${o%/*}" ;; esac
 			cp -R -P "$o" "$PCM_OUT/${o%/*}/" || fault "its outputs can't be taken away"
