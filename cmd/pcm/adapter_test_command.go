@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -71,7 +73,12 @@ COMMAND is the plug-in's, or that of the file that --config names:
   unsupported:               # by capability: why not
     images: it runs programs of its own machines
 
-The exit code is 3 if a test failed. What isn't declared as unsupported must work.`,
+What isn't declared as unsupported must work. The capabilities are:
+
+` + capabilityLines() + `
+
+The exit code is 3 if a test failed. WHY is the first line that a failed test said;
+--verbose shows all of them.`,
 		Example: `  pcm adapter test --config adapter-test.yaml
   pcm adapter test --config adapter-test.yaml --run 'logs|stop' -o json
   pcm adapter test -- ./my-adapter --verbose`,
@@ -98,6 +105,9 @@ The exit code is 3 if a test failed. What isn't declared as unsupported must wor
 			}
 			a.hint("%d passed, %d failed, %d unsupported, %d not run", report.Passed, report.Failed, report.Unsupported, report.Skipped)
 			if report.Failed > 0 {
+				if !verbose {
+					a.hint("--verbose shows all that the tests print; --run chooses among them")
+				}
 				return exitStatus(pcm.Refused.ExitCode())
 			}
 			return nil
@@ -195,6 +205,8 @@ func (a *app) try(ctx context.Context, t adapterTrial, run string, verbose bool)
 	if verbose {
 		cmd.Stdout, cmd.Stderr = a.errOut, a.errOut
 	}
+	why := &whys{to: cmd.Stdout}
+	cmd.Stdout, cmd.Stderr = why, why
 	failed := cmd.Run()
 	data, err := os.ReadFile(found)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -204,24 +216,9 @@ func (a *app) try(ctx context.Context, t adapterTrial, run string, verbose bool)
 	if err != nil {
 		return report, pcm.Errorf(pcm.Internal, "can't read what was found: %w", err)
 	}
-	report.Findings = []adaptertest.Finding{}
-	for _, c := range adaptertest.Capabilities() {
-		f, ok := matrix[t.Name][c.Name]
-		if !ok {
-			report.Skipped++
-			continue
-		}
-		switch f.Result {
-		case adaptertest.Pass:
-			report.Passed++
-		case adaptertest.Unsupported:
-			report.Unsupported++
-		default:
-			report.Failed++
-		}
-		report.Findings = append(report.Findings, f)
-	}
-	if (failed != nil || report.Failed > 0) && !verbose {
+	report = reportOf(matrix[t.Name], why)
+	unsaid := slices.ContainsFunc(report.Findings, func(f adaptertest.Finding) bool { return f.Result == adaptertest.Fail && f.Reason == noWhy })
+	if (failed != nil && report.Failed == 0 || unsaid) && !verbose {
 		a.errOut.Write(kept.bytes()) // says what was wrong
 	}
 	if ctx.Err() != nil {
@@ -234,6 +231,31 @@ func (a *app) try(ctx context.Context, t adapterTrial, run string, verbose bool)
 		return report, pcm.Errorf(pcm.Invalid, "no capability matches --run %q", run)
 	}
 	return report, nil
+}
+
+const noWhy = "its test does not say why"
+
+// reportOf puts what was found in order, with what the tests that failed said.
+func reportOf(row map[string]adaptertest.Finding, why *whys) trialReport {
+	report := trialReport{Findings: []adaptertest.Finding{}}
+	for _, c := range adaptertest.Capabilities() {
+		f, ok := row[c.Name]
+		if !ok {
+			report.Skipped++
+			continue
+		}
+		switch f.Result {
+		case adaptertest.Pass:
+			report.Passed++
+		case adaptertest.Unsupported:
+			report.Unsupported++
+		default:
+			report.Failed++
+			f.Reason = cmp.Or(why.of(c.Name), noWhy)
+		}
+		report.Findings = append(report.Findings, f)
+	}
+	return report
 }
 
 // tail keeps the last bytes that were written.
