@@ -374,6 +374,7 @@ func TestHostilePools(t *testing.T) {
 		"software to draw":   func(p *pcm.Pool) { p.Software = pcm.Software{"\n": ""} },
 		"a negative network": func(p *pcm.Pool) { p.Network = &pcm.Network{Bandwidth: -1} },
 		"a fabric to draw":   func(p *pcm.Pool) { p.Network = &pcm.Network{Fabric: "\n"} },
+		"a negative task":    func(p *pcm.Pool) { p.Largest = &pcm.Resources{CPU: -1} },
 		"negative disk":      func(p *pcm.Pool) { p.Capacity.Disk = -1 },
 	} {
 		p := good()

@@ -28,6 +28,32 @@ type Pool struct {
 	// Tariffs are the other prices at which rules sell it. Whoever asks for one to
 	// which the rules don't entitle is refused by the seller.
 	Tariffs []Price `json:"tariffs,omitempty" cbor:"15,keyasint,omitempty"`
+
+	// Largest is what one task may have at most, where that is less than the capacity:
+	// of a pool of many machines, what the largest has. A part that is 0 isn't bounded by
+	// it; nil: nothing is.
+	Largest *Resources `json:"largest,omitempty" cbor:"16,keyasint,omitempty"`
+	NoFiles bool       `json:"no_files,omitempty" cbor:"17,keyasint,omitempty"` // takes no inputs, gives no outputs back
+}
+
+// Most is what one task may have at most.
+func (p Pool) Most() Resources {
+	most := p.Capacity
+	if l := p.Largest; l != nil {
+		if l.CPU > 0 {
+			most.CPU = min(most.CPU, l.CPU)
+		}
+		if l.Memory > 0 {
+			most.Memory = min(most.Memory, l.Memory)
+		}
+		if l.GPU > 0 {
+			most.GPU = min(most.GPU, l.GPU)
+		}
+		if l.Disk > 0 {
+			most.Disk = min(most.Disk, l.Disk)
+		}
+	}
+	return most
 }
 
 // Feature is something that a pool can do.
@@ -79,6 +105,11 @@ func (p Pool) Validate() error {
 	}
 	if err := p.Capacity.Validate(); err != nil {
 		return Errorf(Invalid, "pool %s: %w", p.ID, err)
+	}
+	if p.Largest != nil {
+		if err := p.Largest.Validate(); err != nil {
+			return Errorf(Invalid, "pool %s: its largest task: %w", p.ID, err)
+		}
 	}
 	if err := p.Labels.Validate(); err != nil {
 		return Errorf(Invalid, "pool %s: %w", p.ID, err)

@@ -27,7 +27,7 @@ func (m *model) award(by pcm.PeerID, t pcm.Terms) bool {
 	}
 	k := ledger.PoolKey{Peer: t.Seller, Pool: t.Pool}
 	s, p := m.members[t.Seller], m.pools[k]
-	if s == nil || p == nil || !p.declared || p.offer != t.Offer || p.Price != t.Price && !slices.Contains(p.Tariffs, t.Price) || p.Adapter != t.Adapter || p.OwnOnly && s.account != t.Buyer || p.MaxTime > 0 && t.LimitMS > p.MaxTime {
+	if s == nil || p == nil || !p.declared || p.offer != t.Offer || p.Price != t.Price && !slices.Contains(p.Tariffs, t.Price) || p.Adapter != t.Adapter || p.OwnOnly && s.account != t.Buyer || p.MaxTime > 0 && t.LimitMS > p.MaxTime || p.Largest != nil && !t.Each.Within(p.Most()) {
 		return false
 	}
 	if r, slots := m.reserved(k); !r.Plus(t.Each.Times(t.Width)).Within(p.Capacity) || slots+t.Width > p.Slots {

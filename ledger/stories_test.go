@@ -332,6 +332,9 @@ func (s *story) draw(l line, a *actor) pcm.Terms {
 	t.Pool = pcm.PoolID(l.str("pool", "local"))
 	t.LimitMS = l.dur("limit", 100*time.Second).Milliseconds()
 	t.Each.GPU = int64(l.num("gpus", 0))
+	if n := l.num("cores", 0); n > 0 {
+		t.Each.CPU = pcm.MilliCPU(n) * 1000
+	}
 	t.Fence = uint64(l.num("fence", int(t.Fence)))
 	t.Attempt = l.num("attempt", t.Attempt)
 	t.Offer = uint64(l.num("offer", int(t.Offer)))
@@ -453,6 +456,9 @@ func (s *story) capacity(l line, a *actor) pcm.Op {
 			p.Tariffs = []pcm.Price{p.Price.Percent(l.num("tariff", 100))}
 		}
 		p.MaxTime = l.dur("max-time", 0).Milliseconds()
+		if n := l.num("largest", 0); n > 0 {
+			p.Largest = &pcm.Resources{CPU: pcm.MilliCPU(n) * 1000}
+		}
 		c.Pools = []pcm.Pool{p}
 	}
 	return pcm.Op{Capacity: c}

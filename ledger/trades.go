@@ -253,6 +253,8 @@ func (a *applying) sellable(t *pcm.Terms) (*Pool, *Member, error) {
 		return nil, nil, pcm.Errorf(pcm.Refused, "pool %s of peer %s is sold to its own account only", t.Pool, pcm.Short(t.Seller))
 	case p.Pool.MaxTime > 0 && t.LimitMS > p.Pool.MaxTime:
 		return nil, nil, pcm.Errorf(pcm.Refused, "pool %s of peer %s runs attempts of at most %d ms, the time limit is %d ms", t.Pool, pcm.Short(t.Seller), p.Pool.MaxTime, t.LimitMS)
+	case p.Pool.Largest != nil && !t.Each.Within(p.Pool.Most()):
+		return nil, nil, pcm.Errorf(pcm.Refused, "pool %s of peer %s runs tasks of at most %s, these have %s each", t.Pool, pcm.Short(t.Seller), p.Pool.Most(), t.Each)
 	}
 	want := t.Each.Times(t.Width)
 	if free := p.Pool.Capacity.Minus(p.Reserved); !want.Within(free) {

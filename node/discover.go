@@ -180,6 +180,9 @@ func kinds(pools []pcm.Pool) string {
 		p := &pools[i]
 		p.Capacity = pcm.Resources{CPU: min(p.Capacity.CPU, 1), Memory: min(p.Capacity.Memory, 1), GPU: min(p.Capacity.GPU, 1)}
 		p.Slots = min(p.Slots, 1)
+		if p.Largest != nil {
+			p.Largest = &pcm.Resources{}
+		}
 	}
 	return string(pcm.MustMarshal(pools))
 }
@@ -188,5 +191,6 @@ func kinds(pools []pcm.Pool) string {
 func alike(a, b pcm.Pool) bool {
 	near := func(x, y int64) bool { return max(x-y, y-x) < max(x/smallPart, 1) }
 	return near(int64(a.Capacity.CPU), int64(b.Capacity.CPU)) && near(int64(a.Capacity.Memory), int64(b.Capacity.Memory)) &&
-		near(a.Capacity.GPU, b.Capacity.GPU) && near(int64(a.Slots), int64(b.Slots))
+		near(a.Capacity.GPU, b.Capacity.GPU) && near(int64(a.Slots), int64(b.Slots)) &&
+		(a.Largest == nil || b.Largest == nil || *a.Largest == *b.Largest) // few tasks of another size are many
 }

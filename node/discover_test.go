@@ -19,8 +19,12 @@ func pool(id string, cpu pcm.MilliCPU, memory pcm.Bytes, slots int) pcm.Pool {
 
 // A busy cluster does not flood the ledger, and what matters is declared at once.
 func TestSteady(t *testing.T) {
-	base := []pcm.Pool{pool("a", 100_000, 1<<40, 100)}
-	labelled := []pcm.Pool{pool("a", 100_000, 1<<40, 100)}
+	largest := func(p pcm.Pool, cpu pcm.MilliCPU) []pcm.Pool {
+		p.Largest = &pcm.Resources{CPU: cpu}
+		return []pcm.Pool{p}
+	}
+	base := largest(pool("a", 100_000, 1<<40, 100), 4000)
+	labelled := largest(pool("a", 100_000, 1<<40, 100), 4000)
 	labelled[0].Labels = pcm.Labels{"zone": "b"}
 	for _, c := range []struct {
 		name string
@@ -28,11 +32,12 @@ func TestSteady(t *testing.T) {
 		wait time.Duration
 	}{
 		{"nothing", base, -1},
-		{"a little", []pcm.Pool{pool("a", 99_000, 1<<40, 100)}, steadySmall},
-		{"a little of all", []pcm.Pool{pool("a", 104_000, 1<<40-1<<34, 96)}, steadySmall},
-		{"much", []pcm.Pool{pool("a", 94_000, 1<<40, 100)}, steadyLarge},
-		{"many slots", []pcm.Pool{pool("a", 100_000, 1<<40, 106)}, steadyLarge},
-		{"all", []pcm.Pool{pool("a", 100_000, 1<<40, 0)}, 0},
+		{"a little", largest(pool("a", 99_000, 1<<40, 100), 4000), steadySmall},
+		{"a little of all", largest(pool("a", 104_000, 1<<40-1<<34, 96), 4000), steadySmall},
+		{"a smaller largest machine", largest(base[0], 2000), steadyLarge},
+		{"much", largest(pool("a", 94_000, 1<<40, 100), 4000), steadyLarge},
+		{"many slots", largest(pool("a", 100_000, 1<<40, 106), 4000), steadyLarge},
+		{"all", largest(pool("a", 100_000, 1<<40, 0), 4000), 0},
 		{"a pool", nil, 0},
 		{"one more", []pcm.Pool{base[0], pool("b", 1, 1, 1)}, 0},
 		{"a label", labelled, 0},
@@ -54,13 +59,13 @@ func TestSteady(t *testing.T) {
 			}
 		}
 	}
-	if w := (steady{last: time.Unix(1e9, 0)}); !w.worth(base, []pcm.Pool{pool("a", 99_999, 1<<40, 100)}, w.last, true) || w.worth(base, base, w.last, true) {
+	if w := (steady{last: time.Unix(1e9, 0)}); !w.worth(base, largest(pool("a", 99_999, 1<<40, 100), 4000), w.last, true) || w.worth(base, base, w.last, true) {
 		t.Error("who asks for it doesn't get any change declared, or gets none declared")
 	}
 	// A change that is taken back needs no declaration, and the next one waits anew.
 	now := time.Unix(1e9, 0)
 	w := steady{last: now}
-	little := []pcm.Pool{pool("a", 99_000, 1<<40, 100)}
+	little := largest(pool("a", 99_000, 1<<40, 100), 4000)
 	for at := time.Duration(0); at < time.Hour; at += steadySmall / 2 {
 		if w.worth(base, little, now.Add(at), false) || w.worth(base, base, now.Add(at+steadySmall/4), false) {
 			t.Fatalf("declared after %s", at)

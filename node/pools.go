@@ -68,9 +68,9 @@ func (n *Node) Pools(ctx context.Context) ([]api.OwnPool, error) {
 func poolView(s sighting, r poolRule) api.OwnPool {
 	p := s.pool
 	v := api.OwnPool{
-		ID: p.ID, Adapter: p.Adapter, Class: p.Class, Capacity: p.Capacity, Slots: p.Slots, State: api.PoolOffered,
+		ID: p.ID, Adapter: p.Adapter, Class: p.Class, Capacity: p.Capacity, Largest: p.Largest, Slots: p.Slots, State: api.PoolOffered,
 		Price: priceView(r.Price.over(p.Price)), PriceSet: r.Price != nil,
-		Labels: p.Labels, Features: p.Features, Sandbox: p.Sandbox, OwnOnly: p.OwnOnly,
+		Labels: p.Labels, Features: p.Features, Sandbox: p.Sandbox, OwnOnly: p.OwnOnly, NoFiles: p.NoFiles,
 	}
 	if r.Cap != nil {
 		capped := r.Cap.within(p)

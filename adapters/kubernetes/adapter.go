@@ -153,6 +153,12 @@ func (a *Adapter) pool(s share, bound amounts, facts supervisor.Facts) (pcm.Pool
 		kind, _ = adapters.WithProduct(kind, s.product)
 		p.Accelerator = &kind
 	}
+	if s.nodes > 1 {
+		p.Largest = &pcm.Resources{CPU: pcm.MilliCPU(s.largest.cpu), Memory: pcm.Bytes(s.largest.memory)}
+		if s.accelerator != "" {
+			p.Largest.GPU = s.largest.gpu
+		}
+	}
 	if s.arch != "" {
 		p.Labels["arch"] = s.arch
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
+	"github.com/jointcloud/pcm/adapters/supervisor"
 )
 
 // podOf makes a pod as the cluster would show it.
@@ -251,5 +252,19 @@ func TestJob(t *testing.T) {
 	u.SetAnnotations(map[string]string{noteArray: g.first.String(), noteIndex: "4"})
 	if got, err := keyOf(&u); err != nil || got != k {
 		t.Errorf("key %v, %v", got, err)
+	}
+}
+
+// No task has more than one node, however many the cluster has.
+func TestLargest(t *testing.T) {
+	a := &Adapter{}
+	none := amounts{-1, -1, -1, -1}
+	one := share{nodes: 1, amounts: amounts{4000, 8 << 30, 0, 110}, largest: amounts{4000, 8 << 30, 0, 110}}
+	if p, ok := a.pool(one, none, supervisor.Facts{Sandbox: "container"}); !ok || p.Largest != nil {
+		t.Errorf("%+v", p)
+	}
+	many := share{nodes: 3, amounts: amounts{12_000, 24 << 30, 0, 330}, largest: one.largest}
+	if p, ok := a.pool(many, none, supervisor.Facts{Sandbox: "container"}); !ok || p.Largest == nil || *p.Largest != (pcm.Resources{CPU: 4000, Memory: 8 << 30}) {
+		t.Errorf("%+v", p)
 	}
 }

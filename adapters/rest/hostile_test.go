@@ -221,6 +221,9 @@ func TestPools(t *testing.T) {
 	if a := places[1].pool.Accelerator; a == nil || a.Model != "a100" || places[1].pool.Capacity.GPU != 2 {
 		t.Errorf("%+v", places[1].pool)
 	}
+	if p := places[0].pool; p.Largest == nil || *p.Largest != places[0].each || p.Capacity != p.Largest.Times(8) || p.NoFiles {
+		t.Errorf("%+v", p)
+	}
 	for _, body := range []string{
 		`{"flavors":[{"name":"a","cpus":-1,"mib":1,"gpus":0,"count":1,"region":"x","card":""}]}`,
 		`{"flavors":[{"name":"a","cpus":1,"mib":"lots","gpus":0,"count":1,"region":"x","card":""}]}`,

@@ -150,6 +150,32 @@ func TestStoppedInDoubt(t *testing.T) {
 	until(t, "nothing is left", func() bool { return c.left() == 0 && len(r.notes.keys()) == 0 })
 }
 
+// A task that is larger than one slot of its pool is not sent there, however many
+// slots there are.
+func TestTooLarge(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t, 8)
+	r := runner(t, c.settings("small.yaml"))
+	places, err := r.b.look(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, more := range []pcm.Resources{{CPU: 1}, {Memory: 1}, {GPU: 1}} {
+		run, _ := runOf(t, "true")
+		run.Pool, run.Resources = places[0].pool.ID, places[0].each.Plus(more)
+		if exit := within(t, r, run); exit.Outcome != pcm.OutcomeSeller || !strings.Contains(exit.Reason, "this one needs "+run.Resources.String()) {
+			t.Errorf("%+v", exit)
+		}
+	}
+	run, o := runOf(t, "echo", "fits")
+	run.Pool, run.Resources = places[0].pool.ID, places[0].each
+	run.Resources.Disk = 1 << 30 // of which the back end says nothing
+	wantOK(t, within(t, r, run), o, "fits\n")
+	if n := c.Count("POST /v1/jobs"); n != 1 {
+		t.Errorf("%d jobs were made", n)
+	}
+}
+
 // Attempts that begin together look at pools together.
 func TestOneLook(t *testing.T) {
 	t.Parallel()

@@ -27,6 +27,15 @@ type place struct {
 	item any
 }
 
+// small tells whether a task that needs r has no room there, ever. The disk of a
+// place that says nothing of it is what the site says.
+func (p place) small(r pcm.Resources) bool {
+	if p.each.Disk == 0 {
+		r.Disk = 0
+	}
+	return !r.Within(p.each)
+}
+
 // look learns what the back end has. ours counts our jobs by pool.
 func (b *backend) look(ctx context.Context, ours map[pcm.PoolID]int) ([]place, error) {
 	p := &b.d.Pools
@@ -166,7 +175,12 @@ func (b *backend) pool(ctx context.Context, m *description.Pool, vars map[string
 	}
 	pl.pool = pcm.Pool{
 		ID: pcm.PoolID(id), Adapter: b.name, Capacity: pl.each.Times(int(slots)), Slots: int(slots), Sandbox: b.sandbox(), OwnOnly: b.sandbox() == "none",
-		Labels: pcm.Labels{},
+		NoFiles: b.d.Data == nil,
+		Labels:  pcm.Labels{},
+	}
+	if slots > 1 { // else its capacity says it
+		each := pl.each
+		pl.pool.Largest = &each
 	}
 	if class := nameOf(expr.Text(get("class", m.Class))); class != "" {
 		pl.pool.Class = class
@@ -322,7 +336,13 @@ func (b *backend) placeOf(ctx context.Context, t adapters.Task) (map[string]any,
 		if at < 0 && t.Pool == "" && len(pools) > 0 {
 			at = 0
 		}
-		if at >= 0 {
+		switch {
+		case at >= 0 && t.Pool != "" && pools[at].small(t.Resources):
+			if age > 0 {
+				continue // it may have grown
+			}
+			return nil, pcm.Errorf(pcm.TooLarge, "a task of pool %s has at most %s, this one needs %s", pools[at].pool.ID, pools[at].each, t.Resources)
+		case at >= 0:
 			return map[string]any{"id": string(pools[at].pool.ID), "native": pools[at].item}, nil
 		}
 	}

@@ -143,9 +143,10 @@ func (a *Adapter) pool(pl place, jobs []job, version string) pcm.Pool {
 		MaxTime: pl.maxTime.Milliseconds(), Features: a.features,
 		Labels: pcm.Labels{"os": "linux", "partition": label(pl.partition), "slurm": label(version)},
 	}
-	here, arch, features := map[string]bool{}, "", ""
+	here, arch, features := map[string]*pcm.Resources{}, "", "" // what we may have of each node
 	for i, n := range pl.nodes {
-		here[n.Name] = true
+		has := &pcm.Resources{}
+		here[n.Name] = has
 		if i == 0 {
 			arch, features = n.Arch, n.Features
 		}
@@ -158,20 +159,26 @@ func (a *Adapter) pool(pl place, jobs []job, version string) pcm.Pool {
 		if !n.usable() {
 			continue
 		}
-		p.Capacity.CPU += pcm.MilliCPU(max(n.CPUs-n.Allocated, 0)) * 1000
-		p.Capacity.Memory += max(n.Memory-n.Used, 0)
+		has.CPU = pcm.MilliCPU(max(n.CPUs-n.Allocated, 0)) * 1000
+		has.Memory = max(n.Memory-n.Used, 0)
 		if pl.gpu != "" {
-			p.Capacity.GPU += max(n.GPUs[pl.gpu]-n.GPUsUsed[pl.gpu], 0)
+			has.GPU = max(n.GPUs[pl.gpu]-n.GPUsUsed[pl.gpu], 0)
 		} else {
-			p.Capacity.GPU += max(sum(n.GPUs)-sum(n.GPUsUsed), 0)
+			has.GPU = max(sum(n.GPUs)-sum(n.GPUsUsed), 0)
 		}
 	}
 	for _, j := range jobs {
-		if j.Partition == pl.partition && here[j.Node] {
-			p.Capacity.CPU += pcm.MilliCPU(j.CPUs) * 1000
-			p.Capacity.Memory += j.Memory
-			p.Capacity.GPU += j.GPUs
+		if has := here[j.Node]; has != nil && j.Partition == pl.partition {
+			*has = has.Plus(pcm.Resources{CPU: pcm.MilliCPU(j.CPUs) * 1000, Memory: j.Memory, GPU: j.GPUs})
 		}
+	}
+	var largest pcm.Resources
+	for _, has := range here {
+		p.Capacity = p.Capacity.Plus(*has)
+		largest = pcm.Resources{CPU: max(largest.CPU, has.CPU), Memory: max(largest.Memory, has.Memory), GPU: max(largest.GPU, has.GPU)}
+	}
+	if len(here) > 1 {
+		p.Largest = &largest
 	}
 	if arch != "" {
 		p.Labels["arch"] = label(machine(arch))

@@ -331,3 +331,27 @@ func newRun(r pcm.Resources, command ...string) *supervisor.Run {
 	t.Resources, t.Command = r, command
 	return &supervisor.Run{Task: t}
 }
+
+// No task has more than one node, however many the partition has.
+func TestLargest(t *testing.T) {
+	a := &Adapter{cfg: Config{Slots: 10}}
+	nodes := []node{
+		{Name: "n1", State: "MIXED", CPUs: 8, Allocated: 6, Memory: 16 << 30, Used: 12 << 30, GPUs: map[string]int64{"a100": 4}},
+		{Name: "n2", State: "IDLE", CPUs: 4, Memory: 8 << 30, GPUs: map[string]int64{"a100": 2}},
+		{Name: "n3", State: "DOWN", CPUs: 64, Memory: 1 << 40, GPUs: map[string]int64{"a100": 8}},
+	}
+	jobs := []job{
+		{Node: "n1", Partition: "main", CPUs: 4, Memory: 8 << 30},
+		{Node: "n1", Partition: "other", CPUs: 2, Memory: 4 << 30},
+	}
+	p := a.pool(place{id: "main", partition: "main", gpu: "a100", nodes: nodes}, jobs, "24.11")
+	if want := (pcm.Resources{CPU: 10_000, Memory: 20 << 30, GPU: 6}); p.Capacity != want {
+		t.Errorf("it has %s, not %s", p.Capacity, want)
+	}
+	if want := (pcm.Resources{CPU: 6000, Memory: 12 << 30, GPU: 4}); p.Largest == nil || *p.Largest != want {
+		t.Errorf("its largest has %v, not %s", p.Largest, want)
+	}
+	if p := a.pool(place{id: "main", partition: "main", nodes: nodes[:1]}, jobs, "24.11"); p.Largest != nil {
+		t.Errorf("one node has %s at most of %s", p.Largest, p.Capacity)
+	}
+}

@@ -78,7 +78,7 @@ func drawStatus(t *table, s api.Status) {
 }
 
 func drawPool(p pcm.Pool) string {
-	s := fmt.Sprintf("%s: %s, %s at %s", p.ID, p.Capacity, plural(p.Slots, "slot"), drawPrice(api.Price{
+	s := fmt.Sprintf("%s: %s, %s%s at %s", p.ID, p.Capacity, plural(p.Slots, "slot"), drawMost(p), drawPrice(api.Price{
 		Unit: p.Price.Unit, PerTask: p.Price.PerTask.String(), PerCPUHour: p.Price.PerCPUHour.String(), PerGiBHour: p.Price.PerGiBHour.String(),
 		PerGPUHour: p.Price.PerGPUHour.String(),
 	}, p.Capacity.GPU))
@@ -88,10 +88,22 @@ func drawPool(p pcm.Pool) string {
 	if p.Sandbox != "" {
 		s += ", sandbox " + p.Sandbox
 	}
+	if p.NoFiles {
+		s += ", no files"
+	}
 	if p.OwnOnly {
 		s += ", own account only"
 	}
 	return s
+}
+
+// drawMost says what one task may have, where that is less than all.
+func drawMost(p pcm.Pool) string {
+	most := p.Most()
+	if most == p.Capacity {
+		return ""
+	}
+	return fmt.Sprintf(" of at most %s", most)
 }
 
 // drawAccelerators says how many of what a pool has.
@@ -120,10 +132,13 @@ func drawNetwork(p pcm.Pool) string {
 	return p.Network.String()
 }
 
-func drawFeatures(p pcm.Pool) string {
+func drawFeatures(features []pcm.Feature, noFiles bool) string {
 	var names []string
-	for _, f := range p.Features {
+	for _, f := range features {
 		names = append(names, string(f))
+	}
+	if noFiles {
+		names = append(names, "no files")
 	}
 	return or(strings.Join(names, ","), "-")
 }
@@ -190,13 +205,13 @@ func drawOffers(t *table, l api.List[api.Offer]) {
 		}
 		row := []string{
 			or(o.Name, pcm.Short(o.Peer)), string(o.Pool.ID), o.Pool.Adapter, o.Pool.Capacity.CPU.String(), o.Pool.Capacity.Memory.String(),
-			fmt.Sprint(o.Pool.Slots), free, o.Price.PerTask, o.Price.PerCPUHour, o.Price.PerGiBHour, o.Price.Unit,
+			fmt.Sprint(o.Pool.Slots) + drawMost(o.Pool), free, o.Price.PerTask, o.Price.PerCPUHour, o.Price.PerGiBHour, o.Price.Unit,
 			humanDuration(time.Duration(o.AgeMS) * time.Millisecond),
 		}
 		if t.wide {
 			row = append(row, string(o.Peer), string(o.Account), string(o.Cell), fmt.Sprint(o.Number), or(o.Pool.Sandbox, "-"),
 				fmt.Sprint(o.Pool.OwnOnly), or(o.Pool.Class, "-"), drawAccelerators(o.Pool), drawGPUPrice(o), or(o.Pool.Software.String(), "-"), drawNetwork(o.Pool),
-				drawFeatures(o.Pool), or(o.Pool.Labels.String(), "-"), or(ruleNames(o.Rules), "-"), string(o.Source), o.NotAfter.UTC().Format(time.RFC3339))
+				drawFeatures(o.Pool.Features, o.Pool.NoFiles), or(o.Pool.Labels.String(), "-"), or(ruleNames(o.Rules), "-"), string(o.Source), o.NotAfter.UTC().Format(time.RFC3339))
 		}
 		t.row(row...)
 	}

@@ -56,7 +56,7 @@ func drawPools(t *table, pools []api.OwnPool) {
 			price += " (set)"
 		}
 		row := []string{
-			string(p.ID), p.Adapter, or(p.Class, "-"), capacity.CPU.String(), capacity.Memory.String(), fmt.Sprint(slots) + capped,
+			string(p.ID), p.Adapter, or(p.Class, "-"), capacity.CPU.String(), capacity.Memory.String(), fmt.Sprint(slots) + drawMost(pcm.Pool{Capacity: capacity, Largest: p.Largest}) + capped,
 			fmt.Sprintf("%s cpu, %s", p.Reserved.CPU, p.Reserved.Memory), tasks, price, state, or(p.Reason, "-"),
 		}
 		if t.wide {
@@ -64,11 +64,7 @@ func drawPools(t *table, pools []api.OwnPool) {
 			if !p.Since.IsZero() {
 				since = p.Since.UTC().Format(time.RFC3339)
 			}
-			var features []string
-			for _, f := range p.Features {
-				features = append(features, string(f))
-			}
-			row = append(row, since, fmt.Sprintf("%s, %d slots", p.Capacity, p.Slots), or(p.Sandbox, "-"), or(strings.Join(features, ","), "-"), or(p.Labels.String(), "-"))
+			row = append(row, since, fmt.Sprintf("%s, %d slots", p.Capacity, p.Slots), or(p.Sandbox, "-"), drawFeatures(p.Features, p.NoFiles), or(p.Labels.String(), "-"))
 		}
 		t.row(row...)
 	}

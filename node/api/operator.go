@@ -48,26 +48,28 @@ const (
 
 // OwnPool is a pool of this peer, as its operator sees it.
 type OwnPool struct {
-	ID            pcm.PoolID    `json:"id"`
-	Adapter       string        `json:"adapter"`
-	Class         string        `json:"class,omitempty"`
-	Capacity      pcm.Resources `json:"capacity"` // as its back end has it
-	Slots         int           `json:"slots"`
-	Cap           *PoolCap      `json:"cap,omitempty"` // the most that is sold of it
-	Reserved      pcm.Resources `json:"reserved"`      // by trades
-	ReservedSlots int           `json:"reserved_slots"`
-	Running       int           `json:"running"` // attempts
-	Waiting       int           `json:"waiting"`
-	Price         Price         `json:"price"`     // of new trades
-	PriceSet      bool          `json:"price_set"` // by the operator, not by the configuration
-	State         string        `json:"state"`     // offered, cordoned, draining, drained, unobservable, withheld
-	Reason        string        `json:"reason,omitempty"`
-	Since         time.Time     `json:"since,omitzero"`
-	DrainUntil    time.Time     `json:"drain_until,omitzero"` // what runs then is stopped
-	Labels        pcm.Labels    `json:"labels,omitempty"`
-	Features      []pcm.Feature `json:"features,omitempty"`
-	Sandbox       string        `json:"sandbox,omitempty"`
-	OwnOnly       bool          `json:"own_only,omitempty"`
+	ID            pcm.PoolID     `json:"id"`
+	Adapter       string         `json:"adapter"`
+	Class         string         `json:"class,omitempty"`
+	Capacity      pcm.Resources  `json:"capacity"`          // as its back end has it
+	Largest       *pcm.Resources `json:"largest,omitempty"` // what one task may have at most, where that is less
+	Slots         int            `json:"slots"`
+	Cap           *PoolCap       `json:"cap,omitempty"` // the most that is sold of it
+	Reserved      pcm.Resources  `json:"reserved"`      // by trades
+	ReservedSlots int            `json:"reserved_slots"`
+	Running       int            `json:"running"` // attempts
+	Waiting       int            `json:"waiting"`
+	Price         Price          `json:"price"`     // of new trades
+	PriceSet      bool           `json:"price_set"` // by the operator, not by the configuration
+	State         string         `json:"state"`     // offered, cordoned, draining, drained, unobservable, withheld
+	Reason        string         `json:"reason,omitempty"`
+	Since         time.Time      `json:"since,omitzero"`
+	DrainUntil    time.Time      `json:"drain_until,omitzero"` // what runs then is stopped
+	Labels        pcm.Labels     `json:"labels,omitempty"`
+	Features      []pcm.Feature  `json:"features,omitempty"`
+	Sandbox       string         `json:"sandbox,omitempty"`
+	OwnOnly       bool           `json:"own_only,omitempty"`
+	NoFiles       bool           `json:"no_files,omitempty"` // takes no inputs, gives no outputs back
 }
 
 // PoolCap is what is sold of a pool under its cap.

@@ -112,19 +112,25 @@ var Filters = []Filter{
 		}
 		return ""
 	}},
+	{"files", func(r Request, s Site) string {
+		if in, out := len(r.Step.Inputs), len(r.Step.Outputs); s.Pool.NoFiles && in+out > 0 {
+			return fmt.Sprintf("a task has %d inputs and %d outputs, the pool has no way to bring files to tasks, or from them", in, out)
+		}
+		return ""
+	}},
 	{"class", func(r Request, s Site) string {
 		c, known := pcm.FindClass(r.Step.Class)
 		switch {
 		case r.Step.Class == "" || s.Pool.Class == r.Step.Class:
 			return ""
-		case known && c.Resources.Within(s.Pool.Capacity):
+		case known && c.Resources.Within(s.Pool.Most()):
 			return ""
 		case !known && r.Step.Resources.CPU != "" && r.Step.Resources.Memory != "":
 			return "" // a class of the buyer's own, spelled out in the spec
 		case !known:
 			return fmt.Sprintf("class %s is not known", r.Step.Class)
 		}
-		return fmt.Sprintf("class %s is %s, the whole pool has %s", r.Step.Class, c.Resources, s.Pool.Capacity)
+		return fmt.Sprintf("class %s is %s, %s", r.Step.Class, c.Resources, whole(s.Pool))
 	}},
 	{"labels", func(r Request, s Site) string {
 		have := maps.Clone(s.Labels)
@@ -141,20 +147,22 @@ var Filters = []Filter{
 	{"software", func(r Request, s Site) string { return r.demands(s).MissesSoftware(s.Pool) }},
 	{"network", func(r Request, s Site) string { return r.demands(s).MissesNetwork(s.Pool) }},
 	{"disk", func(r Request, s Site) string {
-		switch have := s.Pool.Capacity.Disk; {
+		switch have := s.Pool.Most().Disk; {
 		case r.Each.Disk <= have:
 			return ""
 		case have == 0:
 			return fmt.Sprintf("a task needs %s of disk, the pool doesn't state its disk", r.Each.Disk)
+		case have < s.Pool.Capacity.Disk:
+			return fmt.Sprintf("a task needs %s of disk, one of this pool has at most %s: %s too little", r.Each.Disk, have, r.Each.Disk-have)
 		default:
 			return fmt.Sprintf("a task needs %s of disk, the whole pool has %s: %s too little", r.Each.Disk, have, r.Each.Disk-have)
 		}
 	}},
 	{"size", func(r Request, s Site) string {
-		if r.Each.Within(s.Pool.Capacity) && s.Pool.Slots > 0 {
+		if r.Each.Within(s.Pool.Most()) && s.Pool.Slots > 0 {
 			return ""
 		}
-		return fmt.Sprintf("a task needs %s, the whole pool has %s in %d slots", r.Each, s.Pool.Capacity, s.Pool.Slots)
+		return fmt.Sprintf("a task needs %s, %s in %d slots", r.Each, whole(s.Pool), s.Pool.Slots)
 	}},
 	{"time", func(r Request, s Site) string {
 		if s.Pool.MaxTime > 0 && r.Limit.Milliseconds() > s.Pool.MaxTime {
@@ -187,6 +195,14 @@ var Filters = []Filter{
 		return ""
 	}},
 	{"recent", func(r Request, s Site) string { return s.Avoid }},
+}
+
+// whole says how much a pool has: for one task, where that is less, and in all.
+func whole(p pcm.Pool) string {
+	if most := p.Most(); most != p.Capacity {
+		return fmt.Sprintf("one of this pool has at most %s; the whole pool has %s", most, p.Capacity)
+	}
+	return fmt.Sprintf("the whole pool has %s", p.Capacity)
 }
 
 func joined(features []pcm.Feature) string {

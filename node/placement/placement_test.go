@@ -138,6 +138,26 @@ func TestFilters(t *testing.T) {
 		{"an accelerator", func(r *Request, _ *Site) { r.Each.GPU = 1 }, "size", []string{"1 gpu"}},
 		{"the whole pool", func(r *Request, s *Site) { r.Each = s.Pool.Capacity }, "", nil},
 		{"no slots", func(_ *Request, s *Site) { s.Pool.Slots = 0 }, "size", []string{"0 slots"}},
+		{"more than one machine of many has", func(r *Request, s *Site) {
+			r.Each.CPU, s.Pool.Largest = 2000, &pcm.Resources{CPU: 1000, Memory: 2 << 30}
+		}, "size", []string{"2 cpu", "one of this pool has at most 1 cpu, 2GiB", "whole pool has 4 cpu, 8GiB in 8 slots"}},
+		{"all of one machine of many", func(r *Request, s *Site) { s.Pool.Largest = &pcm.Resources{CPU: 1000, Memory: 1 << 30} }, "", nil},
+		{"an amount that one machine does not state", func(r *Request, s *Site) {
+			r.Each.Disk, s.Pool.Capacity.Disk, s.Free.Disk = 4<<30, 8<<30, 8<<30
+			s.Pool.Largest = &pcm.Resources{CPU: 1000, Memory: 1 << 30}
+		}, "", nil},
+		{"more disk than one machine has", func(r *Request, s *Site) {
+			r.Each.Disk, s.Pool.Capacity.Disk, s.Pool.Largest = 4<<30, 8<<30, &pcm.Resources{Disk: 1 << 30}
+		}, "disk", []string{"4GiB", "one of this pool has at most 1GiB", "3GiB too little"}},
+		{"a class that is too large for one machine", func(r *Request, s *Site) {
+			r.Step.Class, s.Pool.Largest = "cpu.large", &pcm.Resources{CPU: 2000}
+		}, "class", []string{"cpu.large", "4 cpu", "at most 2 cpu"}},
+		{"inputs where no files go", func(r *Request, s *Site) {
+			r.Step.Inputs, s.Pool.NoFiles = []pcm.Input{{}}, true
+		}, "files", []string{"1 inputs and 0 outputs", "no way to bring files"}},
+		{"outputs where no files go", func(r *Request, s *Site) { r.Step.Outputs, s.Pool.NoFiles = []string{"out"}, true }, "files", []string{"1 outputs"}},
+		{"no files where none go", func(_ *Request, s *Site) { s.Pool.NoFiles = true }, "", nil},
+		{"files", func(r *Request, _ *Site) { r.Step.Inputs, r.Step.Outputs = []pcm.Input{{}}, []string{"out"} }, "", nil},
 		{"too long", func(_ *Request, s *Site) { s.Pool.MaxTime = (30 * time.Minute).Milliseconds() }, "time", []string{"1h0m0s", "30m0s"}},
 		{"just long enough", func(_ *Request, s *Site) { s.Pool.MaxTime = time.Hour.Milliseconds() }, "", nil},
 		{"another unit", func(r *Request, _ *Site) { r.Unit = "card-hour" }, "unit", []string{"card-hour", "credit"}},
@@ -175,7 +195,7 @@ func TestFilters(t *testing.T) {
 
 // TestEveryFilterIsTested: the table above excludes by each filter.
 func TestEveryFilterIsTested(t *testing.T) {
-	want := []string{"adapter", "features", "class", "labels", "accelerator", "software", "network", "disk", "size", "time", "unit", "own account", "self-dealing", "alive", "recent"}
+	want := []string{"adapter", "features", "files", "class", "labels", "accelerator", "software", "network", "disk", "size", "time", "unit", "own account", "self-dealing", "alive", "recent"}
 	var have []string
 	for _, f := range Filters {
 		have = append(have, f.Name)

@@ -182,7 +182,7 @@ type More struct {
 type Pool struct {
 	ID          Template            `yaml:"id"`
 	Class       Template            `yaml:"class,omitempty"`
-	CPU         Template            `yaml:"cpu"`                // cores of one task at most, or of the pool: see Slots
+	CPU         Template            `yaml:"cpu"`                // cores of one task at most: of one slot
 	Memory      Template            `yaml:"memory"`             // bytes, or a text with unit
 	Disk        Template            `yaml:"disk,omitempty"`     // bytes, or a text with unit
 	GPU         Template            `yaml:"gpu,omitempty"`      // accelerators
