@@ -67,7 +67,7 @@ lint:
 
 # What is generated, is made anew; then nothing may differ from before. The stripped program has a bound: 45 MiB.
 MOST = 47185920
-GENERATED = configs/job.schema.json configs/adapter.schema.json configs/openapi.json
+GENERATED = configs/job.schema.json configs/adapter.schema.json configs/openapi.json docs/descriptions.md
 
 generate:
 	$(GO) test -count=1 -run Schema . -update

@@ -2,15 +2,18 @@ package rest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jointcloud/pcm"
@@ -147,7 +150,7 @@ func (t *trial) bridge() {
 		n := t.b.states.Of(w)
 		ours := string(n.State)
 		if n.State == adapters.Ended {
-			ours += ", " + string(n.Outcome)
+			ours += ", " + t.b.d.States[w].Outcome
 		}
 		words = append(words, Fact{Ours: ours, Theirs: w})
 	}
@@ -395,7 +398,14 @@ func (t *trial) run() error {
 		return err
 	}
 	// Its calls are told of, too.
-	b, err := open(t.ctx, cfg, t.trace)
+	method := cmp.Or(t.b.d.Create.Request.Method, http.MethodGet)
+	var asked atomic.Bool // for a job
+	b, err := open(t.ctx, cfg, func(x client.Exchange) {
+		if x.Method == method {
+			asked.Store(true)
+		}
+		t.trace(x)
+	})
 	if err != nil {
 		return err
 	}
@@ -415,29 +425,60 @@ func (t *trial) run() error {
 	ctx, cancel := context.WithTimeout(t.ctx, task.Limit)
 	defer cancel()
 	t.now("run")
+	var strange atomic.Pointer[string] // a word that isn't described
 	exit := r.Run(ctx, &supervisor.Run{
 		Task: task, Work: work, Stdout: &capped{w: &out}, Stderr: &capped{w: &errs}, Stopping: make(chan supervisor.Stop),
 		Started: func() { t.tell(Step{Part: "state", Facts: []Fact{{string(adapters.Running), ""}}}) },
 		Report: func(s adapters.State, native, reason string) {
+			if _, known := t.b.d.States[native]; !known && s == adapters.Running && native != "" {
+				if strange.CompareAndSwap(nil, &native) {
+					cancel() // nobody could tell when it ends
+				}
+			}
 			t.tell(Step{Part: "state", Facts: []Fact{{string(s) + " " + reason, native}}})
 		},
 		Used: func(int64, pcm.Bytes) {},
 	})
 	t.tell(Step{Part: "end", Facts: []Fact{
-		{fmt.Sprintf("outcome %s, exit code %d %s", exit.Outcome, exit.Code, exit.Reason), exit.Native},
+		{ending(exit), exit.Native},
 		{"stdout", t.b.clean(out.String(), maxFact)}, {"stderr", t.b.clean(errs.String(), maxFact)},
 	}})
 	t.now("delete")
 	if err := r.Close(t.ctx); err != nil {
 		return err
 	}
-	if left := r.notes.keys(); len(left) > 0 {
+	left := r.notes.keys()
+	n := (*note)(nil)
+	if len(left) > 0 {
+		n = r.notes.load(left[0])
+	}
+	if word := strange.Load(); word != nil {
+		text := fmt.Sprintf("the back end calls the job's state %s, which is not described: add it under states", t.b.clean(*word, maxNative))
+		if n != nil && n.ID != "" {
+			text += "; job " + n.ID + " was not seen to end: look for it there"
+		}
+		return pcm.Errorf(pcm.Invalid, "%s", text)
+	}
+	switch {
+	case n != nil && n.ID == "" && asked.Load() && n.Stage == making:
+		return pcm.Errorf(pcm.Unavailable, "the back end did not say whether it made job %s: look for it there (%s)", jobName(cfg.Instance, n.Task.Key), exit.Reason)
+	case n != nil && n.ID == "": // no job was made
+	case len(left) > 0:
 		return pcm.Errorf(pcm.Unavailable, "the back end did not let us delete job %s: delete it there", left[0])
 	}
 	if exit.Outcome != pcm.OutcomeOK {
 		return pcm.Errorf(pcm.Refused, "the task ended as %s: %s", exit.Outcome, exit.Reason)
 	}
 	return nil
+}
+
+// ending says how a task ended.
+func ending(exit supervisor.Exit) string {
+	text := fmt.Sprintf("outcome %s, exit code %d", exit.Outcome, exit.Code)
+	if exit.Reason != "" && exit.Reason != fmt.Sprintf("exit code %d", exit.Code) {
+		text += ": " + exit.Reason
+	}
+	return text
 }
 
 // capped keeps the first bytes of what is written.

@@ -10,7 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
+	"github.com/jointcloud/pcm/adapters/supervisor"
 )
 
 // try collects the steps of a Try.
@@ -156,4 +158,51 @@ func TestTryFlaw(t *testing.T) {
 		}
 	}
 	t.Errorf("%+v", steps)
+}
+
+// changed is the small description with one thing changed.
+func changed(t *testing.T, c *cloud, from, to string) Config {
+	t.Helper()
+	cfg := c.settings("small.yaml")
+	text, err := os.ReadFile(cfg.File)
+	if err != nil || !strings.Contains(string(text), from) {
+		t.Fatal(err, from)
+	}
+	cfg.File = filepath.Join(t.TempDir(), "changed.yaml")
+	if err := os.WriteFile(cfg.File, []byte(strings.Replace(string(text), from, to, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return cfg
+}
+
+// Where no job could be made, none is said to be left.
+func TestTryUnmade(t *testing.T) {
+	t.Parallel()
+	cfg := changed(t, newCloud(t, 4), "flavor: ${pool.native.name}", "flavor: ${pool.native.nane}")
+	_, err := try(t, cfg, TryOptions{Run: true})
+	if err == nil || strings.Contains(err.Error(), "delete") || !strings.Contains(err.Error(), "no such key: nane") {
+		t.Error(err)
+	}
+}
+
+// A word for a state that isn't described ends the trial, and is named.
+func TestTryStrangeState(t *testing.T) {
+	t.Parallel()
+	cfg := changed(t, newCloud(t, 4), "  running: {state: running}\n", "")
+	_, err := try(t, cfg, TryOptions{Run: true, Task: adapters.Task{Command: []string{"sleep", "30"}}})
+	if err == nil || !strings.Contains(err.Error(), "state running, which is not described: add it under states") {
+		t.Error(err)
+	}
+}
+
+func TestEnding(t *testing.T) {
+	for want, exit := range map[string]supervisor.Exit{
+		"outcome failed, exit code 3":                   {Outcome: pcm.OutcomeFailed, Code: 3, Reason: "exit code 3"},
+		"outcome ok, exit code 0":                       {Outcome: pcm.OutcomeOK},
+		"outcome failed, exit code 137: ended by force": {Outcome: pcm.OutcomeFailed, Code: 137, Reason: "ended by force"},
+	} {
+		if s := ending(exit); s != want {
+			t.Errorf("%q, want %q", s, want)
+		}
+	}
 }

@@ -156,7 +156,8 @@ func (a *app) adapterLintCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "lint FILE|NAME", Short: "Check a description: each problem with its line and reason", Args: exactly(1, "the FILE with the description, or the NAME of one that 'pcm adapter list' shows"),
 		Long: `Checks a description without asking anybody else. Each problem comes with its line
-and the reason. The exit code is 2 if one of them is an error; warnings don't count.`,
+and the reason. The exit code is 2 if one of them is an error; warnings don't count.
+docs/descriptions.md explains each field, and what expressions may read.`,
 		ValidArgsFunction: completeDescription,
 		RunE: func(_ *cobra.Command, args []string) error {
 			d, err := a.readDescription(args[0])

@@ -131,12 +131,16 @@ func drawStep(t *table, s rest.Step) {
 		}
 		t.text("%s: %s %s %s", s.Part, verb, plain(x.Method), plain(x.URL))
 		if x.RequestBody != "" {
-			t.text("    %s", plain(x.RequestBody))
+			for _, l := range showBody(x.RequestBody) {
+				t.text("    %s", l)
+			}
 		}
 		if x.Status != 0 {
 			t.text("  answer: HTTP %d", x.Status)
 			if x.ResponseBody != "" {
-				t.text("    %s", plain(x.ResponseBody))
+				for _, l := range showBody(x.ResponseBody) {
+					t.text("    %s", l)
+				}
 			}
 		}
 	}

@@ -14,9 +14,12 @@
 //	job       what the last watch of the job saw: its item, or the body of its own call
 //	item      the element of a list that is looked at
 //	body, status, header   of the answer to the call: JSON or text; number; texts by name in lower case
+//	more      of pools: what the calls below pools.more gave, by name
 //	ours      of a pool: how many of our own jobs it has now
 //	offset    of a log: where reading goes on, see [Log]
 //	object    a file on its way, see [Transfer]
+//	given     of done of a transfer: what give named
+//	step      of undo: what the step gave
 package description
 
 // Format is the version of the form that this package reads.

@@ -150,7 +150,7 @@ func TestSchema(t *testing.T) {
 	root["$schema"] = "https://json-schema.org/draft/2020-12/schema"
 	root["$id"] = "https://github.com/jointcloud/pcm/configs/adapter.schema.json"
 	root["title"] = "PCM adapter"
-	root["description"] = "A back end with a REST API, described so that it needs no code."
+	root["description"] = "A back end with a REST API, described so that it needs no code. docs/descriptions.md explains each field, and what expressions may read."
 	root["$defs"] = s.defs
 	var want bytes.Buffer
 	enc := json.NewEncoder(&want)
