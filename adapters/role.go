@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"time"
 
 	"github.com/jointcloud/pcm"
 )
@@ -26,6 +27,14 @@ type Discoverer interface {
 	// Changed gives a signal whenever Pools may find something else, until ctx ends.
 	// The channel keeps one signal for a reader that is slow; it may be closed.
 	Changed(ctx context.Context) <-chan struct{}
+}
+
+// Prober is an adapter whose Pools may be those that were seen before.
+type Prober interface {
+	// Probe is Pools, with the back end asked now.
+	Probe(ctx context.Context) ([]pcm.Pool, error)
+	// Seen is when the question was asked that the back end has answered last; zero: none was.
+	Seen() time.Time
 }
 
 // Suspender halts a running attempt and lets it go on. Lease and time limit run

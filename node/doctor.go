@@ -186,11 +186,19 @@ func checkBackEndOf(ctx context.Context, a adapters.Adapter) api.Finding {
 	defer cancel()
 	f := api.Finding{Check: "back end " + a.Name(), Status: api.CheckOK}
 	began := time.Now()
-	pools, err := a.Pools(ctx)
+	ask := a.Pools
+	p, probes := a.(adapters.Prober)
+	if probes { // what was seen before is no answer
+		ask = p.Probe
+	}
+	pools, err := ask(ctx)
 	took := time.Since(began).Round(time.Millisecond)
 	switch {
 	case err != nil:
 		f.Status, f.Text = api.CheckFail, "it can't be observed: "+err.Error()
+		if probes && !p.Seen().IsZero() {
+			f.Text += fmt.Sprintf("; it last answered %s ago", time.Since(p.Seen()).Round(time.Second))
+		}
 		f.Hint = "its pools are not offered until it answers; see adapters." + a.Name() + " in the configuration, or disable it there"
 		return f
 	case len(pools) == 0:
@@ -212,7 +220,10 @@ func checkBackEndOf(ctx context.Context, a adapters.Adapter) api.Finding {
 	if len(parts) > 4 {
 		parts = append(parts[:4], fmt.Sprintf("and %d more", len(parts)-4))
 	}
-	f.Text = fmt.Sprintf("answers in %s; pools: %s", took, strings.Join(parts, ", "))
+	f.Text = fmt.Sprintf("answers in %s; pools: ", took) + strings.Join(parts, ", ")
+	if probes && p.Seen().Before(began) {
+		f.Text = "not asked: its pools need no call, and there is nothing else to ask for; pools: " + strings.Join(parts, ", ")
+	}
 	if len(faults) > 0 {
 		f.Status, f.Hint = api.CheckWarn, strings.Join(faults, "; ")
 	}

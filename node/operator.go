@@ -114,7 +114,8 @@ func (c *poolCap) within(p pcm.Pool) pcm.Pool {
 // sighting is a pool as its adapter last described it, with the configured price.
 type sighting struct {
 	pool  pcm.Pool
-	blind bool // its back end can't be observed now
+	at    time.Time // when its back end was asked
+	blind bool      // its back end can't be observed now
 	since time.Time
 	why   string
 }
@@ -233,6 +234,7 @@ func (o *operator) change(f func(*operatorSettings) error) error {
 func (o *operator) saw(adapter string, pools []pcm.Pool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	now := time.Now()
 	delete(o.dark, adapter)
 	if o.shows == nil {
 		o.shows = map[string]bool{}
@@ -240,7 +242,7 @@ func (o *operator) saw(adapter string, pools []pcm.Pool) {
 	o.shows[adapter] = true
 	maps.DeleteFunc(o.seen, func(_ pcm.PoolID, s sighting) bool { return s.pool.Adapter == adapter })
 	for _, p := range pools {
-		o.seen[p.ID] = sighting{pool: p}
+		o.seen[p.ID] = sighting{pool: p, at: now}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/ledger"
 	"github.com/jointcloud/pcm/node/api"
 )
@@ -53,6 +54,11 @@ func (n *Node) Pools(ctx context.Context) ([]api.OwnPool, error) {
 			p.State, p.Reason = api.PoolWithheld, withheld
 		}
 		p.Running, p.Waiting = n.seller.inPool(p.ID)
+		for _, sale := range n.cfg.Sales {
+			if a, ok := sale.Adapter.(adapters.Prober); ok && sale.Adapter.Name() == p.Adapter {
+				p.Seen = a.Seen().UTC() // what it shows may be older than the look at it
+			}
+		}
 	}
 	n.cell.View(func() {
 		for i := range list {
@@ -71,6 +77,9 @@ func poolView(s sighting, r poolRule) api.OwnPool {
 		ID: p.ID, Adapter: p.Adapter, Class: p.Class, Capacity: p.Capacity, Largest: p.Largest, Slots: p.Slots, State: api.PoolOffered,
 		Price: priceView(r.Price.over(p.Price)), PriceSet: r.Price != nil,
 		Labels: p.Labels, Features: p.Features, Sandbox: p.Sandbox, OwnOnly: p.OwnOnly, NoFiles: p.NoFiles,
+	}
+	if !s.at.IsZero() {
+		v.Seen = s.at.UTC()
 	}
 	if r.Cap != nil {
 		capped := r.Cap.within(p)

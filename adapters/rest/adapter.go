@@ -14,6 +14,7 @@ package rest
 import (
 	"context"
 	"maps"
+	"time"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
@@ -35,6 +36,7 @@ type Suspending struct{ *Adapter }
 var (
 	_ adapters.Adapter   = (*Adapter)(nil)
 	_ adapters.Fencer    = (*Adapter)(nil)
+	_ adapters.Prober    = (*Adapter)(nil)
 	_ adapters.Suspender = (*Suspending)(nil)
 )
 
@@ -64,8 +66,50 @@ func (a *Adapter) Pools(ctx context.Context) ([]pcm.Pool, error) {
 	if _, err := a.Facts(ctx); err != nil { // without its supervisor nothing runs
 		return nil, err
 	}
+	away := a.notes.absence()
+	if away == nil {
+		return a.pools(ctx, a.b.refresh())
+	}
+	a.b.doubt() // those who watch jobs know it sooner
+	err := pcm.Errorf(pcm.Unavailable, "%s can't be observed: %s", a.b.name, away)
+	if away.Unread || !a.b.asksForPools() {
+		return nil, err
+	}
+	if pools, asked := a.pools(ctx, 0); asked == nil {
+		return pools, nil // it is back
+	}
+	return nil, err
+}
+
+// Probe implements adapters.Prober.
+func (a *Adapter) Probe(ctx context.Context) ([]pcm.Pool, error) {
+	if _, err := a.Facts(ctx); err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	pools, err := a.pools(ctx, 0)
+	if err == nil {
+		if err = a.b.ping(ctx); err != nil {
+			err = pcm.Errorf(pcm.Unavailable, "%s can't be observed: %w", a.b.name, err)
+		}
+	}
+	if away := a.notes.absence(); err == nil && away != nil && a.Seen().Before(began) {
+		err = pcm.Errorf(pcm.Unavailable, "%s can't be observed: %s", a.b.name, away)
+	}
+	if err != nil {
+		a.b.doubt()
+		return nil, err
+	}
+	return pools, nil
+}
+
+// Seen implements adapters.Prober.
+func (a *Adapter) Seen() time.Time { a.b.mu.Lock(); defer a.b.mu.Unlock(); return a.b.seen }
+
+// pools are what was seen no longer than age ago.
+func (a *Adapter) pools(ctx context.Context, age time.Duration) ([]pcm.Pool, error) {
 	ours, dying := a.census()
-	places, err := a.b.places(ctx, ours, a.b.refresh())
+	places, err := a.b.places(ctx, ours, age)
 	if err != nil {
 		if pcm.ErrorCode(err) == pcm.Unavailable {
 			return nil, err

@@ -141,7 +141,7 @@ func (a *attempt) attend(ctx context.Context) supervisor.Exit {
 			a.reader.finish(ctx, false)
 			return exit
 		case seen != nil:
-			a.report(seen)
+			a.report(seen, a.r.poller.fault())
 		default:
 			if err := a.r.poller.fault(); err != nil {
 				a.Report(adapters.Pending, "unreachable", "its back end does not say how it stands: "+err.Error())
@@ -159,8 +159,14 @@ func (a *attempt) attend(ctx context.Context) supervisor.Exit {
 	}
 }
 
-// report tells where the job stands that has not ended.
-func (a *attempt) report(seen *reading) {
+// report tells where the job stands that has not ended, or stood when its back end
+// could still be read.
+func (a *attempt) report(seen *reading, away error) {
+	if away != nil {
+		last := *seen
+		last.native.Reason = a.b.clean("its back end does not say how it stands, this is of "+seen.at.UTC().Format(time.RFC3339)+": "+away.Error(), maxReason)
+		seen = &last
+	}
 	state := seen.native.State
 	if state == adapters.Running && a.halted.Load() && !a.b.states.suspended {
 		state = adapters.Suspended // it has no word for it

@@ -44,6 +44,11 @@ type backend struct {
 	fault   error         // of it
 	flaw    error         // why the last look left something out
 	looking chan struct{} // held by who looks at pools
+	seen    time.Time     // when the last look was begun that the back end has answered
+	unheard int           // calls in a row that it has left without an answer
+	answers bool          // the last call was answered, if only that something is wrong
+	absent  *absence
+	tell    func(*absence) // nil: nobody; b.mu is held
 }
 
 // open reads the description and checks it against what the site says. Nothing is sent.

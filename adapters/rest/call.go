@@ -74,6 +74,7 @@ func (b *backend) call(ctx context.Context, c *description.Call, vars map[string
 func (b *backend) send(ctx context.Context, c *description.Call, req client.Request, vars map[string]any) (*answer, error) {
 	req.OK = append(slices.Clone(c.OK), req.OK...)
 	resp, err := b.do.Do(ctx, req)
+	b.heard(ctx, &req, resp, err)
 	if resp == nil {
 		return nil, err
 	}

@@ -142,6 +142,7 @@ func (p *poller) run(ctx context.Context) {
 			if was == nil {
 				p.log.Warn("can't look at jobs", "adapter", p.b.name, "err", err)
 			}
+			p.b.unread(err)
 			for _, t := range all {
 				t.nudge()
 			}

@@ -317,10 +317,40 @@ func (b *backend) places(ctx context.Context, ours map[pcm.PoolID]int, age time.
 	switch {
 	case err == nil:
 		b.pools, b.pooled = pools, began
+		if b.asksForPools() {
+			b.seen = began
+		}
 	case ctx.Err() == nil: // of the back end, not of who asks
 		b.missed, b.fault = began, err
 	}
 	return pools, err
+}
+
+// asksForPools tells whether pools come from the back end, and not from the description alone.
+func (b *backend) asksForPools() bool { return b.d.Pools.List != nil || len(b.d.Pools.More) > 0 }
+
+// ping has the back end answer something, where its pools need no call. Where
+// nothing is known that could be asked, nothing is.
+func (b *backend) ping(ctx context.Context) error {
+	if b.asksForPools() || b.d.Watch.List == nil {
+		return nil
+	}
+	began := time.Now()
+	err := b.list(ctx, b.d.Watch.List, map[string]any{"settings": b.settings}, func(any) bool { return true })
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	b.seen = began
+	b.mu.Unlock()
+	return nil
+}
+
+// doubt has what was seen of pools count no more.
+func (b *backend) doubt() {
+	b.mu.Lock()
+	b.pooled = time.Time{}
+	b.mu.Unlock()
 }
 
 // placeOf is what pool stands for in calls for a task.

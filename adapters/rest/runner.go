@@ -53,6 +53,12 @@ func NewRunner(cfg Config, log *slog.Logger) (*Runner, error) {
 		stop()
 		return nil, err
 	}
+	b.tell = func(a *absence) {
+		if err := r.notes.absent(a); err != nil {
+			r.log.Warn("can't note whether the back end answers", "err", err)
+		}
+	}
+	b.tell(nil) // of before
 	r.poller = newPoller(b, r.log)
 	r.cleaner = newCleaner(r)
 	return r, nil

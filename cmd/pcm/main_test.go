@@ -264,7 +264,7 @@ func sellFake(n *apitest.Node, price api.Price) {
 	at, buyer, zero, code := apitest.Now, pcm.AccountID("acc-betabetabeta"), 0, 3
 	n.PoolList = []api.OwnPool{
 		{ID: "local-process", Adapter: "process", Capacity: pcm.Resources{CPU: 2000, Memory: 4 << 30}, Slots: 4, Reserved: pcm.Resources{CPU: 100, Memory: 64 << 20},
-			ReservedSlots: 1, Running: 1, Price: price, State: api.PoolOffered, Sandbox: "bubblewrap", Features: []pcm.Feature{pcm.FeatureCommand}},
+			ReservedSlots: 1, Running: 1, Price: price, State: api.PoolOffered, Seen: at.Add(-3 * time.Second), Sandbox: "bubblewrap", Features: []pcm.Feature{pcm.FeatureCommand}},
 		{ID: "batch", Adapter: "slurm", Capacity: pcm.Resources{CPU: 64000, Memory: 256 << 30}, Slots: 1000, Price: price,
 			State: api.PoolUnobservable, Reason: "slurmctld doesn't answer", Since: at},
 	}

@@ -30,7 +30,7 @@ func (a *app) poolListCommand() *cobra.Command {
 }
 
 func drawPools(t *table, pools []api.OwnPool) {
-	head := []string{"POOL", "ADAPTER", "CLASS", "CPU", "MEMORY", "SLOTS", "IN USE", "TASKS", "PRICE", "STATE", "REASON"}
+	head := []string{"POOL", "ADAPTER", "CLASS", "CPU", "MEMORY", "SLOTS", "IN USE", "TASKS", "PRICE", "SEEN", "STATE", "REASON"}
 	if t.wide {
 		head = append(head, "SINCE", "AS FOUND", "SANDBOX", "FEATURES", "LABELS")
 	}
@@ -55,9 +55,13 @@ func drawPools(t *table, pools []api.OwnPool) {
 		if p.PriceSet {
 			price += " (set)"
 		}
+		seen := "-"
+		if !p.Seen.IsZero() {
+			seen = t.age(p.Seen)
+		}
 		row := []string{
 			string(p.ID), p.Adapter, or(p.Class, "-"), capacity.CPU.String(), capacity.Memory.String(), fmt.Sprint(slots) + drawMost(pcm.Pool{Capacity: capacity, Largest: p.Largest}) + capped,
-			fmt.Sprintf("%s cpu, %s", p.Reserved.CPU, p.Reserved.Memory), tasks, price, state, or(p.Reason, "-"),
+			fmt.Sprintf("%s cpu, %s", p.Reserved.CPU, p.Reserved.Memory), tasks, price, seen, state, or(p.Reason, "-"),
 		}
 		if t.wide {
 			since := "-"

@@ -64,6 +64,7 @@ type OwnPool struct {
 	State         string         `json:"state"`     // offered, cordoned, draining, drained, unobservable, withheld
 	Reason        string         `json:"reason,omitempty"`
 	Since         time.Time      `json:"since,omitzero"`
+	Seen          time.Time      `json:"seen,omitzero"`        // when its back end was asked that has answered last
 	DrainUntil    time.Time      `json:"drain_until,omitzero"` // what runs then is stopped
 	Labels        pcm.Labels     `json:"labels,omitempty"`
 	Features      []pcm.Feature  `json:"features,omitempty"`
