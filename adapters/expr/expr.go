@@ -50,9 +50,6 @@ func options(vars []string) []cel.EnvOption {
 	return opts
 }
 
-// Vars are the names that expressions may use.
-func (e *Env) Vars() []string { return e.vars }
-
 // Expr is a compiled expression. It is safe for concurrent use.
 type Expr struct {
 	source  string
