@@ -115,15 +115,85 @@ const goChecks = `package main
 
 import (
 	"context"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"jobs/pluginpb"
 )
+
+// What tells a script's own words from the task's is on disk before the job is made.
+func TestChecksCreate(t *testing.T) {
+	s := &attempts{dir: t.TempDir()}
+	a := &Attempt{all: s, state: &pluginpb.Status{}, Note: map[string]any{"pool": map[string]any{"name": "s", "size": "s"}}, Request: &pluginpb.StartRequest{Key: "trd-a.0.1", Command: []string{"true"}}}
+	kept := "no job was made"
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			data, err := os.ReadFile(filepath.Join(s.dir, "trd-a.0.1", "attempt.json"))
+			if kept = string(data); err != nil {
+				kept = err.Error()
+			}
+		}
+		w.Write([]byte("{}"))
+	}))
+	defer srv.Close()
+	b := &described{d: &Described{
+		Settings: siteSettings, Secrets: siteSecrets, Servers: servers, Login: login, Limits: limits, Features: features, Let: lets, Create: createJob, Logs: logs,
+	}}
+	if err := b.Configure(context.Background(), Config{Instance: "i", Settings: map[string]string{"endpoint": srv.URL}, Secrets: map[string]string{"token": "x"}}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := b.Start(context.Background(), a) // which gets no name of a job
+	if !strings.Contains(kept, "\"script\":") {
+		t.Errorf("when the job was made there was on disk: %s (%v)", kept, err)
+	}
+}
+
+// deaf can't read the output of anything.
+type deaf struct{ Backend }
+
+func (deaf) Logs(context.Context, *Attempt, bool) error { return status.Error(codes.Unauthenticated, "who are you?") }
+
+// What a plug-in that was killed had read comes once; and an attempt whose output
+// can't be read does not end without it before some time has passed.
+func TestChecksKilled(t *testing.T) {
+	dir := t.TempDir()
+	s, err := newAttempts(dir, deaf{}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &Attempt{all: s, state: &pluginpb.Status{Key: "trd-a.0.1"}, ID: "j", known: true, Note: map[string]any{}, Request: &pluginpb.StartRequest{Key: "trd-a.0.1"}}
+	for _, step := range []func() error{a.Save, func() error { return a.Write("stdout", []byte("once")) }, a.Save, func() error { return a.Write("stdout", []byte(", again")) }} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s, err = newAttempts(dir, deaf{}, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	a = s.get("trd-a.0.1")
+	if a.Size("stdout") != 4 {
+		t.Errorf("%d bytes were kept of what is to be read again from byte 4 on", a.Size("stdout"))
+	}
+	look := Seen{State: State{State: "ended", Outcome: "ok"}}
+	a.see(context.Background(), look)
+	if a.ended() {
+		t.Error("it has ended, and nobody has read what it printed last")
+	}
+	a.mute = time.Now().Add(-patience)
+	a.see(context.Background(), look)
+	if !a.ended() {
+		t.Error("it never ends")
+	}
+}
 
 func TestChecks(t *testing.T) {
 	b := &described{d: &Described{Features: features, Logs: logs}}

@@ -30,12 +30,13 @@ type Attempt struct {
 	all    *attempts
 	turn   sync.Mutex // one call of the back end at a time
 	state  *pluginpb.Status
-	asked  bool // Stop was called
-	doubt  bool // the back end may have it, though it didn't say so
-	known  bool // it was begun
-	making bool // Start was called at the back end
-	looks  int  // for what is in doubt
-	gone   int  // looks in a row that did not show it
+	asked  bool      // Stop was called
+	doubt  bool      // the back end may have it, though it didn't say so
+	known  bool      // it was begun
+	making bool      // Start was called at the back end
+	looks  int       // for what is in doubt
+	gone   int       // looks in a row that did not show it
+	mute   time.Time // since when the output of what has ended can't be read
 }
 
 // kept is an attempt on disk.
@@ -47,7 +48,11 @@ type kept struct {
 	Asked   bool
 	Doubt   bool
 	Known   bool
+	Sizes   map[string]int64 // of the streams, as far as Note knows of them
 }
+
+// patience is how long the end of an attempt waits for output that can't be read.
+const patience = 2 * time.Minute
 
 // attempts are all there are.
 type attempts struct {
@@ -90,6 +95,13 @@ func newAttempts(dir string, b Backend, every time.Duration) (*attempts, error) 
 		if a.Note == nil {
 			a.Note = map[string]any{}
 		}
+		for stream, size := range k.Sizes { // what came later comes again
+			if a.Size(stream) > size {
+				if err := os.Truncate(filepath.Join(a.folder(), stream), size); err != nil {
+					return nil, err
+				}
+			}
+		}
 		s.byKey[a.Request.Key] = a
 		s.touch(a)
 	}
@@ -110,7 +122,7 @@ func (a *Attempt) Save() error {
 	if err != nil {
 		return err
 	}
-	data, err := json.Marshal(kept{request, state, a.ID, a.Note, a.asked, a.doubt, a.known})
+	data, err := json.Marshal(kept{request, state, a.ID, a.Note, a.asked, a.doubt, a.known, map[string]int64{"stdout": a.Size("stdout"), "stderr": a.Size("stderr")}})
 	if err != nil {
 		return err
 	}
@@ -373,9 +385,14 @@ func (a *Attempt) see(ctx context.Context, look Seen) {
 	if look.State.State != "pending" || a.asked {
 		if err := a.all.backend.Logs(ctx, a, over && look.State.Outcome != "memory" && look.State.Outcome != "stopped"); err != nil && !(over && isAbsent(err)) {
 			slog.Warn("can't read the output of an attempt", "attempt", a.Request.Key, "err", err)
-			if over && status.Code(err) == codes.Unavailable {
+			if a.mute.IsZero() {
+				a.mute = time.Now()
+			}
+			if over && time.Since(a.mute) < patience {
 				return // its end can wait
 			}
+		} else {
+			a.mute = time.Time{}
 		}
 	}
 	if j, ok := a.all.backend.(Judger); ok {

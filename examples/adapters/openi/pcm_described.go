@@ -342,6 +342,9 @@ func (b *described) Start(ctx context.Context, a *Attempt) (string, error) {
 	if err := b.steps(ctx, a); err != nil {
 		return "", err
 	}
+	if err := a.Save(); err != nil { // its script is known by a word that is nowhere else
+		return "", status.Error(codes.Internal, err.Error())
+	}
 	return b.create(ctx, a)
 }
 

@@ -38,6 +38,9 @@ def failure(code):
     return f"exit code {code}: ended by signal {code - 128}" if 128 < code < 193 else f"exit code {code}"
 
 
+PATIENCE_MS = 120_000  # how long the end of an attempt waits for output that can't be read
+
+
 def now_ms():
     return int(time.time() * 1000)
 
@@ -56,6 +59,7 @@ class Attempt:
         self.doubt = request.again  # the back end may have it, though it didn't say so
         self.known = False  # it was begun
         self.gone = 0  # looks in a row that did not show it
+        self.mute = 0  # since when, in ms, the output of what has ended can't be read
 
     @property
     def folder(self):
@@ -72,6 +76,7 @@ class Attempt:
                 "asked": self.asked,
                 "doubt": self.doubt,
                 "known": self.known,
+                "sizes": {s: self.size(s) for s in ("stdout", "stderr")},  # as far as note knows of them
             }
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         new = self.folder / "attempt.json.new"
@@ -87,6 +92,9 @@ class Attempt:
         a.state = json_format.ParseDict(kept["status"], pb.Status())
         a.id, a.note, a.asked, a.known = kept["id"], kept["note"], kept["asked"], kept["known"]
         a.doubt = kept["doubt"] or not a.known
+        for stream, size in kept.get("sizes", {}).items():
+            if a.size(stream) > size:
+                os.truncate(a.folder / stream, size)  # what came later comes again
         return a
 
     def write(self, stream, data):
@@ -161,7 +169,9 @@ class Attempt:
         except CallError as e:
             if not (over and is_absent(e)):
                 log.warning("can't read the output of %s: %s", self.request.key, e)
-                return not (over and e.code == Code.UNAVAILABLE)
+                self.mute = self.mute or now_ms()
+                return not over or now_ms() - self.mute >= PATIENCE_MS
+        self.mute = 0
         return True
 
     def update(self, look, over):
