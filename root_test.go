@@ -1,6 +1,8 @@
 package pcm_test
 
 import (
+	"bytes"
+	"fmt"
 	"math"
 	"math/big"
 	"slices"
@@ -184,27 +186,88 @@ func TestVerifyBatch(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		batch := make([]pcm.Signed, rapid.IntRange(0, 12).Draw(t, "n"))
 		want := make([]bool, len(batch))
+		sound := rapid.Bool().Draw(t, "sound") // no fault, or only such as leave a signature valid
 		for i := range batch {
 			s := keys[rapid.IntRange(0, 2).Draw(t, "key")].Seal(pcm.DomainCommand, i)
-			switch rapid.IntRange(0, 6).Draw(t, "fault") {
-			case 0:
-				s.Signer = garbage.Draw(t, "signer")
-			case 1:
-				s.Sig = garbage.Draw(t, "sig")
-			case 2:
-				s.Payload = append(s.Payload, 0)
-			case 3:
-				s.Sig[rapid.IntRange(0, 63).Draw(t, "at")] ^= 1 << rapid.IntRange(0, 7).Draw(t, "bit")
-			case 4:
+			switch fault := rapid.IntRange(0, 8).Draw(t, "fault"); {
+			case sound && fault == 0, fault == 4:
 				s.Signer = make([]byte, 32) // a point of small order
 				s.Sig = make([]byte, 64)
+			case sound && fault == 1:
+				s.Signer = append([]byte{0xee}, bytes.Repeat([]byte{0xff}, 31)...) // 1, not canonical, of small order
+				s.Sig = append(slices.Clone(s.Signer), make([]byte, 32)...)
+			case sound:
+			case fault == 0:
+				s.Signer = garbage.Draw(t, "signer")
+			case fault == 1:
+				s.Sig = garbage.Draw(t, "sig")
+			case fault == 2:
+				s.Payload = append(s.Payload, 0)
+			case fault == 3:
+				s.Sig[rapid.IntRange(0, 63).Draw(t, "at")] ^= 1 << rapid.IntRange(0, 7).Draw(t, "bit")
+			case fault == 5: // s above the order of the group
+				for at := 32; at < 64; at++ {
+					s.Sig[at] = 0xff
+				}
 			}
 			batch[i], want[i] = s, s.Verify(pcm.DomainCommand)
 		}
 		if got := pcm.VerifyBatch(pcm.DomainCommand, batch); !slices.Equal(got, want) {
 			t.Fatalf("in a batch %v, one by one %v", got, want)
 		}
+		if sound && slices.Contains(want, false) {
+			t.Fatal("a sound signature is not valid")
+		}
 	})
+}
+
+// One forged signature among many of the same signer is found, wherever it is,
+// and also if two forgeries would cancel each other in an unweighted sum.
+func TestVerifyBatchOfOneSigner(t *testing.T) {
+	key := pcm.NewKey()
+	batch := make([]pcm.Signed, 300)
+	for i := range batch {
+		batch[i] = key.Seal(pcm.DomainCommand, i)
+	}
+	if got := pcm.VerifyBatch(pcm.DomainCommand, batch); slices.Contains(got, false) {
+		t.Fatal("valid signatures are refused")
+	}
+	for _, at := range []int{0, 150, 298} {
+		forged := slices.Clone(batch)
+		forged[at].Sig, forged[at+1].Sig = batch[at+1].Sig, batch[at].Sig
+		for i, ok := range pcm.VerifyBatch(pcm.DomainCommand, forged) {
+			if ok == (i == at || i == at+1) {
+				t.Fatalf("signatures %d and %d were swapped, and that of %d is judged %v", at, at+1, i, ok)
+			}
+		}
+	}
+	if got := pcm.VerifyBatch(pcm.DomainOffer, batch); slices.Contains(got, true) {
+		t.Fatal("a signature of another domain is accepted")
+	}
+}
+
+// BenchmarkVerifyBatch checks commands of about 400 bytes, as many signers as they are named.
+func BenchmarkVerifyBatch(b *testing.B) {
+	for _, signers := range []int{1, 64, 512} {
+		for _, n := range []int{16, 128, 512, 1024} {
+			b.Run(fmt.Sprintf("signers=%d/batch=%d", signers, n), func(b *testing.B) {
+				batch := make([]pcm.Signed, n)
+				keys := make([]pcm.Key, min(n, signers))
+				for i := range keys {
+					keys[i] = pcm.NewKey()
+				}
+				for i := range batch {
+					batch[i] = keys[i%len(keys)].Seal(pcm.DomainCommand, bytes.Repeat([]byte{byte(i)}, 300))
+				}
+				for b.Loop() {
+					if slices.Contains(pcm.VerifyBatch(pcm.DomainCommand, batch), false) {
+						b.Fatal("a valid signature is refused")
+					}
+				}
+				b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N*n), "µs/signature")
+			})
+		}
+	}
 }
 
 func TestDomainsAreApart(t *testing.T) {
