@@ -185,6 +185,20 @@ func TestConformanceGo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Run("sizes", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		pools, err := startOpenI(t, program).Adapter.Pools(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range pools {
+			if p.ID == "gen.cpu-tiny" && p.Slots > 1 && p.Largest != nil && p.Largest.CPU == 1000 && p.Largest.Memory == 256<<20 && !p.NoFiles {
+				return
+			}
+		}
+		t.Errorf("no pool says that its tasks have 256 MiB: %+v", pools)
+	})
 	lacks := d.Lacks
 	lacks["images"] = "the fake platform runs all images alike"
 	adaptertest.Run(t, adaptertest.Subject{

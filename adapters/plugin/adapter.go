@@ -218,15 +218,22 @@ func (c Config) poolOf(id pcm.PoolID) string {
 	return string(id)
 }
 
+// resources puts an amount into our words.
+func resources(r *pluginpb.Resources) pcm.Resources {
+	return pcm.Resources{CPU: pcm.MilliCPU(r.GetCpuMilli()), Memory: pcm.Bytes(r.GetMemoryBytes()), GPU: r.GetGpus(), Disk: pcm.Bytes(r.GetDiskBytes())}
+}
+
 // pool checks a pool and puts it into our words.
 func (a *Adapter) pool(raw *pluginpb.Pool, made facts) (pcm.Pool, error) {
 	if !pcm.ValidName(raw.GetId()) {
 		return pcm.Pool{}, pcm.Errorf(pcm.Invalid, "%q is not a name of lower-case letters, digits, dots and dashes", clean(raw.GetId(), 63))
 	}
-	c := raw.GetCapacity()
 	p := pcm.Pool{
 		ID: a.cfg.poolID(raw.Id), Adapter: a.cfg.Name, Slots: int(raw.Slots), MaxTime: raw.MaxTimeMs, Labels: pcm.Labels{}, Sandbox: raw.Sandbox,
-		Capacity: pcm.Resources{CPU: pcm.MilliCPU(c.GetCpuMilli()), Memory: pcm.Bytes(c.GetMemoryBytes()), GPU: c.GetGpus(), Disk: pcm.Bytes(c.GetDiskBytes())},
+		Capacity: resources(raw.GetCapacity()), NoFiles: raw.NoFiles,
+	}
+	if l := resources(raw.GetLargest()); l != (pcm.Resources{}) && l != p.Capacity {
+		p.Largest = &l
 	}
 	maps.Copy(p.Labels, raw.Labels)
 	if p.Sandbox == "" {

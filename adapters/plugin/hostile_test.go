@@ -163,6 +163,26 @@ func TestLyingPools(t *testing.T) {
 	}
 }
 
+// What one task may have is the plug-in's to say, and never more than the pool has.
+func TestSizes(t *testing.T) {
+	r := newRig(t, "sizes")
+	got := map[pcm.PoolID]pcm.Pool{}
+	for _, p := range r.pools() {
+		got[p.ID] = p
+	}
+	if p := got["proc.cells"]; p.Largest == nil || *p.Largest != (pcm.Resources{CPU: 250, Memory: 256 << 20}) || p.Most().CPU != 250 || !p.NoFiles {
+		t.Errorf("cells: %+v, one task has %v", p, p.Largest)
+	}
+	for _, id := range []pcm.PoolID{"proc.whole", "proc.unsaid", "proc.local"} { // local is of a plug-in that knows nothing of it
+		if p, ok := got[id]; !ok || p.Largest != nil || p.NoFiles || p.Most() != p.Capacity {
+			t.Errorf("%s: %+v", id, p)
+		}
+	}
+	if p := got["proc.boast"]; p.Most().CPU != 1000 {
+		t.Errorf("a task of a pool of one core may have %s", p.Most())
+	}
+}
+
 // A crash in the middle of a call loses nothing, and starts nothing twice.
 func TestCrashes(t *testing.T) {
 	for _, method := range []string{"Handshake", "Start", "Logs", "Outputs", "Remove", "Stop"} {

@@ -147,6 +147,15 @@ func (b *bad) Pools(ctx context.Context, r *pb.PoolsRequest) (*pb.PoolsResponse,
 		add("labelled", func(p *pb.Pool) { p.Labels = map[string]string{"Bad Key": "\x1b[2J"} })
 		add("timeless", func(p *pb.Pool) { p.MaxTimeMs = -5 })
 		add("boxed", func(p *pb.Pool) { p.Sandbox = strings.Repeat("x", 1000) })
+		add("shrunk", func(p *pb.Pool) { p.Largest = &pb.Resources{MemoryBytes: -1} })
+		add("swollen", func(p *pb.Pool) { p.Largest = &pb.Resources{CpuMilli: 1 << 62} })
+	case "sizes":
+		add("cells", func(p *pb.Pool) {
+			p.Slots, p.Largest, p.NoFiles = 4, &pb.Resources{CpuMilli: 250, MemoryBytes: 256 << 20}, true
+		})
+		add("whole", func(p *pb.Pool) { p.Largest = p.Capacity })
+		add("unsaid", func(p *pb.Pool) { p.Largest = &pb.Resources{} })
+		add("boast", func(p *pb.Pool) { p.Largest = &pb.Resources{CpuMilli: 64000} })
 	case "many":
 		for i := range 1000 {
 			add(fmt.Sprint("p", i), func(*pb.Pool) {})

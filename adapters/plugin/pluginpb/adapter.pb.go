@@ -660,6 +660,8 @@ type Pool struct {
 	Sandbox       string                 `protobuf:"bytes,6,opt,name=sandbox,proto3" json:"sandbox,omitempty"`                                                                         // what keeps tasks in, e.g. "container"; empty: nothing does, and the pool is sold to the site's own account only
 	MaxTimeMs     int64                  `protobuf:"varint,7,opt,name=max_time_ms,json=maxTimeMs,proto3" json:"max_time_ms,omitempty"`                                                 // longest attempt; 0: no bound of the pool's own
 	Accelerator   *Accelerator           `protobuf:"bytes,8,opt,name=accelerator,proto3" json:"accelerator,omitempty"`                                                                 // what its GPUs are
+	Largest       *Resources             `protobuf:"bytes,9,opt,name=largest,proto3" json:"largest,omitempty"`                                                                         // what one attempt may have at most, where that is less than the capacity: of many machines, what the largest has. A part that is 0 isn't bounded by it
+	NoFiles       bool                   `protobuf:"varint,10,opt,name=no_files,json=noFiles,proto3" json:"no_files,omitempty"`                                                        // takes no inputs and gives no outputs back: attempts that have some are not sent there
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -748,6 +750,20 @@ func (x *Pool) GetAccelerator() *Accelerator {
 		return x.Accelerator
 	}
 	return nil
+}
+
+func (x *Pool) GetLargest() *Resources {
+	if x != nil {
+		return x.Largest
+	}
+	return nil
+}
+
+func (x *Pool) GetNoFiles() bool {
+	if x != nil {
+		return x.NoFiles
+	}
+	return false
 }
 
 type Accelerator struct {
@@ -2961,7 +2977,7 @@ const file_adapter_proto_rawDesc = "" +
 	"disk_bytes\x18\x04 \x01(\x03R\tdiskBytes\"\x0e\n" +
 	"\fPoolsRequest\";\n" +
 	"\rPoolsResponse\x12*\n" +
-	"\x05pools\x18\x01 \x03(\v2\x14.pcm.adapter.v1.PoolR\x05pools\"\x86\x03\n" +
+	"\x05pools\x18\x01 \x03(\v2\x14.pcm.adapter.v1.PoolR\x05pools\"\xd6\x03\n" +
 	"\x04Pool\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x125\n" +
 	"\bcapacity\x18\x02 \x01(\v2\x19.pcm.adapter.v1.ResourcesR\bcapacity\x12\x14\n" +
@@ -2970,7 +2986,10 @@ const file_adapter_proto_rawDesc = "" +
 	"\bfeatures\x18\x05 \x03(\x0e2\x17.pcm.adapter.v1.FeatureR\bfeatures\x12\x18\n" +
 	"\asandbox\x18\x06 \x01(\tR\asandbox\x12\x1e\n" +
 	"\vmax_time_ms\x18\a \x01(\x03R\tmaxTimeMs\x12=\n" +
-	"\vaccelerator\x18\b \x01(\v2\x1b.pcm.adapter.v1.AcceleratorR\vaccelerator\x1a9\n" +
+	"\vaccelerator\x18\b \x01(\v2\x1b.pcm.adapter.v1.AcceleratorR\vaccelerator\x123\n" +
+	"\alargest\x18\t \x01(\v2\x19.pcm.adapter.v1.ResourcesR\alargest\x12\x19\n" +
+	"\bno_files\x18\n" +
+	" \x01(\bR\anoFiles\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"^\n" +
@@ -3249,59 +3268,60 @@ var file_adapter_proto_depIdxs = []int32{
 	46, // 4: pcm.adapter.v1.Pool.labels:type_name -> pcm.adapter.v1.Pool.LabelsEntry
 	1,  // 5: pcm.adapter.v1.Pool.features:type_name -> pcm.adapter.v1.Feature
 	10, // 6: pcm.adapter.v1.Pool.accelerator:type_name -> pcm.adapter.v1.Accelerator
-	47, // 7: pcm.adapter.v1.StartRequest.env:type_name -> pcm.adapter.v1.StartRequest.EnvEntry
-	12, // 8: pcm.adapter.v1.StartRequest.inputs:type_name -> pcm.adapter.v1.Input
-	6,  // 9: pcm.adapter.v1.StartRequest.resources:type_name -> pcm.adapter.v1.Resources
-	2,  // 10: pcm.adapter.v1.Status.state:type_name -> pcm.adapter.v1.State
-	3,  // 11: pcm.adapter.v1.Status.outcome:type_name -> pcm.adapter.v1.Outcome
-	14, // 12: pcm.adapter.v1.WatchResponse.statuses:type_name -> pcm.adapter.v1.Status
-	14, // 13: pcm.adapter.v1.ListResponse.statuses:type_name -> pcm.adapter.v1.Status
-	32, // 14: pcm.adapter.v1.ExecRequest.start:type_name -> pcm.adapter.v1.ExecStart
-	33, // 15: pcm.adapter.v1.ExecRequest.resize:type_name -> pcm.adapter.v1.TerminalSize
-	33, // 16: pcm.adapter.v1.ExecStart.size:type_name -> pcm.adapter.v1.TerminalSize
-	6,  // 17: pcm.adapter.v1.RankRequest.each:type_name -> pcm.adapter.v1.Resources
-	42, // 18: pcm.adapter.v1.RankRequest.candidates:type_name -> pcm.adapter.v1.Candidate
-	48, // 19: pcm.adapter.v1.Candidate.labels:type_name -> pcm.adapter.v1.Candidate.LabelsEntry
-	6,  // 20: pcm.adapter.v1.Candidate.capacity:type_name -> pcm.adapter.v1.Resources
-	6,  // 21: pcm.adapter.v1.Candidate.free:type_name -> pcm.adapter.v1.Resources
-	44, // 22: pcm.adapter.v1.RankResponse.scores:type_name -> pcm.adapter.v1.Score
-	4,  // 23: pcm.adapter.v1.Adapter.Handshake:input_type -> pcm.adapter.v1.HandshakeRequest
-	7,  // 24: pcm.adapter.v1.Adapter.Pools:input_type -> pcm.adapter.v1.PoolsRequest
-	11, // 25: pcm.adapter.v1.Adapter.Start:input_type -> pcm.adapter.v1.StartRequest
-	15, // 26: pcm.adapter.v1.Adapter.Watch:input_type -> pcm.adapter.v1.WatchRequest
-	17, // 27: pcm.adapter.v1.Adapter.List:input_type -> pcm.adapter.v1.ListRequest
-	19, // 28: pcm.adapter.v1.Adapter.Logs:input_type -> pcm.adapter.v1.LogsRequest
-	21, // 29: pcm.adapter.v1.Adapter.Outputs:input_type -> pcm.adapter.v1.OutputsRequest
-	23, // 30: pcm.adapter.v1.Adapter.Stop:input_type -> pcm.adapter.v1.StopRequest
-	25, // 31: pcm.adapter.v1.Adapter.Remove:input_type -> pcm.adapter.v1.RemoveRequest
-	27, // 32: pcm.adapter.v1.Adapter.Suspend:input_type -> pcm.adapter.v1.SuspendRequest
-	29, // 33: pcm.adapter.v1.Adapter.Resume:input_type -> pcm.adapter.v1.ResumeRequest
-	31, // 34: pcm.adapter.v1.Adapter.Exec:input_type -> pcm.adapter.v1.ExecRequest
-	35, // 35: pcm.adapter.v1.Adapter.CopyOut:input_type -> pcm.adapter.v1.CopyOutRequest
-	37, // 36: pcm.adapter.v1.Adapter.CopyIn:input_type -> pcm.adapter.v1.CopyInRequest
-	39, // 37: pcm.adapter.v1.Adapter.Dial:input_type -> pcm.adapter.v1.DialRequest
-	41, // 38: pcm.adapter.v1.Adapter.Rank:input_type -> pcm.adapter.v1.RankRequest
-	5,  // 39: pcm.adapter.v1.Adapter.Handshake:output_type -> pcm.adapter.v1.HandshakeResponse
-	8,  // 40: pcm.adapter.v1.Adapter.Pools:output_type -> pcm.adapter.v1.PoolsResponse
-	13, // 41: pcm.adapter.v1.Adapter.Start:output_type -> pcm.adapter.v1.StartResponse
-	16, // 42: pcm.adapter.v1.Adapter.Watch:output_type -> pcm.adapter.v1.WatchResponse
-	18, // 43: pcm.adapter.v1.Adapter.List:output_type -> pcm.adapter.v1.ListResponse
-	20, // 44: pcm.adapter.v1.Adapter.Logs:output_type -> pcm.adapter.v1.LogsResponse
-	22, // 45: pcm.adapter.v1.Adapter.Outputs:output_type -> pcm.adapter.v1.OutputsResponse
-	24, // 46: pcm.adapter.v1.Adapter.Stop:output_type -> pcm.adapter.v1.StopResponse
-	26, // 47: pcm.adapter.v1.Adapter.Remove:output_type -> pcm.adapter.v1.RemoveResponse
-	28, // 48: pcm.adapter.v1.Adapter.Suspend:output_type -> pcm.adapter.v1.SuspendResponse
-	30, // 49: pcm.adapter.v1.Adapter.Resume:output_type -> pcm.adapter.v1.ResumeResponse
-	34, // 50: pcm.adapter.v1.Adapter.Exec:output_type -> pcm.adapter.v1.ExecResponse
-	36, // 51: pcm.adapter.v1.Adapter.CopyOut:output_type -> pcm.adapter.v1.CopyOutResponse
-	38, // 52: pcm.adapter.v1.Adapter.CopyIn:output_type -> pcm.adapter.v1.CopyInResponse
-	40, // 53: pcm.adapter.v1.Adapter.Dial:output_type -> pcm.adapter.v1.DialResponse
-	43, // 54: pcm.adapter.v1.Adapter.Rank:output_type -> pcm.adapter.v1.RankResponse
-	39, // [39:55] is the sub-list for method output_type
-	23, // [23:39] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	6,  // 7: pcm.adapter.v1.Pool.largest:type_name -> pcm.adapter.v1.Resources
+	47, // 8: pcm.adapter.v1.StartRequest.env:type_name -> pcm.adapter.v1.StartRequest.EnvEntry
+	12, // 9: pcm.adapter.v1.StartRequest.inputs:type_name -> pcm.adapter.v1.Input
+	6,  // 10: pcm.adapter.v1.StartRequest.resources:type_name -> pcm.adapter.v1.Resources
+	2,  // 11: pcm.adapter.v1.Status.state:type_name -> pcm.adapter.v1.State
+	3,  // 12: pcm.adapter.v1.Status.outcome:type_name -> pcm.adapter.v1.Outcome
+	14, // 13: pcm.adapter.v1.WatchResponse.statuses:type_name -> pcm.adapter.v1.Status
+	14, // 14: pcm.adapter.v1.ListResponse.statuses:type_name -> pcm.adapter.v1.Status
+	32, // 15: pcm.adapter.v1.ExecRequest.start:type_name -> pcm.adapter.v1.ExecStart
+	33, // 16: pcm.adapter.v1.ExecRequest.resize:type_name -> pcm.adapter.v1.TerminalSize
+	33, // 17: pcm.adapter.v1.ExecStart.size:type_name -> pcm.adapter.v1.TerminalSize
+	6,  // 18: pcm.adapter.v1.RankRequest.each:type_name -> pcm.adapter.v1.Resources
+	42, // 19: pcm.adapter.v1.RankRequest.candidates:type_name -> pcm.adapter.v1.Candidate
+	48, // 20: pcm.adapter.v1.Candidate.labels:type_name -> pcm.adapter.v1.Candidate.LabelsEntry
+	6,  // 21: pcm.adapter.v1.Candidate.capacity:type_name -> pcm.adapter.v1.Resources
+	6,  // 22: pcm.adapter.v1.Candidate.free:type_name -> pcm.adapter.v1.Resources
+	44, // 23: pcm.adapter.v1.RankResponse.scores:type_name -> pcm.adapter.v1.Score
+	4,  // 24: pcm.adapter.v1.Adapter.Handshake:input_type -> pcm.adapter.v1.HandshakeRequest
+	7,  // 25: pcm.adapter.v1.Adapter.Pools:input_type -> pcm.adapter.v1.PoolsRequest
+	11, // 26: pcm.adapter.v1.Adapter.Start:input_type -> pcm.adapter.v1.StartRequest
+	15, // 27: pcm.adapter.v1.Adapter.Watch:input_type -> pcm.adapter.v1.WatchRequest
+	17, // 28: pcm.adapter.v1.Adapter.List:input_type -> pcm.adapter.v1.ListRequest
+	19, // 29: pcm.adapter.v1.Adapter.Logs:input_type -> pcm.adapter.v1.LogsRequest
+	21, // 30: pcm.adapter.v1.Adapter.Outputs:input_type -> pcm.adapter.v1.OutputsRequest
+	23, // 31: pcm.adapter.v1.Adapter.Stop:input_type -> pcm.adapter.v1.StopRequest
+	25, // 32: pcm.adapter.v1.Adapter.Remove:input_type -> pcm.adapter.v1.RemoveRequest
+	27, // 33: pcm.adapter.v1.Adapter.Suspend:input_type -> pcm.adapter.v1.SuspendRequest
+	29, // 34: pcm.adapter.v1.Adapter.Resume:input_type -> pcm.adapter.v1.ResumeRequest
+	31, // 35: pcm.adapter.v1.Adapter.Exec:input_type -> pcm.adapter.v1.ExecRequest
+	35, // 36: pcm.adapter.v1.Adapter.CopyOut:input_type -> pcm.adapter.v1.CopyOutRequest
+	37, // 37: pcm.adapter.v1.Adapter.CopyIn:input_type -> pcm.adapter.v1.CopyInRequest
+	39, // 38: pcm.adapter.v1.Adapter.Dial:input_type -> pcm.adapter.v1.DialRequest
+	41, // 39: pcm.adapter.v1.Adapter.Rank:input_type -> pcm.adapter.v1.RankRequest
+	5,  // 40: pcm.adapter.v1.Adapter.Handshake:output_type -> pcm.adapter.v1.HandshakeResponse
+	8,  // 41: pcm.adapter.v1.Adapter.Pools:output_type -> pcm.adapter.v1.PoolsResponse
+	13, // 42: pcm.adapter.v1.Adapter.Start:output_type -> pcm.adapter.v1.StartResponse
+	16, // 43: pcm.adapter.v1.Adapter.Watch:output_type -> pcm.adapter.v1.WatchResponse
+	18, // 44: pcm.adapter.v1.Adapter.List:output_type -> pcm.adapter.v1.ListResponse
+	20, // 45: pcm.adapter.v1.Adapter.Logs:output_type -> pcm.adapter.v1.LogsResponse
+	22, // 46: pcm.adapter.v1.Adapter.Outputs:output_type -> pcm.adapter.v1.OutputsResponse
+	24, // 47: pcm.adapter.v1.Adapter.Stop:output_type -> pcm.adapter.v1.StopResponse
+	26, // 48: pcm.adapter.v1.Adapter.Remove:output_type -> pcm.adapter.v1.RemoveResponse
+	28, // 49: pcm.adapter.v1.Adapter.Suspend:output_type -> pcm.adapter.v1.SuspendResponse
+	30, // 50: pcm.adapter.v1.Adapter.Resume:output_type -> pcm.adapter.v1.ResumeResponse
+	34, // 51: pcm.adapter.v1.Adapter.Exec:output_type -> pcm.adapter.v1.ExecResponse
+	36, // 52: pcm.adapter.v1.Adapter.CopyOut:output_type -> pcm.adapter.v1.CopyOutResponse
+	38, // 53: pcm.adapter.v1.Adapter.CopyIn:output_type -> pcm.adapter.v1.CopyInResponse
+	40, // 54: pcm.adapter.v1.Adapter.Dial:output_type -> pcm.adapter.v1.DialResponse
+	43, // 55: pcm.adapter.v1.Adapter.Rank:output_type -> pcm.adapter.v1.RankResponse
+	40, // [40:56] is the sub-list for method output_type
+	24, // [24:40] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_adapter_proto_init() }

@@ -163,6 +163,10 @@ func (b *described) pool(v Vars, ours map[string]int) (p *pluginpb.Pool, each *p
 		each.Gpus = whole(g)
 	}
 	p.Capacity = &pluginpb.Resources{CpuMilli: each.CpuMilli * slots, MemoryBytes: each.MemoryBytes * slots, DiskBytes: each.DiskBytes * slots, Gpus: each.Gpus * slots}
+	if slots > 1 { // else the capacity says it
+		p.Largest = each
+	}
+	p.NoFiles = b.d.Data == nil
 	if t := text(m.MaxTime); t != "" {
 		p.MaxTimeMs = whole(t) * 1000
 	}
