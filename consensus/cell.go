@@ -47,6 +47,12 @@ type Config struct {
 	// can. It is called in parallel, before a command is proposed.
 	Check func(pcm.Signed) error
 
+	// Answer answers a question about the ledger by an admitted peer, which need
+	// not be of the cell ([Away.Query]). All that was committed before the question
+	// was asked is applied by then. It is called in parallel, at most maxQueries at
+	// a time; nil: no questions are answered.
+	Answer func(from pcm.PeerID, method string, body []byte) ([]byte, error)
+
 	// Bootstrap founds the cell with this peer as its one voter, if Dir is
 	// empty. Without it an empty Dir waits until the cell takes this peer in
 	// ([Cell.AddReplica] on any member).
@@ -218,7 +224,7 @@ func Open(cfg Config) (_ *Cell, err error) {
 	}
 	c := &Cell{cfg: cfg, log: cfg.Logger, failed: make(chan struct{}), clock: &logClock{}, committed: &logClock{}}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	c.hub, c.proposer, c.links, c.watch = newHub(c), newProposer(c), newLinks(c), newLeaderWatch(c)
+	c.hub, c.proposer, c.links, c.watch = newHub(c), newProposer(c), newLinks(cfg.Host, cfg.Cell, c.start), newLeaderWatch(c)
 	c.members, c.history, c.fsm = newMembers(c), newHistory(c), newFSM(c, cfg.Machine)
 	defer func() {
 		if err != nil {
@@ -241,7 +247,8 @@ func Open(cfg Config) (_ *Cell, err error) {
 	c.serve(protoPropose, maxPending, c.anybody, c.answerPropose)
 	c.serve(protoAdmin, 32, c.isMember, c.answerAdmin)
 	c.serve(protoRecords, 4, c.isMember, c.answerRecords)
-	c.handleStreams(protoEvents, c.isMember, c.hub.push)
+	c.serve(protoQuery, 64, c.anybody, newQueries(c).answer)
+	c.handleStreams(protoEvents, c.anybody, c.hub.push)
 	for _, run := range []func(){c.watch.run, c.proposer.run, c.hub.follow, c.members.run, c.history.run, c.keepTiles} {
 		c.start(run)
 	}

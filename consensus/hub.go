@@ -183,7 +183,8 @@ func (h *hub) arrived(f eventFrame) {
 	h.deliver(fresh)
 }
 
-// push serves one member's stream of events.
+// push serves one peer's stream of events. A peer outside the cell, as the driver
+// of a job that buys here, gets those that concern it like a member.
 func (h *hub) push(s network.Stream, to pcm.PeerID) {
 	m := &pushStream{frames: make(chan eventFrame, pushQueue), lost: make(chan struct{})}
 	h.mu.Lock()
@@ -216,6 +217,7 @@ func (h *hub) push(s network.Stream, to pcm.PeerID) {
 	over, commits := make(chan struct{}), make(chan commit, 1)
 	defer close(over)
 	go h.c.announce(to, commits, over)
+	member := false // only members have a log that could be told of a commit
 	alive := time.NewTicker(eventsAlive)
 	defer alive.Stop()
 	if !send(h.logTime()) {
@@ -227,7 +229,7 @@ func (h *hub) push(s network.Stream, to pcm.PeerID) {
 			if !send(f) {
 				return
 			}
-			if f.led > 0 && len(m.frames) == 0 {
+			if member = member || h.c.isMember(to); member && f.led > 0 && len(m.frames) == 0 {
 				offer(commits, commit{f.Index, f.led})
 			}
 		case <-alive.C:

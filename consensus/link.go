@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
@@ -149,9 +150,12 @@ func (l *link) call(ctx context.Context, abandon <-chan struct{}, method string,
 	}
 }
 
-// links keeps one link open to each peer and protocol that was asked lately.
+// links keeps one link open to each peer and protocol of one cell that was asked
+// lately.
 type links struct {
-	c *Cell
+	host  host.Host
+	cell  pcm.CellID
+	start func(func()) bool // runs a goroutine that its owner waits for; false when that is closing
 
 	mu    sync.Mutex
 	slots map[linkKey]*linkSlot
@@ -170,14 +174,16 @@ type linkSlot struct {
 // maxLinks bounds the links; over it, idle ones to other peers are closed.
 const maxLinks = 64
 
-func newLinks(c *Cell) *links { return &links{c: c, slots: map[linkKey]*linkSlot{}} }
+func newLinks(h host.Host, cell pcm.CellID, start func(func()) bool) *links {
+	return &links{host: h, cell: cell, start: start, slots: map[linkKey]*linkSlot{}}
+}
 
 func (ls *links) get(ctx context.Context, to pcm.PeerID, proto string) (*link, error) {
 	id, err := peer.Decode(string(to))
 	if err != nil {
 		return nil, pcm.Errorf(pcm.Invalid, "%q is not a peer ID", to)
 	}
-	key := linkKey{to, ls.c.protocol(proto)}
+	key := linkKey{to, protocolOf(ls.cell, proto)}
 	ls.mu.Lock()
 	slot := ls.slots[key]
 	if slot == nil {
@@ -199,12 +205,12 @@ func (ls *links) get(ctx context.Context, to pcm.PeerID, proto string) (*link, e
 	}
 	dial, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	s, err := ls.c.cfg.Host.NewStream(dial, id, key.proto)
+	s, err := ls.host.NewStream(dial, id, key.proto)
 	if err != nil {
 		return nil, retryf("can't reach %s: %w", pcm.Short(to), err)
 	}
 	l := newLink(s)
-	if !ls.c.start(l.write) || !ls.c.start(l.read) {
+	if !ls.start(l.write) || !ls.start(l.read) {
 		l.fail(errClosing)
 		return nil, errClosing
 	}
@@ -253,13 +259,18 @@ func (ls *links) closeAll() {
 	}
 }
 
-// ask sends one request to a peer and decodes its answer into out.
+// ask sends one request to a peer of the cell and decodes its answer into out.
 func (c *Cell) ask(ctx context.Context, to pcm.PeerID, abandon <-chan struct{}, proto, method string, in, out any) error {
+	return c.links.ask(ctx, to, abandon, proto, method, in, out)
+}
+
+// ask sends one request to a peer and decodes its answer into out.
+func (ls *links) ask(ctx context.Context, to pcm.PeerID, abandon <-chan struct{}, proto, method string, in, out any) error {
 	body, err := pcm.Marshal(in)
 	if err != nil {
 		return err
 	}
-	l, err := c.links.get(ctx, to, proto)
+	l, err := ls.get(ctx, to, proto)
 	if err != nil {
 		return err
 	}

@@ -16,8 +16,10 @@ import (
 // cell can't get in, whatever it says.
 func protocolBase(cell pcm.CellID) string { return "/pcm/cell/1.0.0/" + string(cell) }
 
-func (c *Cell) protocol(name string) protocol.ID {
-	return protocol.ID(protocolBase(c.cfg.Cell) + "/" + name)
+func (c *Cell) protocol(name string) protocol.ID { return protocolOf(c.cfg.Cell, name) }
+
+func protocolOf(cell pcm.CellID, name string) protocol.ID {
+	return protocol.ID(protocolBase(cell) + "/" + name)
 }
 
 // The protocols of a cell below its base path.
@@ -27,6 +29,7 @@ const (
 	protoAdmin   = "admin"   // requests: status, sync, membership
 	protoRecords = "records" // requests: history
 	protoEvents  = "events"  // pushed: what was committed
+	protoQuery   = "query"   // requests: who leads; questions that the ledger answers. Also of peers outside the cell
 )
 
 // maxFrame bounds a frame: a message and what wraps it.
