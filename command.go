@@ -75,6 +75,8 @@ type Op struct {
 	Cancel   *Cancel   `json:"cancel,omitempty" cbor:"18,keyasint,omitempty"`
 	NoteKey  *NoteKey  `json:"note_key,omitempty" cbor:"19,keyasint,omitempty"`
 	Scale    *Scale    `json:"scale,omitempty" cbor:"20,keyasint,omitempty"`
+	Void     *Void     `json:"void,omitempty" cbor:"21,keyasint,omitempty"`
+	Clear    *Clear    `json:"clear,omitempty" cbor:"22,keyasint,omitempty"`
 }
 
 // Kind names the operation, e.g. "award"; "" if none or more than one is set.
@@ -91,6 +93,7 @@ func (o Op) Kind() string {
 		{"accept", o.Accept != nil}, {"abandon", o.Abandon != nil}, {"settle", o.Settle != nil},
 		{"dispute", o.Dispute != nil}, {"stop", o.Stop != nil}, {"cancel", o.Cancel != nil},
 		{"note_key", o.NoteKey != nil}, {"scale", o.Scale != nil},
+		{"void", o.Void != nil}, {"clear", o.Clear != nil},
 	} {
 		if k.set {
 			kind, n = k.name, n+1
@@ -213,6 +216,25 @@ type Abandon struct {
 	Tasks  Spans   `json:"tasks" cbor:"4,keyasint"`
 	Fault  Fault   `json:"fault" cbor:"5,keyasint"`
 	Reason string  `json:"reason" cbor:"6,keyasint"`
+
+	// Of a trade abroad, of which the job's cell knows nothing:
+	Results []Result `json:"results,omitempty" cbor:"7,keyasint,omitempty"` // with FaultTask: what is paid for
+	Over    bool     `json:"over,omitempty" cbor:"8,keyasint,omitempty"`    // with FaultSeller: nothing will be paid; else the hold stays until Clear
+}
+
+// Void has the seller's cell refuse every award on terms of a trade abroad from
+// now on; it is refused itself, with code Conflict, if the trade is open there.
+// So a driver learns what became of an award of which it has no answer.
+type Void struct {
+	Terms Terms `json:"terms" cbor:"1,keyasint"`
+}
+
+// Clear tells the job's cell what a trade abroad has cost in the end, when all its
+// tasks are decided and nothing of it is open any more: what is held for it is free.
+type Clear struct {
+	Job   JobID   `json:"job" cbor:"1,keyasint"`
+	Trade TradeID `json:"trade" cbor:"2,keyasint"`
+	Paid  Micro   `json:"paid" cbor:"3,keyasint"`
 }
 
 // Fault says who is to blame for an attempt without an accepted result.

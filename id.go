@@ -46,6 +46,12 @@ func NewTradeID(job JobID, fence uint64) TradeID {
 	return TradeID("trd-" + b32.EncodeToString(sum[:idBytes]))
 }
 
+// newTradeIDAbroad is NewTradeID for a trade in another cell than its job.
+func newTradeIDAbroad(home CellID, buyer AccountID, job JobID, fence uint64) TradeID {
+	sum := sha256.Sum256(MustMarshal([]any{"pcm/trade/2", home, buyer, job, fence}))
+	return TradeID("trd-" + b32.EncodeToString(sum[:idBytes]))
+}
+
 // NewMeshID derives the mesh ID from the root public key (32 bytes).
 func NewMeshID(root []byte) MeshID {
 	sum := sha256.Sum256(append([]byte("pcm/mesh/1\n"), root...))

@@ -42,6 +42,7 @@ type Fact struct {
 	Ended   *Ended   `json:"ended,omitempty" cbor:"2,keyasint,omitempty"`
 	Closed  *Closed  `json:"closed,omitempty" cbor:"3,keyasint,omitempty"`
 	Overdue *Overdue `json:"overdue,omitempty" cbor:"4,keyasint,omitempty"`
+	Cleared *Cleared `json:"cleared,omitempty" cbor:"6,keyasint,omitempty"`
 }
 
 // Lost says that a seller was silent for lease and margin, or let the end of
@@ -63,6 +64,14 @@ type Ended struct {
 // runs will be stopped by its driver.
 type Overdue struct {
 	Job JobID `json:"job" cbor:"1,keyasint"`
+}
+
+// Cleared says that nobody told for ClearFor what a trade abroad has cost: its job
+// counts as paid what it has accepted, and holds nothing for it any more.
+type Cleared struct {
+	Job   JobID   `json:"job" cbor:"1,keyasint"`
+	Trade TradeID `json:"trade" cbor:"2,keyasint"`
+	Cell  CellID  `json:"cell" cbor:"3,keyasint"`
 }
 
 // Closed says that nothing of a trade is open any more: all is settled, lost or rejected.

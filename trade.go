@@ -1,6 +1,9 @@
 package pcm
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // AttemptState is where one attempt stands, as its seller's cell sees it.
 type AttemptState string
@@ -148,6 +151,27 @@ func (s Spans) Has(i int) bool {
 	return false
 }
 
+// With is the set with i added.
+func (s Spans) With(i int) Spans {
+	at := 0
+	for at < len(s) && s[at].Hi < i {
+		at++
+	}
+	switch {
+	case at == len(s) || i < s[at].Lo-1:
+		return slices.Insert(slices.Clone(s), at, Span{i, i + 1})
+	case i >= s[at].Lo && i < s[at].Hi:
+		return s
+	}
+	s = slices.Clone(s)
+	s[at].Lo, s[at].Hi = min(s[at].Lo, i), max(s[at].Hi, i+1)
+	if at+1 < len(s) && s[at].Hi == s[at+1].Lo {
+		s[at].Hi = s[at+1].Hi
+		s = slices.Delete(s, at+1, at+2)
+	}
+	return s
+}
+
 // Valid tells whether the spans are sorted, disjoint, non-empty and within [0, count).
 func (s Spans) Valid(count int) bool {
 	at := 0
@@ -183,10 +207,23 @@ type Terms struct {
 	Width   int       `json:"width" cbor:"15,keyasint"`    // attempts that run at once: Width × Each is reserved
 	LimitMS int64     `json:"limit_ms" cbor:"16,keyasint"` // time limit of one attempt
 	Adapter string    `json:"adapter" cbor:"17,keyasint"`
+
+	// Of a trade abroad, in another cell than the buyer's:
+	Home    CellID `json:"home,omitempty" cbor:"18,keyasint,omitempty"`     // the buyer's cell, which judges the tasks
+	AwardBy int64  `json:"award_by,omitempty" cbor:"19,keyasint,omitempty"` // log time of the seller's cell, ms: later, no award on these terms takes effect
 }
 
-// Trade is the ID of the trade on these terms.
-func (t Terms) Trade() TradeID { return NewTradeID(t.Job, t.Fence) }
+// Trade is the ID of the trade on these terms. Of one abroad it also follows from
+// buyer and home: its cell knows no job by which to tell whose the IDs are.
+func (t Terms) Trade() TradeID {
+	if t.Abroad() {
+		return newTradeIDAbroad(t.Home, t.Buyer, t.Job, t.Fence)
+	}
+	return NewTradeID(t.Job, t.Fence)
+}
+
+// Abroad tells whether the trade is in another cell than its job.
+func (t Terms) Abroad() bool { return t.Home != "" }
 
 // HoldEach is the most that one attempt can cost: what is held until it is settled.
 func (t Terms) HoldEach() Micro {
@@ -211,6 +248,10 @@ const LeaseMargin = 2 * time.Second
 // DisputeFor is how long a dispute may last: if neither side ends it, its hold is
 // freed and nothing is paid. The record of it stays.
 const DisputeFor = 7 * 24 * time.Hour
+
+// ClearFor is how long the buyer's cell waits to hear what a trade abroad has cost,
+// after its last task was decided: then it goes by what it has accepted.
+const ClearFor = 30 * 24 * time.Hour
 
 // RenewEvery is how often a peer with open work renews.
 const RenewEvery = 3 * time.Second

@@ -74,6 +74,7 @@ func (s *State) Apply(index uint64, e pcm.Entry) pcm.Effects {
 	a := &applying{State: s, index: index, entry: e, effects: &effects}
 	s.stamp = max(s.stamp, e.Stamp)
 	s.forget()
+	s.forgetVoids()
 	a.time()
 	for _, c := range e.Commands {
 		effects.Results = append(effects.Results, a.command(c))
@@ -229,6 +230,10 @@ func (a *applying) op(peer pcm.PeerID, op *pcm.Op) (pcm.OpResult, bool) {
 		worth, err = a.noteKey(op.NoteKey)
 	case op.Scale != nil:
 		worth, err = a.scale(op)
+	case op.Void != nil:
+		worth, err = a.void(op.Void)
+	case op.Clear != nil:
+		err = a.clear(op)
 	}
 	if err != nil {
 		return pcm.OpResult{Err: pcm.AsError(err)}, false

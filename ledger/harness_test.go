@@ -58,9 +58,11 @@ func idOf(prefix, name string) string {
 
 func jobID(name string) pcm.JobID { return pcm.JobID(idOf("job-", name)) }
 
-func newCell() *cell {
+func newCell() *cell { return newCellNamed("home") }
+
+func newCellNamed(name string) *cell {
 	root := keyOf("root")
-	g := ledger.Genesis{Mesh: pcm.NewMeshID(root.Public()), Root: root.Public(), Cell: pcm.CellID(idOf("cell-", "home")), Name: "home"}
+	g := ledger.Genesis{Mesh: pcm.NewMeshID(root.Public()), Root: root.Public(), Cell: pcm.CellID(idOf("cell-", name)), Name: name}
 	return &cell{
 		genesis: g, root: root, state: ledger.New(g), wall: founded.UnixMilli(), stamp: 1000,
 		docs: map[string][]byte{}, peers: map[string]*actor{},

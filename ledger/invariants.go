@@ -32,10 +32,12 @@ func (s *State) Check() error {
 			if at.State.Live() {
 				n++
 				k := taskKey{t.Terms.Job, t.Terms.Step, i}
-				if other, twice := live[k]; twice {
+				if other, twice := live[k]; twice && !t.Terms.Abroad() { // else another cell judges its tasks
 					return broken("task %d/%d of %s has two live attempts: in %s and in %s", t.Terms.Step, i, t.Terms.Job, other, t.ID)
 				}
-				live[k] = t.ID
+				if !t.Terms.Abroad() {
+					live[k] = t.ID
+				}
 			}
 			if len(pcm.AttemptNext[at.State]) == 0 {
 				final++
@@ -62,7 +64,9 @@ func (s *State) Check() error {
 		k := PoolKey{t.Terms.Seller, t.Terms.Pool}
 		reserved[k] = use{reserved[k].r.Plus(r), reserved[k].slots + slots}
 		liveAt[t.Terms.Seller] += n
-		open[t.Terms.Job]++
+		if !t.Terms.Abroad() {
+			open[t.Terms.Job]++
+		}
 		if t.Terms.Buyer != t.SellerAccount {
 			held[BalanceKey{t.Terms.Buyer, t.SellerAccount, t.Terms.Price.Unit}] += t.Held
 		}
@@ -134,8 +138,11 @@ func (j *Job) check(open int, broken func(string, ...any) error) error {
 	var held pcm.Micro
 	placed := 0
 	for _, p := range j.Places {
-		held += pcm.MulMicro(p.HoldEach, p.Open)
+		held += pcm.MulMicro(p.HoldEach, p.Open+p.Doubt)
 		placed += p.Open
+		if p.Terms != nil && (p.Open < 0 || p.Doubt < 0 || p.Open+p.Doubt+p.Due.Len() > p.Terms.Tasks.Len() || p.Counted > pcm.MulMicro(p.HoldEach, p.Due.Len())) {
+			return broken("%s of %s, abroad, counts %d undecided and %d doubtful tasks and %s for %d; it has %d", p.Trade, j.ID, p.Open, p.Doubt, p.Counted, p.Due.Len(), p.Terms.Tasks.Len())
+		}
 	}
 	if held != j.Held || placed != j.Counts()[pcm.TaskPlaced] {
 		return broken("%s holds %s for %d placed tasks; its placements hold %s for %d", j.ID, j.Held, j.Counts()[pcm.TaskPlaced], held, placed)

@@ -55,6 +55,13 @@ type Placement struct {
 	HoldEach pcm.Micro   `cbor:"3,keyasint"`
 	Open     int         `cbor:"4,keyasint"` // undecided tasks
 	Awarded  bool        `cbor:"5,keyasint"` // once; a trade that has closed is not opened again
+
+	// Of a trade abroad, kept until it is cleared:
+	Terms     *pcm.Terms `cbor:"6,keyasint,omitempty"`  // nil: the trade is in this cell
+	Due       pcm.Spans  `cbor:"7,keyasint,omitempty"`  // tasks with a result that is to be paid
+	Counted   pcm.Micro  `cbor:"8,keyasint,omitempty"`  // what they cost as far as this cell can know
+	Doubt     int        `cbor:"9,keyasint,omitempty"`  // tasks given up of which it is open what they cost: still held for
+	DecidedAt int64      `cbor:"10,keyasint,omitempty"` // log time at which the last task was decided, ms
 }
 
 // Step is a step of a job.
@@ -97,7 +104,7 @@ func (j *Job) Counts() map[pcm.TaskState]int {
 }
 
 // Settled tells whether the job has ended and nothing of it is open.
-func (j *Job) Settled() bool { return j.EndedAt != 0 && j.Trades == 0 }
+func (j *Job) Settled() bool { return j.EndedAt != 0 && j.Trades == 0 && len(j.Places) == 0 }
 
 func (a *applying) submit(o *pcm.Op) (bool, error) {
 	op := o.Submit
@@ -214,6 +221,8 @@ func (j *Job) MayDrive(peer pcm.PeerID, account pcm.AccountID) error {
 		return pcm.Errorf(pcm.Forbidden, "%s allows no takeover", j.ID)
 	case account != j.Buyer && j.Takeover != pcm.TakeoverAny:
 		return pcm.Errorf(pcm.Forbidden, "%s may be taken over by peers of its own account only", j.ID)
+	case account != j.Buyer && j.abroad() > 0:
+		return pcm.Errorf(pcm.Forbidden, "%s has work in other cells, which only peers of its own account can go on with", j.ID)
 	}
 	return nil
 }
@@ -259,6 +268,9 @@ func (a *applying) place(o *pcm.Op) (bool, error) {
 	if t.Buyer != j.Buyer || t.Spec != j.Spec || t.Driver != a.by.Peer || t.Price.Unit != j.Unit {
 		return false, pcm.Errorf(pcm.Invalid, "the terms name another buyer, spec, driver or unit than %s has", j.ID)
 	}
+	if err := a.mayPlaceAbroad(j, t); err != nil {
+		return false, err
+	}
 	if t.Fence <= j.Fence {
 		return false, pcm.Errorf(pcm.Conflict, "fencing token %d of %s is used: the last one is %d", t.Fence, j.ID, j.Fence)
 	}
@@ -301,7 +313,14 @@ func (a *applying) place(o *pcm.Op) (bool, error) {
 	}
 	j.Fence = t.Fence
 	j.Held += hold
-	j.Places = append(j.Places, Placement{Trade: t.Trade(), Step: t.Step, HoldEach: t.HoldEach(), Open: t.Tasks.Len()})
+	p := Placement{Trade: t.Trade(), Step: t.Step, HoldEach: t.HoldEach(), Open: t.Tasks.Len()}
+	if t.Abroad() {
+		terms := *t
+		terms.Tasks = slices.Clone(t.Tasks)
+		p.Terms = &terms
+		a.abroad++
+	}
+	j.Places = append(j.Places, p)
 	return true, nil
 }
 
@@ -325,6 +344,9 @@ func (a *applying) unplace() {
 	}
 	p.job.Fence = p.fence
 	p.job.Held -= p.hold
+	if p.job.Places[len(p.job.Places)-1].Terms != nil {
+		a.abroad--
+	}
 	p.job.Places = p.job.Places[:len(p.job.Places)-1]
 }
 
@@ -344,6 +366,9 @@ func checkTerms(t *pcm.Terms) error {
 	}
 	if err := t.Each.Validate(); err != nil {
 		return err
+	}
+	if t.Abroad() && (!t.Home.Valid() || t.Home == t.Cell || t.AwardBy <= 0) || !t.Abroad() && t.AwardBy != 0 {
+		return pcm.Errorf(pcm.Invalid, "terms of a trade abroad name another cell as the buyer's and until when it may be awarded; these name %.40q and %d", t.Home, t.AwardBy)
 	}
 	return t.Price.Validate()
 }
@@ -367,11 +392,14 @@ func (a *applying) accept(o *pcm.Op) (pcm.Spans, error) {
 	if err != nil {
 		return nil, err
 	}
+	if p := j.placedAbroad(op.Trade); p != nil {
+		return a.acceptAbroad(o, j, p)
+	}
 	t, err := a.openTrade(op.Trade)
 	if err != nil {
 		return nil, err
 	}
-	if t.Terms.Job != j.ID {
+	if t.Terms.Job != j.ID || t.Terms.Abroad() {
 		return nil, pcm.Errorf(pcm.Invalid, "%s is not of %s", t.ID, j.ID)
 	}
 	results, err := byIndex(op.Results)
@@ -389,14 +417,7 @@ func (a *applying) accept(o *pcm.Op) (pcm.Spans, error) {
 			return pcm.Errorf(pcm.Conflict, "attempt %s/%d is %s: the result is not the one that its seller finished with", t.ID, i, at.State)
 		}
 		a.decide(j, t.ID, at.Charge)
-		result := *r
-		tk.Result, tk.State, tk.Reason = &result, pcm.TaskDone, r.Reason
-		if r.Outcome != pcm.OutcomeOK {
-			tk.State = pcm.TaskFailed
-		}
-		if r.Outcome == pcm.OutcomeStopped {
-			tk.State = pcm.TaskCancelled
-		}
+		tk.take(r)
 		return nil
 	})
 	if err != nil {
@@ -405,6 +426,18 @@ func (a *applying) accept(o *pcm.Op) (pcm.Spans, error) {
 	a.event(o, j.ID, t, t.Terms.Seller, j.Driver, j.Submitter)
 	a.endIfDone(j)
 	return skipped, nil
+}
+
+// take makes a result the task's own.
+func (tk *Task) take(r *pcm.Result) {
+	result := *r
+	tk.Result, tk.State, tk.Reason = &result, pcm.TaskDone, r.Reason
+	if r.Outcome != pcm.OutcomeOK {
+		tk.State = pcm.TaskFailed
+	}
+	if r.Outcome == pcm.OutcomeStopped {
+		tk.State = pcm.TaskCancelled
+	}
 }
 
 // abandon gives attempts up.
@@ -427,6 +460,9 @@ func (a *applying) abandon(o *pcm.Op) (pcm.Spans, error) {
 	}
 	if !op.Tasks.Valid(len(j.Steps[step].Tasks)) {
 		return nil, pcm.Errorf(pcm.Invalid, "the abandonment names tasks that %s doesn't have", j.ID)
+	}
+	if j.Places[at].Terms != nil {
+		return a.abandonAbroad(o, j, &j.Places[at])
 	}
 	t := a.trades[op.Trade] // nil: it was never awarded, or all of it is closed
 	skipped, err := each(op.Tasks.All, func(i int) error { return a.abandonOne(j, t, step, i, op) })
@@ -460,24 +496,37 @@ func (a *applying) abandonOne(j *Job, t *Trade, step, i int, op *pcm.Abandon) er
 	case op.Fault == pcm.FaultTask:
 		return pcm.Errorf(pcm.Conflict, "task %d/%d has no result that could be its own failure", step, i)
 	}
-	if op.Fault == pcm.FaultTask {
+	if err := j.retries(tk, step, i, op.Fault); err != nil {
+		return err
+	}
+	a.decide(j, op.Trade, charge)
+	j.again(tk, step, op.Reason)
+	return nil
+}
+
+// retries counts a task's own failure, if it may be tried again after that.
+func (j *Job) retries(tk *Task, step, i int, fault pcm.Fault) error {
+	if fault == pcm.FaultTask {
 		if !j.Steps[step].retryLeft(tk) || j.Stopping {
 			return pcm.Errorf(pcm.Conflict, "task %d/%d has no retry left: accept its result", step, i)
 		}
 		tk.Failures++
 	}
+	return nil
+}
+
+// again has a task whose attempt was given up wait for the next one, if there may be one.
+func (j *Job) again(tk *Task, step int, reason string) {
 	if len(tk.History) < maxHistory {
-		tk.History = append(tk.History, fmt.Sprintf("attempt %d at %s: %s", tk.Attempt, pcm.Short(tk.Seller), op.Reason))
+		tk.History = append(tk.History, fmt.Sprintf("attempt %d at %s: %s", tk.Attempt, pcm.Short(tk.Seller), reason))
 	}
-	a.decide(j, op.Trade, charge)
-	tk.State, tk.Reason = pcm.TaskWaiting, op.Reason
+	tk.State, tk.Reason = pcm.TaskWaiting, reason
 	switch {
 	case j.Stopping:
 		tk.State = pcm.TaskCancelled
 	case tk.Attempt >= j.Steps[step].mostAttempts():
-		tk.State, tk.Reason = pcm.TaskFailed, fmt.Sprintf("given up after %d attempts; the last: %s", tk.Attempt, op.Reason)
+		tk.State, tk.Reason = pcm.TaskFailed, fmt.Sprintf("given up after %d attempts; the last: %s", tk.Attempt, reason)
 	}
-	return nil
 }
 
 // decide turns the budget held for one placed task into what it cost.

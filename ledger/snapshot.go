@@ -29,6 +29,7 @@ type snapshot struct {
 	Burned   []pair[pcm.Digest, Burned]        `cbor:"12,keyasint"`
 	Seen     []pair[pcm.CommandID, remembered] `cbor:"13,keyasint"`
 	Granted  int64                             `cbor:"14,keyasint"`
+	Voids    []pair[pcm.TradeID, int64]        `cbor:"15,keyasint,omitempty"`
 }
 
 type pair[K, V any] struct {
@@ -56,6 +57,7 @@ func (s *State) Snapshot() ([]byte, error) {
 		Balances: pairs(s.balances, BalanceKey.compare),
 		Burned:   pairs(s.burned, cmp.Compare[pcm.Digest]),
 		Seen:     pairs(s.seen, compareIDs),
+		Voids:    pairs(s.voids, cmp.Compare[pcm.TradeID]),
 	})
 }
 
@@ -96,6 +98,7 @@ func (s *State) Restore(data []byte) error {
 	for _, j := range in.Jobs {
 		n.jobs[j.ID] = j
 		n.tasks += j.tasks()
+		n.abroad += j.abroad()
 	}
 	for _, t := range in.Trades {
 		n.trades[t.ID] = t
@@ -105,6 +108,9 @@ func (s *State) Restore(data []byte) error {
 	}
 	for _, b := range in.Burned {
 		n.burned[b.Key] = b.Value
+	}
+	for _, v := range in.Voids {
+		n.voids[v.Key] = v.Value
 	}
 	for _, r := range in.Seen {
 		n.seen[r.Key] = r.Value
@@ -146,7 +152,7 @@ func (in *snapshot) whole() error {
 			return damaged("jobs")
 		}
 		for _, p := range j.Places {
-			if p.Step < 0 || p.Step >= len(j.Steps) {
+			if p.Step < 0 || p.Step >= len(j.Steps) || p.Terms != nil && (p.Terms.Step != p.Step || p.Terms.Trade() != p.Trade) {
 				return damaged("jobs")
 			}
 		}

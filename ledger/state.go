@@ -43,6 +43,10 @@ type State struct {
 	burned   map[pcm.Digest]Burned
 	seen     map[pcm.CommandID]remembered
 	buckets  map[int64][]pcm.CommandID // IDs of seen by NotAfter, in steps of seenBucket
+
+	voids    map[pcm.TradeID]int64 // trades abroad that are not to be awarded, by their AwardBy
+	voidsDue int64                 // log time before which none of voids is past: a lower bound
+	abroad   int                   // placements abroad of all jobs
 }
 
 var treeFactory = &compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}
@@ -64,6 +68,7 @@ func New(g Genesis) *State {
 		burned:   map[pcm.Digest]Burned{},
 		seen:     map[pcm.CommandID]remembered{},
 		buckets:  map[int64][]pcm.CommandID{},
+		voids:    map[pcm.TradeID]int64{},
 	}
 }
 

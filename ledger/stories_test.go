@@ -34,6 +34,9 @@ func TestStories(t *testing.T) {
 			return answer
 		})
 		s.mustAudit(t)
+		for _, name := range slices.Sorted(maps.Keys(s.cells)) {
+			s.cells[name].mustAudit(t)
+		}
 	})
 }
 
@@ -47,12 +50,14 @@ type story struct {
 	named   map[string]pcm.CommandID // commands that were given a name
 	last    *pcm.Signed
 	words   map[string]string // for identifiers, in full and abbreviated
+	cells   map[string]*cell  // those that the story tells of, beside the one that it is in now
+	in      string            // its name
 }
 
 func newStory() *story {
 	s := &story{
 		cell: newCell(), jobs: map[string]pcm.JobID{}, trades: map[string]pcm.Terms{},
-		words: map[string]string{}, results: map[string]map[int]pcm.Result{}, invites: map[string]pcm.Signed{}, named: map[string]pcm.CommandID{},
+		words: map[string]string{}, cells: map[string]*cell{}, in: "home", results: map[string]map[int]pcm.Result{}, invites: map[string]pcm.Signed{}, named: map[string]pcm.CommandID{},
 	}
 	s.name(string(s.genesis.Cell), "cell-home")
 	s.name(string(s.genesis.Mesh), "mesh-one")
@@ -121,6 +126,9 @@ func (l line) who() *actor { return l.actor(l.CmdArgs[0].Key) }
 
 func (l line) actor(name string) *actor {
 	a := l.s.peers[name]
+	for _, in := range slices.Sorted(maps.Keys(l.s.cells)) {
+		a = cmp.Or(a, l.s.cells[in].peers[name])
+	}
 	if a == nil {
 		l.t.Fatalf("%s: nobody is called %q", l.Pos, name)
 	}
@@ -176,6 +184,8 @@ func (s *story) tell(t *testing.T, d *datadriven.TestData) string {
 			return "ok"
 		}
 		return s.send(l, a, pcm.Op{Enroll: &pcm.Enroll{Passport: a.passport}})
+	case "cell":
+		return s.moveTo(d.CmdArgs[0].Key)
 	case "time":
 		fx := s.pass(l.elapsed(0))
 		return s.answer(nil, fx)
@@ -283,6 +293,8 @@ func (s *story) answer(r *pcm.CommandResult, fx pcm.Effects) string {
 			fmt.Fprintf(&b, "closed: %s, paid %s\n", f.Closed.Trade, f.Closed.Paid)
 		case f.Overdue != nil:
 			fmt.Fprintf(&b, "overdue: %s\n", f.Overdue.Job)
+		case f.Cleared != nil:
+			fmt.Fprintf(&b, "cleared by time: %s of %s in %s\n", f.Cleared.Trade, f.Cleared.Job, f.Cleared.Cell)
 		}
 	}
 	return s.plain(b.String())
@@ -347,6 +359,9 @@ func (s *story) draw(l line, a *actor) pcm.Terms {
 	}
 	if driver := l.str("driver", ""); driver != "" {
 		t.Driver = l.actor(driver).peer
+	}
+	if name := l.str("abroad", ""); name != "" {
+		s.drawAbroad(l, seller, name, &t)
 	}
 	name := l.str("as", "t1")
 	s.trades[name] = t
@@ -417,7 +432,7 @@ func (s *story) ops(l line) []pcm.Op {
 		return []pcm.Op{{Accept: &pcm.Accept{Job: l.job(), Term: term(l.job()), Trade: t.Trade(), Results: results}}}
 	case "abandon":
 		_, t := l.trade()
-		return []pcm.Op{{Abandon: &pcm.Abandon{Job: l.job(), Term: term(l.job()), Trade: t.Trade(), Tasks: l.spans(), Fault: pcm.Fault(l.str("fault", "seller")), Reason: reason}}}
+		return []pcm.Op{{Abandon: &pcm.Abandon{Job: l.job(), Term: term(l.job()), Trade: t.Trade(), Tasks: l.spans(), Fault: pcm.Fault(l.str("fault", "seller")), Reason: reason, Over: l.HasArg("over"), Results: s.told(l)}}}
 	case "stop":
 		_, t := l.trade()
 		return []pcm.Op{{Stop: &pcm.Stop{Trade: t.Trade(), Tasks: l.spans(), Reason: reason}}}
@@ -429,6 +444,12 @@ func (s *story) ops(l line) []pcm.Op {
 		return []pcm.Op{{Dispute: &pcm.Dispute{Trade: t.Trade(), Tasks: l.spans(), Reason: reason}}}
 	case "scale":
 		return []pcm.Op{{Scale: &pcm.Scale{Job: l.job(), Step: l.num("step", 0), Count: l.num("to", 1)}}}
+	case "void":
+		_, t := l.trade()
+		return []pcm.Op{{Void: &pcm.Void{Terms: t}}}
+	case "clear":
+		_, t := l.trade()
+		return []pcm.Op{{Clear: &pcm.Clear{Job: l.job(), Trade: t.Trade(), Paid: l.micro("paid", "0")}}}
 	case "cancel":
 		return []pcm.Op{{Cancel: &pcm.Cancel{Job: l.job(), Reason: reason}}}
 	}
@@ -542,6 +563,7 @@ func (s *story) showJob(b *strings.Builder, id pcm.JobID) {
 		return
 	}
 	fmt.Fprintf(b, "%s%s%s, driven by %s in term %d, held %s, paid %s%s%s\n", j.State, when(j.Stopping && j.EndedAt == 0, ", stopping"), because(j.Reason), j.Driver, j.Term, j.Held, j.Paid, when(j.Trades > 0, fmt.Sprintf(", %d open trades", j.Trades)), when(archived, ", archived"))
+	s.showAbroad(b, j)
 	for si, st := range j.Steps {
 		for i, tk := range st.Tasks {
 			fmt.Fprintf(b, "%d/%d %s", si, i, tk.State)

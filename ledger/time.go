@@ -97,6 +97,7 @@ func (a *applying) expire() {
 		if a.full() {
 			return
 		}
+		a.expireAbroad(j)
 		if j.OverdueAt == 0 || j.Stopping || j.EndedAt != 0 {
 			continue
 		}

@@ -152,10 +152,18 @@ func (a *applying) sold(id pcm.TradeID) (*Trade, error) {
 
 // driver is who should hear of a trade's news: whoever drives its job now.
 func (a *applying) driver(t *Trade) pcm.PeerID {
-	if j := a.jobs[t.Terms.Job]; j != nil {
+	if j := a.jobOf(t); j != nil {
 		return j.Driver
 	}
 	return t.Terms.Driver
+}
+
+// jobOf is the job of a trade; nil if it is in another cell, or archived.
+func (s *State) jobOf(t *Trade) *Job {
+	if t.Terms.Abroad() {
+		return nil
+	}
+	return s.jobs[t.Terms.Job]
 }
 
 // award binds the seller: the sole judge of offer, price, capacity and credit.
@@ -179,6 +187,9 @@ func (a *applying) award(o *pcm.Op) (bool, error) {
 			return false, nil
 		}
 		return false, pcm.Errorf(pcm.Conflict, "%s was awarded on other terms", id)
+	}
+	if t.Abroad() {
+		return true, a.awardAbroad(o, id)
 	}
 	// Place comes before Award: every task must be placed with exactly this trade.
 	j, err := a.openJob(t.Job)
@@ -211,10 +222,21 @@ func (a *applying) award(o *pcm.Op) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	if err := a.bind(o, p, seller); err != nil {
+		return false, err
+	}
+	j.Places[place].Awarded = true
+	j.Trades++
+	return true, nil
+}
+
+// bind opens the trade that an award brings about, if the seller gives credit for it.
+func (a *applying) bind(o *pcm.Op, p *Pool, seller *Member) error {
+	t, id := &o.Award.Terms, o.Award.Terms.Trade()
 	n := t.Tasks.Len()
 	hold := pcm.MulMicro(t.HoldEach(), n)
 	if err := a.mayOwe(t.Buyer, seller, t.Price.Unit, hold); err != nil {
-		return false, err
+		return err
 	}
 	tr := &Trade{
 		ID: id, Terms: *t, SellerAccount: seller.Account, AwardedAt: a.stamp,
@@ -225,15 +247,13 @@ func (a *applying) award(o *pcm.Op) (bool, error) {
 		tr.Attempts[i].State = pcm.AttemptAwarded
 	}
 	a.trades[id] = tr
-	j.Places[place].Awarded = true
 	r, slots := tr.reserved()
 	p.Reserved, p.Slots = p.Reserved.Plus(r), p.Slots+slots
 	seller.Live += n
-	j.Trades++
 	a.hold(tr, hold)
 	a.soon(a.stamp + leaseMS(0))
-	a.event(o, j.ID, tr, t.Seller, a.by.Peer)
-	return true, nil
+	a.event(o, t.Job, tr, t.Seller, a.by.Peer)
+	return nil
 }
 
 // sellable checks the seller's side of the terms.
@@ -305,7 +325,10 @@ func (a *applying) close(t *Trade) {
 	a.fact(pcm.Fact{Closed: &pcm.Closed{Trade: t.ID, Job: t.Terms.Job, Paid: t.Paid}}, t.Terms.Job, t, t.Terms.Seller, a.driver(t))
 	a.document(TradeKey(t.ID), t)
 	delete(a.trades, t.ID)
-	if j := a.jobs[t.Terms.Job]; j != nil {
+	if t.Terms.Abroad() {
+		a.barAgain(t)
+	}
+	if j := a.jobOf(t); j != nil {
 		j.Trades--
 		a.archive(j)
 	}
@@ -384,7 +407,7 @@ func (a *applying) settle(o *pcm.Op) error {
 	if !op.Tasks.Valid(pcm.MaxTasks) {
 		return pcm.Errorf(pcm.Invalid, "the settlement names no valid tasks")
 	}
-	j := a.jobs[t.Terms.Job]
+	j := a.jobOf(t)
 	var sum pcm.Micro
 	for i := range op.Tasks.All {
 		at := t.attempt(i)
