@@ -47,6 +47,11 @@ type Config struct {
 	// can. It is called in parallel, before a command is proposed.
 	Check func(pcm.Signed) error
 
+	// Verify tells which commands have valid signatures; nil: [pcm.VerifyBatch]. It
+	// is called in parallel. Others than measurements have no use for another one:
+	// all peers of a cell must come to the same verdict.
+	Verify func([]pcm.Signed) []bool
+
 	// Answer answers a question about the ledger by an admitted peer, which need
 	// not be of the cell ([Away.Query]). All that was committed before the question
 	// was asked is applied by then. It is called in parallel, at most maxQueries at
@@ -119,6 +124,9 @@ func (cfg *Config) complete() error {
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Verify == nil {
+		cfg.Verify = func(batch []pcm.Signed) []bool { return pcm.VerifyBatch(pcm.DomainCommand, batch) }
 	}
 	if cfg.Stabilise == 0 {
 		cfg.Stabilise = 2 * time.Second

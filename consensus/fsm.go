@@ -119,7 +119,7 @@ func (f *fsm) prepare(logs []*raft.Log) ([]pcm.Entry, error) {
 		}
 		entries = append(entries, e)
 	}
-	if i := firstInvalid(cmds); i >= 0 {
+	if i := f.firstInvalid(cmds); i >= 0 {
 		return entries[:of[i]], pcm.Errorf(pcm.Unauthorized, "a committed command has an invalid signature (signer %x)", cmds[i].Signer)
 	}
 	return entries, bad
@@ -174,17 +174,17 @@ func (f *fsm) applyOne(l *raft.Log, e pcm.Entry) (resp any, err error) {
 const minVerify = 64
 
 // firstInvalid checks signatures on all cores; -1 if all are valid.
-func firstInvalid(cmds []pcm.Signed) int {
+func (f *fsm) firstInvalid(cmds []pcm.Signed) int {
 	n := min(runtime.GOMAXPROCS(0), (len(cmds)+minVerify-1)/minVerify)
 	if n <= 1 {
-		return firstInvalidOf(cmds)
+		return f.firstInvalidOf(cmds)
 	}
 	bad := make([]int, n)
 	var wg sync.WaitGroup
 	for i := range n {
 		from, to := i*len(cmds)/n, (i+1)*len(cmds)/n
 		wg.Go(func() {
-			if bad[i] = firstInvalidOf(cmds[from:to]); bad[i] >= 0 {
+			if bad[i] = f.firstInvalidOf(cmds[from:to]); bad[i] >= 0 {
 				bad[i] += from
 			}
 		})
@@ -198,8 +198,8 @@ func firstInvalid(cmds []pcm.Signed) int {
 	return -1
 }
 
-func firstInvalidOf(cmds []pcm.Signed) int {
-	for i, ok := range pcm.VerifyBatch(pcm.DomainCommand, cmds) {
+func (f *fsm) firstInvalidOf(cmds []pcm.Signed) int {
+	for i, ok := range f.c.cfg.Verify(cmds) {
 		if !ok {
 			return i
 		}

@@ -293,7 +293,7 @@ func (p *proposer) check(units []*unit) {
 			places = append(places, place{u, i})
 		}
 	}
-	for n, ok := range pcm.VerifyBatch(pcm.DomainCommand, batch) {
+	for n, ok := range p.c.cfg.Verify(batch) {
 		if !ok {
 			refuse(places[n].u, places[n].i, pcm.Errorf(pcm.Unauthorized, "the command's signature is not valid"))
 		}

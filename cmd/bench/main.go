@@ -1,11 +1,11 @@
 // Command bench measures what PCM promises, with real processes on this machine:
 // start and idle cost, the latency of one job on a cell of three, the throughput
-// of arrays, and how long the loss of a seller takes to mend. Each figure is
-// printed beside its target; a missed target does not fail the run, since figures
-// depend on the machine, but a wrong result does. The parts backends and tracked are run only when
+// of arrays, how long the loss of a seller takes to mend, and what a cell commits
+// beside etcd. Each figure is printed beside its target; a missed target does not
+// fail the run, since figures depend on the machine, but a wrong result does. The parts backends and tracked are run only when
 // they are named: they start the servers of other back ends, as root, and take long.
 //
-//	go run ./cmd/bench -pcm bin/pcm [-only up,job,array,module,loss,backends,tracked] [-servers slurm] [-quick]
+//	go run ./cmd/bench -pcm bin/pcm [-only up,job,array,module,loss,cells,backends,tracked] [-servers slurm] [-quick]
 package main
 
 import (
@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -34,29 +35,58 @@ type bench struct {
 	tasks   int             // of an array on a back end
 	rounds  int             // of each such array
 	servers map[string]bool // that are measured; none: all
+
+	each    time.Duration // of one load on a cell
+	checks  []int         // signatures of a command that are checked, each in a cell of its own
+	callers int           // measured alone; 0: all
+	etcd    string        // a built cmd/bench/etcd; "": it is built
+	store   string        // of Raft's log
+	profile string        // where CPU profiles of a cell's processes go
 }
 
 func main() {
+	if len(os.Args) == 4 && os.Args[1] == "member" {
+		at, err := strconv.Atoi(os.Args[3])
+		if err == nil {
+			err = runMember(os.Args[2], at)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "bench: member:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	var b bench
-	var only, servers string
+	var only, servers, checks string
 	var quick bool
 	flag.StringVar(&b.pcm, "pcm", "bin/pcm", "the program to measure")
-	flag.StringVar(&only, "only", "", "parts to run, separated by commas: up, job, array, module, loss (default: these), backends, tracked")
+	flag.StringVar(&only, "only", "", "parts to run, separated by commas: up, job, array, module, loss, cells (default: these), backends, tracked")
 	flag.StringVar(&servers, "servers", "", "back ends to measure, separated by commas: process, slurm, container, kubernetes (default: all)")
 	flag.IntVar(&b.tasks, "tasks", 0, "tasks of an array on a back end, a tenth of those tracked (default: 1000)")
 	flag.IntVar(&b.rounds, "rounds", 3, "how often each back end runs it")
 	flag.BoolVar(&quick, "quick", false, "a tenth of everything, for a first look")
+	flag.DurationVar(&b.each, "for", 3*time.Second, "how long each load on a cell lasts")
+	flag.StringVar(&checks, "signatures", "0,1,2", "signatures of a command that are checked, each number in a cell of its own")
+	flag.IntVar(&b.callers, "callers", 0, "measure cells with so many callers only: 1, 64 or 1024")
+	flag.StringVar(&b.etcd, "etcd", "", "the built program of cmd/bench/etcd (default: it is built)")
+	flag.StringVar(&b.store, "store", "", "of a cell's Raft log (default: the usual one)")
+	flag.StringVar(&b.profile, "profile", "", "write CPU profiles of a cell's processes to files that begin so")
 	flag.BoolVar(&b.keep, "keep", false, "keep the data folders and logs")
 	flag.Parse()
 	b.idle, b.jobs, b.many, b.mods = 60*time.Second, 200, 2000, 200
 	if quick {
 		b.idle, b.jobs, b.many, b.mods = 6*time.Second, 20, 200, 20
-		b.rounds = 1
+		b.rounds, b.each = 1, time.Second
 	}
 	if b.tasks <= 0 {
 		b.tasks = b.many / 2
 	}
 	b.rounds = max(b.rounds, 1)
+	for n := range strings.SplitSeq(checks, ",") {
+		if v, err := strconv.Atoi(n); err == nil && v >= 0 && v <= 2 {
+			b.checks = append(b.checks, v)
+		}
+	}
 	for name := range strings.SplitSeq(servers, ",") {
 		if name != "" {
 			if b.servers == nil {
@@ -81,7 +111,7 @@ type part struct {
 }
 
 func (b *bench) run(ctx context.Context, only string) error {
-	parts := []part{{"up", b.up}, {"job", b.job}, {"array", b.array}, {"module", b.module}, {"loss", b.loss}, {"backends", b.backends}, {"tracked", b.tracked}}
+	parts := []part{{"up", b.up}, {"job", b.job}, {"array", b.array}, {"module", b.module}, {"loss", b.loss}, {"cells", b.cells}, {"backends", b.backends}, {"tracked", b.tracked}}
 	wanted := map[string]bool{}
 	for name := range strings.SplitSeq(only, ",") {
 		if name != "" {

@@ -1,0 +1,305 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/pprof"
+	"time"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/host"
+	corepeer "github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/peerstore"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/consensus"
+	"github.com/jointcloud/pcm/ledger"
+)
+
+// plan is what the processes of one cell under measurement have in common: they
+// are peers without a mesh around them, whose passports the root key has signed.
+type plan struct {
+	Dir     string // of all of them
+	Mesh    pcm.MeshID
+	Cell    pcm.CellID
+	Root    []byte   // seed
+	Members [][]byte // seeds; the first founds the cell
+	Caller  []byte   // seed of the peer that proposes, which is not in the cell
+	Signers [][]byte // seeds of the peers whose commands it proposes
+	Checks  int      // signatures that are checked of each command: 0, 1 or 2
+	Store   string   // of Raft's log; "": the default
+	Profile string   // a file for each process's CPU profile begins with it; "": none
+}
+
+func seeds(n int) [][]byte {
+	list := make([][]byte, n)
+	for i := range list {
+		list[i] = pcm.NewKey().Seed()
+	}
+	return list
+}
+
+func keyOf(seed []byte) pcm.Key {
+	k, err := pcm.KeyFromSeed(seed)
+	if err != nil {
+		panic(err) // the plan is ours
+	}
+	return k
+}
+
+func (p plan) genesis() ledger.Genesis {
+	return ledger.Genesis{Mesh: p.Mesh, Root: keyOf(p.Root).Public(), Cell: p.Cell, Name: "bench"}
+}
+
+// verify is the check of signatures that the plan asks for; nil: the usual one.
+func (p plan) verify() func([]pcm.Signed) []bool {
+	if p.Checks == 1 {
+		return nil
+	}
+	return func(batch []pcm.Signed) []bool {
+		ok := make([]bool, len(batch))
+		for i := range ok {
+			ok[i] = true
+		}
+		for range p.Checks { // of two signers, as the cost goes
+			for i, good := range pcm.VerifyBatch(pcm.DomainCommand, batch) {
+				ok[i] = ok[i] && good
+			}
+		}
+		return ok
+	}
+}
+
+// enrol is the command that makes a peer known to the cell.
+func (p plan) enrol(key pcm.Key, logTime int64) (pcm.Signed, error) {
+	root := keyOf(p.Root)
+	passport, err := pcm.IssuePassport(root, root.Public(), pcm.Signed{}, pcm.Passport{
+		Mesh: p.Mesh, Peer: key.Peer(), Account: key.Account(), Name: "bench", AccountBy: pcm.SignJoin(key, p.Mesh, key.Peer()),
+	}, time.Now())
+	return p.sign(key, key.Peer(), logTime, pcm.Op{Enroll: &pcm.Enroll{Passport: passport}}), err
+}
+
+func (p plan) sign(key pcm.Key, self pcm.PeerID, logTime int64, ops ...pcm.Op) pcm.Signed {
+	return key.Seal(pcm.DomainCommand, pcm.Command{
+		Version: pcm.CommandVersion, ID: pcm.NewCommandID(), Mesh: p.Mesh, Cell: p.Cell, Peer: self,
+		NotAfter: logTime + pcm.CommandWindow - 5_000, Ops: ops,
+	})
+}
+
+// work is a command of about 400 bytes, signature and all, that takes effect: a
+// job is submitted and withdrawn, and goes from the hot state to the documents.
+func (p plan) work(key pcm.Key, self pcm.PeerID, logTime int64) pcm.Signed {
+	job := pcm.NewJobID()
+	return p.sign(key, self, logTime,
+		pcm.Op{Submit: &pcm.Submit{Job: job, Name: "bench", Spec: pcm.DigestOf([]byte(job)), Steps: []pcm.Shape{{Count: 1}}, Unit: "credit", Takeover: pcm.TakeoverNone}},
+		pcm.Op{Cancel: &pcm.Cancel{Job: job, Reason: "measured"}})
+}
+
+// order is what the bench asks of one of its processes, a line of JSON each.
+type order struct {
+	Do    string   `json:"do"`              // meet, open, status, grow, enrol, load
+	Peers []string `json:"peers,omitempty"` // meet: addresses of the others
+	Load  loading  `json:"load,omitzero"`
+}
+
+// answer is what a process says to an order.
+type answer struct {
+	Addr   string `json:"addr,omitempty"`
+	Status state  `json:"status,omitzero"`
+	Report report `json:"report,omitzero"`
+	Err    string `json:"err,omitempty"`
+}
+
+// state is a cell as one of its members sees it.
+type state struct {
+	Leader  pcm.PeerID `json:"leader"`
+	Voters  int        `json:"voters"`
+	Applied uint64     `json:"applied"`
+	Records uint64     `json:"records"`
+	Hot     int        `json:"hot,omitempty"` // bytes of a snapshot; measured when asked for
+}
+
+// report is the outcome of a load.
+type report struct {
+	Acknowledged int     `json:"acknowledged"`
+	Failed       int     `json:"failed"`
+	Seconds      float64 `json:"seconds"`
+	P50MS        float64 `json:"p50_ms"`
+	P99MS        float64 `json:"p99_ms"`
+	MaxMS        float64 `json:"max_ms"`
+	Bytes        int     `json:"bytes"` // of a command
+}
+
+// member is one process of a cell, or its caller.
+type member struct {
+	plan plan
+	key  pcm.Key
+	name string
+	host host.Host
+	at   int // its place among the members; -1: the caller
+
+	state  *ledger.State
+	cell   *consensus.Cell
+	client *consensus.Away
+}
+
+// runMember serves orders until standard input ends.
+func runMember(path string, at int) (err error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	m := &member{at: at, name: "caller"}
+	if err := json.Unmarshal(data, &m.plan); err != nil {
+		return err
+	}
+	m.key = keyOf(m.plan.Caller)
+	if at >= 0 {
+		m.key, m.name = keyOf(m.plan.Members[at]), fmt.Sprint("member", at)
+	}
+	m.host, err = libp2p.New(libp2p.Identity(m.key.LibP2P()), libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay())
+	if err != nil {
+		return err
+	}
+	defer m.host.Close()
+	defer m.close()
+	out := json.NewEncoder(os.Stdout)
+	if err := out.Encode(answer{Addr: m.host.Addrs()[0].String() + "/p2p/" + m.host.ID().String()}); err != nil {
+		return err
+	}
+	in := json.NewDecoder(bufio.NewReader(os.Stdin))
+	for {
+		var o order
+		if err := in.Decode(&o); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		a, err := m.serve(o)
+		if err != nil {
+			a.Err = err.Error()
+		}
+		if err := out.Encode(a); err != nil {
+			return err
+		}
+	}
+}
+
+func (m *member) close() {
+	if m.client != nil {
+		m.client.Close()
+	}
+	if m.cell != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		m.cell.Close(ctx)
+	}
+	if m.plan.Profile != "" {
+		pprof.StopCPUProfile()
+	}
+}
+
+func (m *member) serve(o order) (a answer, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	switch o.Do {
+	case "meet":
+		for _, s := range o.Peers {
+			info, err := corepeer.AddrInfoFromString(s)
+			if err != nil {
+				return a, err
+			}
+			m.host.Peerstore().AddAddrs(info.ID, info.Addrs, peerstore.PermanentAddrTTL)
+		}
+		return a, nil
+	case "open":
+		return a, m.open()
+	case "grow":
+		for _, seed := range m.plan.Members[1:] {
+			if err := m.cell.AddReplica(ctx, keyOf(seed).Peer()); err != nil {
+				return a, err
+			}
+		}
+		return a, nil
+	case "status":
+		st := m.cell.Status()
+		a.Status = state{Leader: st.Leader, Applied: st.Applied, Records: st.Records}
+		for _, p := range st.Members {
+			if p.Role == consensus.RoleVoter || p.Role == consensus.RoleLeader {
+				a.Status.Voters++
+			}
+		}
+		return a, m.cell.Err()
+	case "enrol":
+		return a, m.enrol(ctx)
+	case "load":
+		a.Report, err = m.load(o.Load)
+		return a, err
+	case "profile":
+		if m.plan.Profile == "" {
+			return a, nil
+		}
+		f, err := os.Create(m.plan.Profile + m.name + ".prof")
+		if err != nil {
+			return a, err
+		}
+		return a, pprof.StartCPUProfile(f)
+	}
+	return a, fmt.Errorf("order %q is not known", o.Do)
+}
+
+func (m *member) open() (err error) {
+	file, err := os.OpenFile(filepath.Join(m.plan.Dir, m.name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(file, &slog.HandlerOptions{Level: slog.LevelWarn})) // as long as the process
+	if m.at < 0 {
+		m.client, err = consensus.NewAway(consensus.AwayConfig{
+			Cell: m.plan.Cell, Self: m.key.Peer(), Host: m.host, Logger: log,
+			Peers: func() (list []pcm.PeerID) {
+				for _, seed := range m.plan.Members {
+					list = append(list, keyOf(seed).Peer())
+				}
+				return list
+			},
+		})
+		return err
+	}
+	m.state = ledger.New(m.plan.genesis())
+	m.cell, err = consensus.Open(consensus.Config{
+		Dir: filepath.Join(m.plan.Dir, m.name), Mesh: m.plan.Mesh, Cell: m.plan.Cell, Self: m.key.Peer(), Host: m.host,
+		Machine: m.state, Bootstrap: m.at == 0, Logger: log, MaxVoters: cmp.Or(len(m.plan.Members), 1),
+		Verify: m.plan.verify(),
+		Check:  func(s pcm.Signed) error { _, err := ledger.Check(s); return err },
+	})
+	return err
+}
+
+func (m *member) enrol(ctx context.Context) error {
+	if _, err := m.client.Locate(ctx); err != nil {
+		return err
+	}
+	for _, seed := range m.plan.Signers {
+		s, err := m.plan.enrol(keyOf(seed), m.client.LogTime())
+		if err != nil {
+			return err
+		}
+		r, err := m.client.Propose(ctx, s)
+		if err != nil {
+			return err
+		}
+		if err := r[0].First(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
