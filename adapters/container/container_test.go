@@ -13,6 +13,7 @@ import (
 
 	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/adaptertest"
+	"github.com/jointcloud/pcm/adapters/adaptertest/require"
 	"github.com/jointcloud/pcm/adapters/adaptertest/server"
 	"github.com/jointcloud/pcm/adapters/supervisor"
 )
@@ -46,7 +47,7 @@ func newRig(t *testing.T, name string, start func(context.Context) (*server.Engi
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	e, err := start(ctx)
-	adaptertest.Require(t, name, err)
+	require.Server(t, name, err)
 	t.Cleanup(func() {
 		if t.Failed() {
 			if log, err := os.ReadFile(e.Path("engine.log")); err == nil {
@@ -151,7 +152,7 @@ func TestConformanceDocker(t *testing.T) {
 
 // Podman is for the long form: it is slow.
 func TestConformancePodman(t *testing.T) {
-	if !adaptertest.Required("podman") {
+	if !require.Named("podman") {
 		t.Skip("PODMAN IS NOT TESTED HERE: PCM_TEST_REQUIRE does not name it")
 	}
 	conformance(t, "podman", server.Podman, func(s *adaptertest.Subject) {

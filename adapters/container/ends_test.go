@@ -11,7 +11,7 @@ import (
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
-	"github.com/jointcloud/pcm/adapters/adaptertest"
+	"github.com/jointcloud/pcm/adapters/adaptertest/require"
 	"github.com/jointcloud/pcm/adapters/adaptertest/server"
 )
 
@@ -20,7 +20,7 @@ func onEach(t *testing.T, docker func(context.Context) (*server.Engine, error), 
 	t.Parallel()
 	for name, start := range map[string]func(context.Context) (*server.Engine, error){"docker": docker, "podman": server.Podman} {
 		t.Run(name, func(t *testing.T) {
-			if name == "podman" && !adaptertest.Required(name) {
+			if name == "podman" && !require.Named(name) {
 				t.Skip("PODMAN IS NOT TESTED HERE: PCM_TEST_REQUIRE does not name it")
 			}
 			t.Parallel()

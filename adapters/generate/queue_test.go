@@ -5,9 +5,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
+
+	"github.com/jointcloud/pcm/adapters/adaptertest/require"
 )
 
 const queueExample = "../../examples/adapters/dirqueue"
@@ -34,7 +35,7 @@ func TestQueueIsCurrent(t *testing.T) {
 
 // The adapter of the queue passes the suite on a real one.
 func TestQueue(t *testing.T) {
-	if !slices.Contains(strings.Split(os.Getenv("PCM_TEST_REQUIRE"), ","), "python") {
+	if !require.Named("python") {
 		t.Skip("SKIPPED: it fetches packages of Python, and PCM_TEST_REQUIRE does not name that: 'make test-plugins' does")
 	}
 	dir := filepath.Join(t.TempDir(), "dirqueue")

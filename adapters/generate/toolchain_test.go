@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jointcloud/pcm/adapters/adaptertest/require"
 	"github.com/jointcloud/pcm/adapters/rest/fake/openi"
 	"github.com/jointcloud/pcm/configs"
 )
@@ -51,8 +52,7 @@ func TestToolChains(t *testing.T) {
 	for _, lang := range []string{"python", "typescript"} {
 		t.Run(lang, func(t *testing.T) {
 			c := toolChains[lang]
-			required := slices.Contains(strings.Split(os.Getenv("PCM_TEST_REQUIRE"), ","), lang)
-			if !required {
+			if !require.Named(lang) {
 				t.Skipf("SKIPPED: it fetches packages of %s, and PCM_TEST_REQUIRE does not name that: 'make test-plugins' does", lang)
 			}
 			for _, need := range c.needs {

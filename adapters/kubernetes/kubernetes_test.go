@@ -18,6 +18,7 @@ import (
 
 	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/adaptertest"
+	"github.com/jointcloud/pcm/adapters/adaptertest/require"
 	"github.com/jointcloud/pcm/adapters/adaptertest/server"
 	"github.com/jointcloud/pcm/adapters/supervisor"
 )
@@ -67,7 +68,7 @@ func cluster0(t *testing.T) *server.Kubernetes {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	k, err := server.StartKubernetes(ctx)
-	adaptertest.Require(t, "kubernetes", err)
+	require.Server(t, "kubernetes", err)
 	t.Cleanup(func() {
 		if t.Failed() && os.Getenv("PCM_TEST_KEEP") != "" {
 			t.Logf("kept: %s", k.Dir)
@@ -99,7 +100,7 @@ func withNode(t *testing.T) (*server.Kubernetes, *server.KubernetesNode) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	n, err := k.AddNode(ctx, 0)
-	adaptertest.Require(t, "kubernetes", err)
+	require.Server(t, "kubernetes", err)
 	return k, n
 }
 

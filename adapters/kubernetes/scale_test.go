@@ -12,6 +12,7 @@ import (
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/adaptertest"
+	"github.com/jointcloud/pcm/adapters/adaptertest/require"
 )
 
 // resident is the memory of a process in MiB.
@@ -40,7 +41,7 @@ func TestPools(t *testing.T) {
 	k := cluster0(t)
 	ctx := within5(t)
 	if err := k.AddFakeNodes(ctx, 2, "32", "256Gi", "110", map[string]string{"nvidia.com/gpu": "8"}); err != nil {
-		adaptertest.Require(t, "kubernetes", err)
+		require.Server(t, "kubernetes", err)
 	}
 	in := instance(t, k)
 	pools, err := in.Adapter.Pools(ctx)
@@ -92,7 +93,7 @@ func TestTenThousand(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
 	if err := k.AddFakeNodes(ctx, 20, "1000", "4Ti", "1000", nil); err != nil {
-		adaptertest.Require(t, "kubernetes", err)
+		require.Server(t, "kubernetes", err)
 	}
 	in := instance(t, k)
 	ch, err := in.Adapter.Watch(ctx)

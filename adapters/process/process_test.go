@@ -12,6 +12,7 @@ import (
 
 	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/adaptertest"
+	"github.com/jointcloud/pcm/adapters/adaptertest/require"
 	"github.com/jointcloud/pcm/adapters/supervisor"
 )
 
@@ -58,7 +59,7 @@ func needs(t testing.TB, mode string) {
 	t.Helper()
 	skip := t.Skip
 	if strings.HasPrefix(mode, "bubblewrap") {
-		if strings.Contains(os.Getenv("PCM_TEST_REQUIRE"), "bubblewrap") {
+		if require.Named("bubblewrap") {
 			skip = t.Fatal
 		}
 		if _, err := exec.LookPath("bwrap"); err != nil {
@@ -66,7 +67,7 @@ func needs(t testing.TB, mode string) {
 		}
 	}
 	if strings.HasPrefix(mode, "landlock") && kernelLacks() != nil {
-		if strings.Contains(os.Getenv("PCM_TEST_REQUIRE"), "landlock") {
+		if require.Named("landlock") {
 			skip = t.Fatal
 		}
 		skip("THE SANDBOX BY LANDLOCK CAN'T BE HAD HERE, IT IS NOT TESTED:", kernelLacks())

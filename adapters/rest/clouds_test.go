@@ -17,6 +17,7 @@ import (
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/adaptertest"
+	"github.com/jointcloud/pcm/adapters/adaptertest/require"
 	"github.com/jointcloud/pcm/adapters/adaptertest/server"
 	"github.com/jointcloud/pcm/adapters/rest/fake/machine"
 )
@@ -72,7 +73,7 @@ func until(t testing.TB, what string, f func() bool) {
 func minutes(t *testing.T) {
 	t.Helper()
 	if os.Getenv("PCM_TEST_SERVERS") == "none" {
-		adaptertest.Require(t, "clouds", fmt.Errorf("%w: its suite takes minutes", server.ErrMissing))
+		require.Server(t, "clouds", fmt.Errorf("%w: its suite takes minutes", server.ErrMissing))
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/adaptertest"
+	"github.com/jointcloud/pcm/adapters/adaptertest/require"
 )
 
 // TestConformanceElsewhere runs the suite against a slurmrestd that somebody else
@@ -23,7 +24,7 @@ import (
 func TestConformanceElsewhere(t *testing.T) {
 	url, token := os.Getenv("PCM_TEST_SLURMRESTD"), os.Getenv("PCM_TEST_SLURMRESTD_TOKEN")
 	if url == "" {
-		if adaptertest.Required("slurmrestd") {
+		if require.Named("slurmrestd") {
 			t.Fatal("PCM_TEST_SLURMRESTD names no slurmrestd")
 		}
 		t.Skip("NO OTHER SLURMRESTD IS TESTED HERE: PCM_TEST_SLURMRESTD names none")

@@ -13,6 +13,7 @@ import (
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/adaptertest"
+	"github.com/jointcloud/pcm/adapters/adaptertest/require"
 	"github.com/jointcloud/pcm/adapters/adaptertest/server"
 	"github.com/jointcloud/pcm/adapters/supervisor"
 )
@@ -37,7 +38,7 @@ func cluster(t testing.TB, o server.SlurmOptions) *server.Slurm {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	s, err := server.StartSlurm(ctx, o)
-	adaptertest.Require(t, "slurm", err)
+	require.Server(t, "slurm", err)
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, name := range []string{"log/ctld.log", "slurmrestd.log"} {

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/jointcloud/pcm"
-	"github.com/jointcloud/pcm/adapters/adaptertest"
+	"github.com/jointcloud/pcm/adapters/adaptertest/require"
 	"github.com/jointcloud/pcm/adapters/adaptertest/server"
 )
 
@@ -21,7 +21,7 @@ func docker(t *testing.T) (*site, *server.Engine) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	e, err := server.Dockerd(ctx, false)
-	adaptertest.Require(t, "docker", err)
+	require.Server(t, "docker", err)
 	t.Cleanup(func() {
 		if err := e.Close(); err != nil {
 			t.Error(err)

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/jointcloud/pcm"
-	"github.com/jointcloud/pcm/adapters/adaptertest"
+	"github.com/jointcloud/pcm/adapters/adaptertest/require"
 	"github.com/jointcloud/pcm/adapters/adaptertest/server"
 )
 
@@ -26,7 +26,7 @@ func kubernetes(t *testing.T, nodes int) *cluster {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	k, err := server.StartKubernetes(ctx)
-	adaptertest.Require(t, "kubernetes", err)
+	require.Server(t, "kubernetes", err)
 	t.Cleanup(func() {
 		if err := k.Close(); err != nil {
 			t.Error(err)
@@ -38,7 +38,7 @@ func kubernetes(t *testing.T, nodes int) *cluster {
 	c := &cluster{kube: k, nodes: map[string]*server.KubernetesNode{}}
 	for i := range nodes {
 		n, err := k.AddNode(ctx, i)
-		adaptertest.Require(t, "kubernetes", err)
+		require.Server(t, "kubernetes", err)
 		c.nodes[n.Name] = n
 	}
 	c.site = newSite(t, "kubernetes", fmt.Sprintf("  kubernetes: {enabled: true, kubeconfig: %q, namespace: pcm, helper_image: %q, price: %s}\n",

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jointcloud/pcm/adapters/adaptertest"
+	"github.com/jointcloud/pcm/adapters/adaptertest/require"
 	"github.com/jointcloud/pcm/adapters/adaptertest/server"
 )
 
@@ -18,7 +18,7 @@ func slurm(t *testing.T) (*site, *server.Slurm) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	c, err := server.StartSlurm(ctx, server.SlurmOptions{Nodes: 2})
-	adaptertest.Require(t, "slurm", err)
+	require.Server(t, "slurm", err)
 	t.Cleanup(func() {
 		if err := c.Close(); err != nil {
 			t.Error(err)

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters/adaptertest/require"
 	"github.com/jointcloud/pcm/ledger/tlog"
 	"github.com/jointcloud/pcm/node/api"
 	"github.com/jointcloud/pcm/node/nodetest"
@@ -42,7 +43,7 @@ func fsckProgram(t *testing.T) string {
 	}
 	if out, err := run("get", fsckModule); err != nil {
 		skip := t.Skipf
-		if strings.Contains(os.Getenv("PCM_TEST_REQUIRE"), "fsck") {
+		if require.Named("fsck") {
 			skip = t.Fatalf
 		}
 		skip("%s CAN'T BE FETCHED: the public log is NOT checked by a tool of others here: %v\n%s", fsckModule, err, out)

@@ -1,4 +1,5 @@
-package adaptertest
+// Package require ends tests of what is not on this machine: loudly, or as failures.
+package require
 
 import (
 	"errors"
@@ -10,21 +11,21 @@ import (
 	"github.com/jointcloud/pcm/adapters/adaptertest/server"
 )
 
-// Require ends a test whose server could not be started. A server that is not
+// Server ends a test whose server could not be started. A server that is not
 // installed is skipped, loudly, unless PCM_TEST_REQUIRE names it; everything else
 // is a failure.
-func Require(t testing.TB, name string, err error) {
+func Server(t testing.TB, name string, err error) {
 	t.Helper()
 	switch {
 	case err == nil:
-	case errors.Is(err, server.ErrMissing) && !Required(name):
+	case errors.Is(err, server.ErrMissing) && !Named(name):
 		t.Skipf("%s IS NOT TESTED HERE: %v", strings.ToUpper(name), err)
 	default:
 		t.Fatalf("%s: %v", name, err)
 	}
 }
 
-// Required tells whether PCM_TEST_REQUIRE, a list with commas, names the server.
-func Required(name string) bool {
+// Named tells whether PCM_TEST_REQUIRE, a list with commas, names it.
+func Named(name string) bool {
 	return slices.Contains(strings.Split(os.Getenv("PCM_TEST_REQUIRE"), ","), name)
 }
