@@ -110,6 +110,34 @@ func Printable(s string) bool {
 	return true
 }
 
+// Clean makes a stranger's text fit for a log or a terminal: one line, nothing
+// that steers, at most limit bytes.
+func Clean(s string, limit int) string {
+	if len(s) > 4*limit {
+		s = s[:4*limit]
+	}
+	s = strings.Map(func(r rune) rune {
+		switch {
+		case r == utf8.RuneError, unicode.IsSpace(r), unicode.IsControl(r):
+			return ' '
+		case unicode.In(r, unicode.Cf, unicode.Co, unicode.Cs):
+			return -1 // also those that turn the direction of writing
+		case !unicode.IsPrint(r):
+			return ' '
+		}
+		return r
+	}, s)
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) <= limit {
+		return s
+	}
+	cut := limit - len("…")
+	for cut > 0 && !utf8.RuneStart(s[cut]) {
+		cut--
+	}
+	return s[:cut] + "…"
+}
+
 // Short abbreviates an ID for tables: the prefix and eight characters; for a
 // peer ID its last eight, since the first ones are the same for all.
 func Short[T ~string](id T) string {

@@ -174,7 +174,7 @@ func (a *Adapter) Pools(ctx context.Context) ([]pcm.Pool, error) {
 			err = pcm.Errorf(pcm.Invalid, "it is named twice")
 		}
 		if err != nil {
-			err = pcm.Errorf(pcm.Unavailable, "pool %s of plug-in %s is not offered: %s", clean(raw.GetId(), 63), a.cfg.Name, pcm.AsError(err).Message)
+			err = pcm.Errorf(pcm.Unavailable, "pool %s of plug-in %s is not offered: %s", pcm.Clean(raw.GetId(), 63), a.cfg.Name, pcm.AsError(err).Message)
 			a.complain(err)
 			if wrong == nil {
 				wrong = err
@@ -226,7 +226,7 @@ func resources(r *pluginpb.Resources) pcm.Resources {
 // pool checks a pool and puts it into our words.
 func (a *Adapter) pool(raw *pluginpb.Pool, made facts) (pcm.Pool, error) {
 	if !pcm.ValidName(raw.GetId()) {
-		return pcm.Pool{}, pcm.Errorf(pcm.Invalid, "%q is not a name of lower-case letters, digits, dots and dashes", clean(raw.GetId(), 63))
+		return pcm.Pool{}, pcm.Errorf(pcm.Invalid, "%q is not a name of lower-case letters, digits, dots and dashes", pcm.Clean(raw.GetId(), 63))
 	}
 	p := pcm.Pool{
 		ID: a.cfg.poolID(raw.Id), Adapter: a.cfg.Name, Slots: int(raw.Slots), MaxTime: raw.MaxTimeMs, Labels: pcm.Labels{}, Sandbox: raw.Sandbox,

@@ -208,7 +208,7 @@ func (h *host) handshake(ctx context.Context, l *link, p *process, secrets map[s
 	if res.Nonce != p.Nonce {
 		return facts{}, pcm.Errorf(pcm.Refused, "what answers at its socket is not the process that was started: the handshake must answer with PCM_PLUGIN_NONCE")
 	}
-	f := facts{About: clean(res.About, 128), LogsMS: res.LogsEveryMs, MaxBatch: int(min(res.MaxBatch, pcm.MaxBatch))}
+	f := facts{About: pcm.Clean(res.About, 128), LogsMS: res.LogsEveryMs, MaxBatch: int(min(res.MaxBatch, pcm.MaxBatch))}
 	for _, r := range res.Roles {
 		if name, ok := roleNames[r]; ok {
 			f.Roles = append(f.Roles, name)
@@ -380,7 +380,7 @@ func (h *host) passOver(key, why string) {
 	h.foreign++
 	if time.Since(h.warned) > time.Minute {
 		h.warned = time.Now()
-		h.log.Warn("a plug-in tells of an attempt that it was not given: passed over", "plugin", h.cfg.Name, "key", clean(key, 96), "reason", why, "so_far", h.foreign)
+		h.log.Warn("a plug-in tells of an attempt that it was not given: passed over", "plugin", h.cfg.Name, "key", pcm.Clean(key, 96), "reason", why, "so_far", h.foreign)
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"strings"
 	"time"
-	"unicode"
 
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
@@ -134,22 +133,7 @@ func (l *link) fault(method string, err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		words = "no answer in time"
 	}
-	return pcm.Errorf(code, "plug-in %s, %s: %s", l.name, method, clean(words, maxWords))
-}
-
-// clean makes what a plug-in said fit to be shown.
-func clean(s string, most int) string {
-	s = strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return ' '
-	}, strings.ToValidUTF8(s[:min(len(s), 4*most)], " "))
-	s = strings.TrimSpace(s)
-	if len(s) > most {
-		s = strings.ToValidUTF8(s[:most], "")
-	}
-	return s
+	return pcm.Errorf(code, "plug-in %s, %s: %s", l.name, method, pcm.Clean(words, maxWords))
 }
 
 // hide takes a secret out of what is to be shown.

@@ -280,7 +280,7 @@ func lastLine(name string) string {
 	tail := make([]byte, min(info.Size(), 1024))
 	n, _ := f.ReadAt(tail, info.Size()-int64(len(tail)))
 	lines := bytes.Split(bytes.TrimSpace(tail[:n]), []byte("\n"))
-	return clean(string(lines[len(lines)-1]), 200)
+	return pcm.Clean(string(lines[len(lines)-1]), 200)
 }
 
 // stageOf is the folder of an attempt whose plug-in can't reach the supervisor's.

@@ -44,12 +44,12 @@ func (a *Adapter) Rank(ctx context.Context, c adapters.Choice) (map[int]adapters
 	for _, s := range res.Scores {
 		i, err := strconv.Atoi(s.GetId())
 		if err != nil || i < 0 || i >= len(req.Candidates) {
-			return nil, pcm.Errorf(pcm.Internal, "plug-in %s scores a candidate %q that it was not asked about", a.cfg.Name, clean(s.GetId(), 32))
+			return nil, pcm.Errorf(pcm.Internal, "plug-in %s scores a candidate %q that it was not asked about", a.cfg.Name, pcm.Clean(s.GetId(), 32))
 		}
 		if math.IsNaN(s.Score) || math.IsInf(s.Score, 0) {
 			return nil, pcm.Errorf(pcm.Internal, "plug-in %s gives a candidate the score %v", a.cfg.Name, s.Score)
 		}
-		scores[i] = adapters.Score{Score: s.Score, Reason: clean(s.Reason, maxRankReason)}
+		scores[i] = adapters.Score{Score: s.Score, Reason: pcm.Clean(s.Reason, maxRankReason)}
 	}
 	return scores, nil
 }

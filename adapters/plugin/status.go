@@ -49,7 +49,7 @@ const (
 
 // read checks a status. What can't be is not believed, and said.
 func read(st *pluginpb.Status) news {
-	n := news{state: adapters.Running, native: clean(st.Native, maxNative), reason: clean(st.Reason, maxReason), sizes: [2]int64{-1, -1}}
+	n := news{state: adapters.Running, native: pcm.Clean(st.Native, maxNative), reason: pcm.Clean(st.Reason, maxReason), sizes: [2]int64{-1, -1}}
 	if s, ok := states[st.State]; ok {
 		n.state = s
 	}

@@ -129,17 +129,7 @@ const maxReason = 240
 // clean makes a text of the back end's fit to be shown: one line, no secrets, no more than n bytes.
 func (b *backend) clean(s string, n int) string {
 	s = b.secrets.Redact(s[:min(len(s), 8<<10)])
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == 0xfffd || !pcm.Printable(string(r)) {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(s, ""))
-	s = strings.Join(strings.Fields(s), " ")
-	if len(s) > n {
-		s = strings.ToValidUTF8(s[:n-3], "") + "…"
-	}
-	return s
+	return pcm.Clean(s, n)
 }
 
 // parse reads an answer's body.

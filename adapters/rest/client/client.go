@@ -166,7 +166,7 @@ func (c *Client) checkTarget(u *url.URL, anonymous bool) error {
 func (c *Client) originList() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return clean(fmt.Sprint(c.origins), 200)
+	return pcm.Clean(fmt.Sprint(c.origins), 200)
 }
 
 // Do makes a call, and tries it again where that is safe. The body of the answer

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/jointcloud/pcm"
 )
 
 const maxShown = 16 << 10 // bytes of a body in a trace
@@ -69,7 +71,7 @@ func (c *Client) showHeader(h http.Header) http.Header {
 			if slices.Contains(secretHeaders, k) || k == c.login.header() {
 				v = hidden
 			}
-			out.Add(k, clean(c.Redact(v), 1<<10))
+			out.Add(k, pcm.Clean(c.Redact(v), 1<<10))
 		}
 	}
 	return out

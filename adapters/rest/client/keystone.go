@@ -128,5 +128,5 @@ func (g *keystone) names() string {
 	if len(some) == 0 {
 		return "none: a token needs a project to have one"
 	}
-	return clean(strings.Join(some, ", "), maxWords)
+	return pcm.Clean(strings.Join(some, ", "), maxWords)
 }

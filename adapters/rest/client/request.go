@@ -61,7 +61,7 @@ func (r *Response) JSON() (any, error) {
 		return v, nil
 	}
 	if t := r.Header.Get("Content-Type"); t != "" && !strings.Contains(t, "json") {
-		return nil, pcm.Errorf(pcm.Unavailable, "the answer of %s is %.60q, not JSON: is the address the interface's?", r.URL, clean(t, 60))
+		return nil, pcm.Errorf(pcm.Unavailable, "the answer of %s is %.60q, not JSON: is the address the interface's?", r.URL, pcm.Clean(t, 60))
 	}
 	return nil, pcm.Errorf(pcm.Unavailable, "the answer of %s can't be read: %w", r.URL, err)
 }
@@ -186,7 +186,7 @@ func parseURL(s string) (*url.URL, error) {
 
 // bare is a URL for messages: without its query, which may hold secrets.
 func bare(u *url.URL) string {
-	return clean((&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String(), 200)
+	return pcm.Clean((&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String(), 200)
 }
 
 // origin is what browsers call so: scheme, host and port.

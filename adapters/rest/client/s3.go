@@ -299,7 +299,7 @@ func (s *Store) page(ctx context.Context, query url.Values) (*listing, *outgoing
 	}
 	page := new(listing)
 	if err := xml.Unmarshal(resp.Body, page); err != nil {
-		return nil, nil, s.c.error(o, &failure{code: pcm.Unavailable, text: "the list of " + query.Get("prefix") + " is not the XML of S3: " + clean(err.Error(), 100)})
+		return nil, nil, s.c.error(o, &failure{code: pcm.Unavailable, text: "the list of " + query.Get("prefix") + " is not the XML of S3: " + pcm.Clean(err.Error(), 100)})
 	}
 	return page, o, nil
 }

@@ -122,7 +122,7 @@ func (d *download) take(resp *http.Response) *failure {
 			d.o.header.Set("Range", fmt.Sprintf("bytes=%d-", d.written))
 			d.o.header.Set("If-Match", tag)
 		}
-		return d.fail(pcm.Unavailable, d.written > 0 && !strings.HasPrefix(tag, `"`), "the transfer broke off at byte %d: %s", d.written, clean(err.Error(), maxWords))
+		return d.fail(pcm.Unavailable, d.written > 0 && !strings.HasPrefix(tag, `"`), "the transfer broke off at byte %d: %s", d.written, pcm.Clean(err.Error(), maxWords))
 	}
 	return nil
 }

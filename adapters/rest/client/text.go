@@ -4,37 +4,9 @@ import (
 	"encoding/json"
 	"encoding/xml"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 )
 
 const maxWords = 300 // bytes of a server's own words in our messages
-
-// clean makes a stranger's text fit for a log or a terminal: one line, nothing
-// that steers, at most limit bytes.
-func clean(s string, limit int) string {
-	if len(s) > 4*limit {
-		s = s[:4*limit]
-	}
-	s = strings.Map(func(r rune) rune {
-		switch {
-		case r == utf8.RuneError, unicode.IsSpace(r), unicode.IsControl(r):
-			return ' '
-		case unicode.In(r, unicode.Cf, unicode.Co, unicode.Cs):
-			return -1 // also those that turn the direction of writing
-		}
-		return r
-	}, s)
-	s = strings.Join(strings.Fields(s), " ")
-	if len(s) <= limit {
-		return s
-	}
-	cut := limit - len("…")
-	for cut > 0 && !utf8.RuneStart(s[cut]) {
-		cut--
-	}
-	return s[:cut] + "…"
-}
 
 // words finds what a server says of an error in one of the usual places; else
 // the beginning of its text.

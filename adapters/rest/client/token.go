@@ -263,7 +263,7 @@ func (g *tokenCall) token(ctx context.Context) (token, error) {
 		} else if w := words(resp.Body, resp.Header.Get("Content-Type")); w != "" {
 			why += ": " + w
 		}
-		return token{}, pcm.Errorf(pcm.Refused, "the log-in at %s %s: check %s", resp.URL, clean(g.c.Redact(why), maxWords), g.describe())
+		return token{}, pcm.Errorf(pcm.Refused, "the log-in at %s %s: check %s", resp.URL, pcm.Clean(g.c.Redact(why), maxWords), g.describe())
 	}
 	t := token{value: value}
 	if life > 0 {

@@ -148,7 +148,7 @@ func (c *Client) hop(ctx, caller context.Context, o *outgoing, n int, elsewhere 
 
 // statusFailure says what a bad status means.
 func (c *Client) statusFailure(out *Response, o *outgoing, resp *http.Response) *failure {
-	f := &failure{status: out.Status, words: clean(c.Redact(words(out.Body, out.Header.Get("Content-Type"))), maxWords), skew: c.skew(resp)}
+	f := &failure{status: out.Status, words: pcm.Clean(c.Redact(words(out.Body, out.Header.Get("Content-Type"))), maxWords), skew: c.skew(resp)}
 	switch s := out.Status; {
 	case s >= 300 && s < 400 && resp.Header.Get("Location") != "" && s != http.StatusNotModified:
 		if o.method == http.MethodGet || o.method == http.MethodHead {
@@ -228,14 +228,14 @@ func (c *Client) netFailure(ctx, caller context.Context, o *outgoing, err error,
 	case errors.As(err, &e):
 		f.code, f.text, f.final = e.Code, e.Message, true // of the guard
 	case errors.As(err, &certificate):
-		f.text, f.final = clean(err.Error(), maxWords)+": if the site has an authority of its own, name the file of its certificate under ca", true
+		f.text, f.final = pcm.Clean(err.Error(), maxWords)+": if the site has an authority of its own, name the file of its certificate under ca", true
 	case ctx.Err() != nil, errors.As(err, &long) && long.Timeout():
 		f.text = fmt.Sprintf("it does not answer within %s", c.cfg.Timeout)
 		if o.moved != nil {
 			f.text = fmt.Sprintf("it moves less than %s in %s", pcm.Bytes(minProgress), c.cfg.Timeout)
 		}
 	default:
-		f.text = clean(err.Error(), maxWords)
+		f.text = pcm.Clean(err.Error(), maxWords)
 	}
 	return f
 }
