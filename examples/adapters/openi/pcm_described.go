@@ -582,9 +582,10 @@ func (b *described) follow(ctx context.Context, a *Attempt, l *Log, note string)
 		}
 		text := asText(got)
 		fresh := text
+		var next any
 		switch l.Follow {
 		case "offset", "marker":
-			next := any(asInt(v["offset"]) + int64(len(text)))
+			next = asInt(v["offset"]) + int64(len(text))
 			if l.Next != nil {
 				if next, err = l.Next.eval(said.in(v)); err != nil {
 					return status.Errorf(codes.Unavailable, "the log is not as described: %v", err)
@@ -593,15 +594,19 @@ func (b *described) follow(ctx context.Context, a *Attempt, l *Log, note string)
 					return nil
 				}
 			}
-			a.Note[note] = next
 		default:
 			fresh = news(a, note, text)
 		}
+		if fresh != "" {
+			if err := b.take(a, l.Stream, fresh); err != nil {
+				return err
+			}
+		}
+		if next != nil {
+			a.Note[note] = next // what could not be taken comes again
+		}
 		if fresh == "" {
 			return nil
-		}
-		if err := b.take(a, l.Stream, fresh); err != nil {
-			return err
 		}
 		if err := a.Save(); err != nil {
 			return err
