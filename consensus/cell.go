@@ -74,11 +74,12 @@ type Config struct {
 	// Owner tells to whom a peer belongs: voters are spread over owners where
 	// there is a choice. nil: each peer to itself.
 	Owner     func(pcm.PeerID) string
-	Stabilise time.Duration    // a replica is caught up for so long before it becomes a voter; 0: 2 s
-	DeadAfter time.Duration    // a silent voter is replaced after it, if there is a replica; 0: 30 s
-	Logger    *slog.Logger     // nil: slog.Default()
-	Now       func() time.Time // wall clock; nil: time.Now
-	OnFailure func(error)      // called once if the cell stops by itself; nil: nothing
+	Site      func(pcm.PeerID) string // where it stands, the next thing to spread over; nil, "": by itself
+	Stabilise time.Duration           // a replica is caught up for so long before it becomes a voter; 0: 2 s
+	DeadAfter time.Duration           // a silent voter is replaced after it, if there is a replica; 0: 30 s
+	Logger    *slog.Logger            // nil: slog.Default()
+	Now       func() time.Time        // wall clock; nil: time.Now
+	OnFailure func(error)             // called once if the cell stops by itself; nil: nothing
 
 	maxQueued   int                // tests: bound of the proposer's queue
 	memberEvery time.Duration      // tests: between rounds of the member loop
@@ -118,6 +119,9 @@ func (cfg *Config) complete() error {
 	}
 	if cfg.Owner == nil {
 		cfg.Owner = func(id pcm.PeerID) string { return string(id) }
+	}
+	if cfg.Site == nil {
+		cfg.Site = func(pcm.PeerID) string { return "" }
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -197,6 +201,7 @@ type Cell struct {
 	links     *links
 	watch     *leaderWatch
 	members   *members
+	memory    memory
 	history   *history
 
 	protocols []protocol.ID // whose handlers are set
@@ -249,6 +254,7 @@ func Open(cfg Config) (_ *Cell, err error) {
 	if c.archive, err = openArchive(filepath.Join(cfg.Dir, dirHistory), cfg.Logger, c.fail); err != nil {
 		return nil, err
 	}
+	c.members.readHolds()
 	if err := c.startRaft(logPath); err != nil {
 		return nil, err
 	}
@@ -291,18 +297,28 @@ func (c *Cell) startRaft(logPath string) (err error) {
 		return pcm.Errorf(pcm.Internal, "%s and %s end at entry %d, but the history in %s holds entry %d: a part of the folder was lost or replaced; %s",
 			logPath, filepath.Join(c.cfg.Dir, dirSnapshots), last, c.archive.dir, have, boltAdvice)
 	}
+	exists, err := raft.HasExistingState(cache, c.bolt, snaps)
+	if err != nil {
+		return pcm.Errorf(pcm.Internal, "can't read %s: %w: %s", logPath, err, boltAdvice)
+	}
+	if err := c.memory.recall(c.cfg.Dir, !exists && !c.cfg.Bootstrap); err != nil {
+		return err
+	}
 	c.layer = newStreamLayer(c.ctx, c.cfg.Host, c.cfg.Self, c.protocol(protoRaft), c.speaksRaft)
 	trans := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: c.layer, MaxPool: maxPool, Timeout: 10 * rc.HeartbeatTimeout, Logger: rlog.hclog(),
 	})
-	exists, err := raft.HasExistingState(cache, c.bolt, snaps)
-	if err == nil && !exists && c.cfg.Bootstrap {
+	voting, forward := c.memory.muted(trans)
+	if forward != nil {
+		c.start(func() { forward(c.ctx) })
+	}
+	if !exists && c.cfg.Bootstrap {
 		err = raft.BootstrapCluster(rc, cache, c.bolt, snaps, trans, raft.Configuration{Servers: []raft.Server{{
 			Suffrage: raft.Voter, ID: rc.LocalID, Address: raft.ServerAddress(c.cfg.Self),
 		}}})
 	}
 	if err == nil {
-		c.raft, err = raft.NewRaft(rc, c.fsm, cache, c.bolt, snaps, trans)
+		c.raft, err = raft.NewRaft(rc, c.fsm, cache, c.bolt, snaps, voting)
 	}
 	if err != nil {
 		trans.Close()
@@ -459,6 +475,9 @@ func (c *Cell) Ready() (bool, string) {
 		return false, err.Error()
 	}
 	leader, _ := c.watch.current()
+	if leader == "" && c.forgot() {
+		return false, fmt.Sprintf("%s is new or was lost, and no voter of %s has taken this peer in yet; it goes on by itself when they can be reached, and if there are none left, restore it from a backup ('pcm restore --help')", c.cfg.Dir, pcm.Short(c.cfg.Cell))
+	}
 	if leader == "" {
 		return false, fmt.Sprintf("%s has no leader now", pcm.Short(c.cfg.Cell))
 	}

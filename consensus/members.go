@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/jointcloud/pcm"
 )
@@ -119,13 +118,20 @@ type members struct {
 	vouch  map[pcm.PeerID]bool
 	poke   chan struct{}
 	rounds uint64 // of the leader's loop; for tests
+	last   plan   // of the last round
+	holds  holds
+
+	changing sync.Mutex // held while the set of voters is changed
 }
 
 type health struct {
 	contact  time.Time // last answer
 	since    time.Time // first asked, as long as there was no answer
+	answers  bool      // in the last survey
 	applied  uint64
+	last     uint64 // in its log
 	complete bool
+	forgot   bool      // it has lost its memory
 	caught   time.Time // since when it is caught up; zero: it isn't
 }
 
@@ -215,13 +221,21 @@ func (m *members) run() {
 func (m *members) round() (calm bool) {
 	servers := m.c.servers()
 	m.survey(servers)
+	m.remind()
 	return m.mend(servers)
+}
+
+// statusRequest is what a leader asks, and what the others are to know should
+// one of them lead next. Up to release 1 it was the number Goal alone, which nobody reads.
+type statusRequest struct {
+	Holds holds `cbor:"1,keyasint"`
 }
 
 type statusAnswer struct {
 	Applied  uint64 `cbor:"1,keyasint"`
 	Complete bool   `cbor:"2,keyasint"`
 	Last     uint64 `cbor:"3,keyasint"` // in its log
+	Forgot   bool   `cbor:"4,keyasint,omitempty"`
 }
 
 // survey asks all others at the same time.
@@ -229,6 +243,7 @@ func (m *members) survey(servers []raft.Server) {
 	ctx, cancel := context.WithTimeout(m.c.ctx, 2*time.Second)
 	defer cancel()
 	goal := m.c.Applied() // before asking: whose log holds it by now is caught up
+	req := statusRequest{Holds: m.held()}
 	var wg sync.WaitGroup
 	current := map[pcm.PeerID]bool{}
 	for _, s := range servers {
@@ -239,7 +254,7 @@ func (m *members) survey(servers []raft.Server) {
 		current[id] = true
 		wg.Go(func() {
 			var a statusAnswer
-			err := m.c.ask(ctx, id, nil, protoAdmin, "status", goal, &a)
+			err := m.c.ask(ctx, id, nil, protoAdmin, "status", req, &a)
 			now := time.Now()
 			m.mu.Lock()
 			defer m.mu.Unlock()
@@ -248,11 +263,12 @@ func (m *members) survey(servers []raft.Server) {
 				h = &health{since: now}
 				m.health[id] = h
 			}
+			h.answers = err == nil
 			if err != nil {
 				h.caught = time.Time{}
 				return
 			}
-			h.contact, h.applied, h.complete = now, a.Applied, a.Complete
+			h.contact, h.applied, h.last, h.complete, h.forgot = now, a.Applied, a.Last, a.Complete, a.Forgot
 			switch {
 			case !a.Complete || a.Applied == 0 || a.Last < goal:
 				h.caught = time.Time{}
@@ -268,330 +284,5 @@ func (m *members) survey(servers []raft.Server) {
 		if !current[id] {
 			delete(m.health, id)
 		}
-	}
-}
-
-// changeTimeout bounds one change of the configuration.
-const changeTimeout = 5 * time.Second
-
-// mend moves the set of voters one step towards an odd number of living ones.
-//
-//   - Two voters are weaker than one, so growth is in pairs: replicas that are
-//     caught up and stable become voters together, and if the second fails, the
-//     first goes back.
-//   - A dead voter is first demoted, then replaced: the demotion needs no more
-//     peers than are needed anyway while it is dead, whereas promoting first
-//     would need the newcomer as well.
-//   - An even number is made odd: by a replica, else by demoting one.
-func (m *members) mend(servers []raft.Server) (calm bool) {
-	var voters, dead, ready []pcm.PeerID
-	waiting := false // a replica may become a voter soon
-	now := time.Now()
-	m.mu.Lock()
-	for _, s := range servers {
-		id := pcm.PeerID(s.ID)
-		h := m.health[id]
-		silent := h != nil && now.Sub(later(h.contact, h.since)) > m.c.cfg.DeadAfter
-		switch {
-		case s.Suffrage == raft.Voter:
-			voters = append(voters, id)
-			if id != m.c.cfg.Self && silent {
-				dead = append(dead, id)
-			}
-		case h == nil || !m.c.cfg.Eligible(id):
-		case !h.caught.IsZero() && now.Sub(h.caught) >= m.c.cfg.Stabilise:
-			ready = append(ready, id)
-		case !silent:
-			waiting = true
-		}
-	}
-	m.mu.Unlock()
-	ready = spread(ready, voters, m.c.cfg.Owner)
-	most := m.c.cfg.MaxVoters
-	switch n := len(voters); {
-	case len(dead) > 0 && len(ready) > 0:
-		m.replace(dead[0], ready[0])
-		return false
-	case n%2 == 0 && n < most && len(ready) > 0:
-		m.promote(ready[0])
-		return false
-	case n%2 == 0 || n > most:
-		m.demote(m.leastUseful(voters, dead))
-		return false
-	case n+2 <= most && len(ready) >= 2:
-		m.promotePair(ready[0], ready[1])
-		return false
-	}
-	// Below its size, a cell waits for a pair; with one replica alone there is no hurry.
-	return !(waiting && len(voters) < most) && len(dead) == 0
-}
-
-// spread orders replicas for promotion: first those whose owner has the fewest
-// voters, those ahead in the order counted as voters already; then by ID.
-func spread(ready, voters []pcm.PeerID, owner func(pcm.PeerID) string) []pcm.PeerID {
-	votes := map[string]int{}
-	for _, v := range voters {
-		votes[owner(v)]++
-	}
-	left := slices.Sorted(slices.Values(ready))
-	ordered := make([]pcm.PeerID, 0, len(left))
-	for len(left) > 0 {
-		best := 0
-		for i, id := range left {
-			if votes[owner(id)] < votes[owner(left[best])] {
-				best = i
-			}
-		}
-		votes[owner(left[best])]++
-		ordered = append(ordered, left[best])
-		left = slices.Delete(left, best, best+1)
-	}
-	return ordered
-}
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
-
-// leastUseful is the voter to demote: a dead one, else one that isn't the leader.
-func (m *members) leastUseful(voters, dead []pcm.PeerID) pcm.PeerID {
-	if len(dead) > 0 {
-		return dead[0]
-	}
-	slices.Sort(voters)
-	for _, id := range voters {
-		if id != m.c.cfg.Self {
-			return id
-		}
-	}
-	return ""
-}
-
-func (m *members) promotePair(a, b pcm.PeerID) {
-	// A single voter that takes in a peer which is gone could not even take that
-	// back. Both must have answered in this very round, which survey saw to.
-	if !m.promote(a) {
-		return
-	}
-	if !m.promote(b) {
-		m.demote(a)
-	}
-}
-
-func (m *members) replace(dead, by pcm.PeerID) {
-	if m.demote(dead) {
-		m.promote(by)
-	}
-}
-
-func (m *members) promote(id pcm.PeerID) bool {
-	err := m.c.raft.AddVoter(raft.ServerID(id), raft.ServerAddress(id), 0, changeTimeout).Error()
-	return m.report("the peer votes now", "the peer could not be made a voter", id, err)
-}
-
-func (m *members) demote(id pcm.PeerID) bool {
-	if id == "" {
-		return false
-	}
-	err := m.c.raft.DemoteVoter(raft.ServerID(id), 0, changeTimeout).Error()
-	return m.report("the peer votes no more", "the peer could not be made a replica", id, err)
-}
-
-func (m *members) report(good, bad string, id pcm.PeerID, err error) bool {
-	if err != nil {
-		m.c.log.Warn(bad, "cell", m.c.cfg.Cell, "peer", id, "error", err)
-		return false
-	}
-	m.c.log.Info(good, "cell", m.c.cfg.Cell, "peer", id)
-	return true
-}
-
-// AddReplica takes a peer into the cell: it gets the log from now on, and may
-// become a voter by itself. It works on every member. Nothing changes if the
-// peer is in the cell already.
-func (c *Cell) AddReplica(ctx context.Context, id pcm.PeerID) error {
-	if _, err := peer.Decode(string(id)); err != nil {
-		return pcm.Errorf(pcm.Invalid, "%q is not a peer ID", id)
-	}
-	return c.onLeader(ctx, "add", id, nil)
-}
-
-// Remove takes a peer out of the cell for good. Its own part must still be
-// closed. It works on every member; a replica may remove only itself.
-func (c *Cell) Remove(ctx context.Context, id pcm.PeerID) error {
-	return c.onLeader(ctx, "remove", id, nil)
-}
-
-// TransferLeadership makes a voter the leader; "" lets Raft choose the one that
-// is furthest. It works on every voter.
-func (c *Cell) TransferLeadership(ctx context.Context, to pcm.PeerID) error {
-	return c.onLeader(ctx, "transfer", to, nil)
-}
-
-// Sync waits until all that was committed before the call is applied here, so
-// that a View that follows is linearizable. Error: Unavailable when ctx ends before.
-func (c *Cell) Sync(ctx context.Context) error {
-	var index uint64
-	if err := c.onLeader(ctx, "sync", "", &index); err != nil {
-		return err
-	}
-	return c.WaitApplied(ctx, index)
-}
-
-// onLeader has the leader do something, trying again while it changes.
-func (c *Cell) onLeader(ctx context.Context, method string, id pcm.PeerID, out *uint64) error {
-	wait := retryLeast
-	for {
-		leader, changed := c.watch.current()
-		var err error
-		var n uint64
-		switch leader {
-		case "":
-			err = retryf("it has no leader now: too few of its voters can reach each other")
-		case c.cfg.Self:
-			n, err = c.administer(ctx, c.cfg.Self, method, id)
-		default:
-			err = c.ask(ctx, leader, changed, protoAdmin, method, id, &n)
-		}
-		if err == nil {
-			if out != nil {
-				*out = n
-			}
-			return nil
-		}
-		switch {
-		case ctx.Err() != nil:
-			return pcm.Errorf(pcm.Unavailable, "%s did not answer in time (%v): %w", pcm.Short(c.cfg.Cell), err, ctx.Err())
-		case c.Err() != nil:
-			return c.Err()
-		case c.ctx.Err() != nil:
-			return errClosing
-		case !isRetryable(err):
-			return err
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-changed:
-			wait = retryLeast
-		case <-timer.C:
-			wait = min(2*wait, retryMost)
-		case <-ctx.Done():
-		case <-c.ctx.Done():
-		}
-		timer.Stop()
-	}
-}
-
-// answerAdmin takes requests of other members.
-func (c *Cell) answerAdmin(from pcm.PeerID, method string, body []byte, reply func([]byte, error)) {
-	if method == "status" {
-		s := c.archive.current()
-		reply(pcm.MustMarshal(statusAnswer{Applied: c.Applied(), Complete: s.Gap == nil, Last: c.raft.LastIndex()}), nil)
-		return
-	}
-	var id pcm.PeerID
-	if err := pcm.Unmarshal(body, &id); err != nil {
-		reply(nil, err)
-		return
-	}
-	if !c.start(func() {
-		ctx, cancel := context.WithTimeout(c.ctx, 2*changeTimeout)
-		defer cancel()
-		n, err := c.administer(ctx, from, method, id)
-		if err != nil {
-			reply(nil, err)
-			return
-		}
-		reply(pcm.MustMarshal(n), nil)
-	}) {
-		reply(nil, &retryable{errClosing})
-	}
-}
-
-// administer does what a member asks of the leader.
-func (c *Cell) administer(ctx context.Context, from pcm.PeerID, method string, id pcm.PeerID) (uint64, error) {
-	if !c.proposer.ready.Load() && method != "transfer" {
-		return 0, errNotLeader
-	}
-	votes := slices.Contains(c.voters(), from)
-	var f raft.Future
-	switch method {
-	case "sync":
-		// What was acknowledged to anybody is applied here; that nobody else
-		// leads meanwhile is what the voters confirm.
-		index := c.Applied()
-		if err := wait(ctx, c.raft.VerifyLeader()); err != nil {
-			return 0, retryCause(err)
-		}
-		return index, nil
-	case "add":
-		if c.isMember(id) {
-			return 0, nil
-		}
-		if len(c.servers()) >= maxMembers {
-			return 0, pcm.Errorf(pcm.Refused, "%s has %d peers, the most that a cell may have: join another cell", pcm.Short(c.cfg.Cell), maxMembers)
-		}
-		f = c.raft.AddNonvoter(raft.ServerID(id), raft.ServerAddress(id), 0, changeTimeout)
-	case "remove":
-		switch {
-		case !c.isMember(id):
-			return 0, nil
-		case from != id && !votes:
-			return 0, pcm.Errorf(pcm.Forbidden, "a replica can't remove peer %s from %s", pcm.Short(id), pcm.Short(c.cfg.Cell))
-		case id == c.cfg.Self && len(c.voters()) == 1:
-			return 0, pcm.Errorf(pcm.Refused, "peer %s is the only voter of %s: nobody would be left to keep the ledger", pcm.Short(id), pcm.Short(c.cfg.Cell))
-		case id == c.cfg.Self:
-			if err := c.transfer(ctx, ""); err != nil {
-				return 0, err
-			}
-			return 0, errNotLeader // the new one shall do it
-		}
-		f = c.raft.RemoveServer(raft.ServerID(id), 0, changeTimeout)
-	case "transfer":
-		if !votes {
-			return 0, pcm.Errorf(pcm.Forbidden, "a replica can't move the leadership of %s", pcm.Short(c.cfg.Cell))
-		}
-		return 0, c.transfer(ctx, id)
-	default:
-		return 0, pcm.Errorf(pcm.Invalid, "request %q is not known", method)
-	}
-	if err := wait(ctx, f); err != nil {
-		return 0, retryCause(err)
-	}
-	c.members.wake()
-	return 0, nil
-}
-
-func (c *Cell) transfer(ctx context.Context, to pcm.PeerID) error {
-	var f raft.Future
-	switch {
-	case to == c.cfg.Self:
-		return nil
-	case to == "":
-		f = c.raft.LeadershipTransfer()
-	case !slices.Contains(c.voters(), to):
-		return pcm.Errorf(pcm.Invalid, "peer %s is not a voter of %s", pcm.Short(to), pcm.Short(c.cfg.Cell))
-	default:
-		f = c.raft.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to))
-	}
-	if err := wait(ctx, f); err != nil {
-		return pcm.Errorf(pcm.Unavailable, "leadership of %s could not be handed over: %w", pcm.Short(c.cfg.Cell), err)
-	}
-	return nil
-}
-
-// wait waits for a future at most until ctx ends. The goroutine that outlives
-// it ends with the future, at the latest when Raft shuts down.
-func wait(ctx context.Context, f raft.Future) error {
-	ch := make(chan error, 1)
-	go func() { ch <- f.Error() }()
-	select {
-	case err := <-ch:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }

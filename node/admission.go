@@ -302,3 +302,13 @@ func (n *Node) owner(peer pcm.PeerID) string {
 	})
 	return owner
 }
+
+// site is where a peer stands by its own word; "" if it doesn't say.
+func (n *Node) site(peer pcm.PeerID) (site string) {
+	n.cell.View(func() {
+		if m, known := n.state.Member(peer); known {
+			site = m.Labels["site"]
+		}
+	})
+	return site
+}

@@ -35,9 +35,10 @@ type membership struct {
 	Root      string     `json:"root"` // the root's public key, hex
 	Cell      pcm.CellID `json:"cell"`
 	CellName  string     `json:"cell_name"`
-	Founded   bool       `json:"founded"`   // this peer founded the cell
-	Passport  pcm.Signed `json:"passport"`  // this peer's
-	Bootstrap []string   `json:"bootstrap"` // addresses of peers to begin with
+	Founded   bool       `json:"founded"`         // this peer founded the cell
+	Begun     bool       `json:"begun,omitempty"` // and the cell's folder was there once: never found it again
+	Passport  pcm.Signed `json:"passport"`        // this peer's
+	Bootstrap []string   `json:"bootstrap"`       // addresses of peers to begin with
 }
 
 func (m membership) root() []byte {

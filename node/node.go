@@ -176,11 +176,18 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	n.offer = newSelling(n)
 	n.cell, err = consensus.Open(consensus.Config{
 		Dir: filepath.Join(cfg.Dir, "cell"), Cell: member.Cell, Mesh: member.Mesh, Self: n.self,
-		Host: n.mesh.Host(), Machine: n.state, Bootstrap: member.Founded, Profile: consensus.Profile(cfg.Profile),
-		Check: checkCommand, Trust: member.knownPeers(), Eligible: n.eligible, Owner: n.owner, Logger: n.log,
+		Host: n.mesh.Host(), Machine: n.state, Bootstrap: member.Founded && !member.Begun, Profile: consensus.Profile(cfg.Profile),
+		Check: checkCommand, Trust: member.knownPeers(), Eligible: n.eligible, Owner: n.owner, Site: n.site, Logger: n.log,
 	})
 	if err != nil {
 		return nil, err
+	}
+	if member.Founded && !member.Begun {
+		// A founder that loses the cell's folder must not begin a second history of it.
+		n.id.Mesh.Begun = true
+		if err := n.id.save(cfg.Dir); err != nil {
+			return nil, err
+		}
 	}
 	if n.glass, err = openTransparency(n); err != nil {
 		return nil, err
