@@ -92,11 +92,6 @@ func (c Config) Check(d *description.Description) error {
 			}
 		}
 	}
-	for _, k := range slices.Sorted(maps.Keys(d.Settings)) {
-		if s := d.Settings[k]; s.Required && c.Settings[k] == "" && s.Default == "" {
-			return pcm.Errorf(pcm.Invalid, "%s needs the setting %s: %s%s", name, k, s.About, example(s))
-		}
-	}
 	for _, k := range slices.Sorted(maps.Keys(c.Secrets)) {
 		if _, ok := d.Secrets[k]; !ok {
 			return pcm.Errorf(pcm.Invalid, "%s has no secret %q%s", name, k, known("secrets", slices.Sorted(maps.Keys(d.Secrets)), k))
@@ -105,10 +100,8 @@ func (c Config) Check(d *description.Description) error {
 			return pcm.Errorf(pcm.Invalid, "secret %s of %s: %w", k, name, err)
 		}
 	}
-	for _, k := range slices.Sorted(maps.Keys(d.Secrets)) {
-		if s := d.Secrets[k]; !s.Optional && c.Secrets[k] == "" {
-			return pcm.Errorf(pcm.Invalid, "%s needs the secret %s (%s): name where it is, env:NAME or file:/absolute/path", name, k, s.About)
-		}
+	if err := c.missing(name, d); err != nil {
+		return err
 	}
 	if c.Poll < 0 || c.Poll > 0 && c.Poll < minPoll || c.Poll > time.Hour {
 		return pcm.Errorf(pcm.Invalid, "%s: poll %s is out of range: %s to 1h", name, c.Poll, minPoll)

@@ -1,19 +1,13 @@
 package rest
 
 import (
-	"bytes"
-	"cmp"
 	"context"
 	"fmt"
-	"log/slog"
 	"maps"
-	"net/http"
-	"os"
-	"path/filepath"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/jointcloud/pcm"
@@ -21,7 +15,6 @@ import (
 	"github.com/jointcloud/pcm/adapters/expr"
 	"github.com/jointcloud/pcm/adapters/rest/client"
 	"github.com/jointcloud/pcm/adapters/rest/description"
-	"github.com/jointcloud/pcm/adapters/supervisor"
 )
 
 // TryOptions says how far Try goes.
@@ -68,14 +61,59 @@ func Try(ctx context.Context, cfg Config, opt TryOptions) error {
 	}
 	t.bridge()
 	t.pools()
-	if !opt.DryRun && t.err != nil {
-		return t.err
+	if len(t.failed) > 0 {
+		return t.hint(t.err)
 	}
 	if opt.Run && !opt.DryRun {
-		return t.run()
+		return t.hint(t.run())
 	}
 	t.calls()
-	return t.err
+	switch len(t.failed) {
+	case 0:
+		return nil
+	case 1:
+		return t.hint(t.err)
+	}
+	return pcm.Errorf(pcm.ErrorCode(t.err), "%s failed, each for the reason that its step names", strings.Join(t.failed, " and "))
+}
+
+// hint adds to an error of a call without an answer which settings say where it goes.
+func (t *trial) hint(err error) error {
+	t.mu.Lock()
+	at := t.unheard
+	t.mu.Unlock()
+	if err == nil || at == nil || pcm.ErrorCode(err) != pcm.Unavailable {
+		return err
+	}
+	base := at.Scheme + "://" + at.Host
+	var names []string
+	of := func(tpl description.Template) {
+		text, terr := tpl.Text(t.ctx, map[string]any{"settings": t.b.settings})
+		if terr != nil || tpl.Compiled() == nil || text != base && !strings.HasPrefix(text, base+"/") {
+			return
+		}
+		for _, x := range tpl.Compiled().Exprs() {
+			for _, ref := range x.Refs() {
+				if name, ok := strings.CutPrefix(ref, "settings."); ok {
+					names = append(names, name)
+				}
+			}
+		}
+	}
+	for _, s := range t.b.d.Servers {
+		of(s)
+	}
+	of(t.b.d.Login.URL)
+	if len(names) == 0 {
+		return err
+	}
+	slices.Sort(names)
+	names = slices.Compact(names)
+	what := "setting " + names[0]
+	if len(names) > 1 {
+		what = "settings " + strings.Join(names, ", ")
+	}
+	return pcm.Errorf(pcm.Unavailable, "%w: no answer comes from %s; check %s", err, at.Host, what)
 }
 
 // trial is one Try. As a caller it shows requests instead of sending them.
@@ -86,9 +124,11 @@ type trial struct {
 	b     *backend
 	place map[string]any
 
-	mu   sync.Mutex // held by what tells of steps
-	part string
-	err  error
+	mu      sync.Mutex // held by what tells of steps
+	part    string
+	err     error    // the first one
+	failed  []string // parts
+	unheard *url.URL // where the last request went, if no answer came
 }
 
 func (t *trial) now(part string) {
@@ -114,6 +154,7 @@ func (t *trial) fail(err error) {
 	if t.err == nil {
 		t.err = err
 	}
+	t.failed = append(t.failed, t.part)
 	t.mu.Unlock()
 	text := err.Error()
 	if t.b != nil {
@@ -122,7 +163,14 @@ func (t *trial) fail(err error) {
 	t.tell(Step{Err: text})
 }
 
-func (t *trial) trace(x client.Exchange) { t.tell(Step{Sent: true, Exchange: &x, Err: x.Err}) }
+func (t *trial) trace(x client.Exchange) {
+	t.mu.Lock()
+	if t.unheard = nil; x.Status == 0 && x.Err != "" {
+		t.unheard, _ = url.Parse(x.URL)
+	}
+	t.mu.Unlock()
+	t.tell(Step{Sent: true, Exchange: &x, Err: x.Err})
+}
 
 // catalogue stands for addresses that only a log-in tells.
 const catalogue = "https://catalogue.invalid/"
@@ -196,6 +244,9 @@ func (t *trial) pools() {
 	var facts []Fact
 	for _, p := range places {
 		text := fmt.Sprintf("pool %s: %d slots of %s", p.pool.ID, p.pool.Slots, p.each)
+		if p.pool.Slots == 1 {
+			text = fmt.Sprintf("pool %s: 1 slot of %s", p.pool.ID, p.each)
+		}
 		if p.pool.Class != "" {
 			text += ", class " + p.pool.Class
 		}
@@ -382,111 +433,6 @@ func (t *trial) watch(w *description.Watch) error {
 		t.tell(Step{Facts: facts})
 	}
 	return err
-}
-
-// run runs the task, as the node would.
-func (t *trial) run() error {
-	dir, err := os.MkdirTemp("", "pcm-try-")
-	if err != nil {
-		return pcm.Errorf(pcm.Unavailable, "can't make a folder: %w", err)
-	}
-	defer os.RemoveAll(dir)
-	cfg := t.cfg
-	cfg.Dir = dir
-	r, err := NewRunner(cfg, slog.New(slog.DiscardHandler))
-	if err != nil {
-		return err
-	}
-	// Its calls are told of, too.
-	method := cmp.Or(t.b.d.Create.Request.Method, http.MethodGet)
-	var asked atomic.Bool // for a job
-	b, err := open(t.ctx, cfg, func(x client.Exchange) {
-		if x.Method == method {
-			asked.Store(true)
-		}
-		t.trace(x)
-	})
-	if err != nil {
-		return err
-	}
-	r.b, r.poller.b = b, b
-	task := t.task()
-	if err := r.Check(task); err != nil {
-		return err
-	}
-	if err := r.Sweep(nil); err != nil {
-		return err
-	}
-	var out, errs bytes.Buffer
-	work := filepath.Join(dir, "work")
-	if err := os.Mkdir(work, 0o700); err != nil {
-		return pcm.Errorf(pcm.Unavailable, "can't make a folder: %w", err)
-	}
-	ctx, cancel := context.WithTimeout(t.ctx, task.Limit)
-	defer cancel()
-	t.now("run")
-	var strange atomic.Pointer[string] // a word that isn't described
-	exit := r.Run(ctx, &supervisor.Run{
-		Task: task, Work: work, Stdout: &capped{w: &out}, Stderr: &capped{w: &errs}, Stopping: make(chan supervisor.Stop),
-		Started: func() { t.tell(Step{Part: "state", Facts: []Fact{{string(adapters.Running), ""}}}) },
-		Report: func(s adapters.State, native, reason string) {
-			if _, known := t.b.d.States[native]; !known && s == adapters.Running && native != "" {
-				if strange.CompareAndSwap(nil, &native) {
-					cancel() // nobody could tell when it ends
-				}
-			}
-			t.tell(Step{Part: "state", Facts: []Fact{{string(s) + " " + reason, native}}})
-		},
-		Used: func(int64, pcm.Bytes) {},
-	})
-	t.tell(Step{Part: "end", Facts: []Fact{
-		{ending(exit), exit.Native},
-		{"stdout", t.b.clean(out.String(), maxFact)}, {"stderr", t.b.clean(errs.String(), maxFact)},
-	}})
-	t.now("delete")
-	if err := r.Close(t.ctx); err != nil {
-		return err
-	}
-	left := r.notes.keys()
-	n := (*note)(nil)
-	if len(left) > 0 {
-		n = r.notes.load(left[0])
-	}
-	if word := strange.Load(); word != nil {
-		text := fmt.Sprintf("the back end calls the job's state %s, which is not described: add it under states", t.b.clean(*word, maxNative))
-		if n != nil && n.ID != "" {
-			text += "; job " + n.ID + " was not seen to end: look for it there"
-		}
-		return pcm.Errorf(pcm.Invalid, "%s", text)
-	}
-	switch {
-	case n != nil && n.ID == "" && asked.Load() && n.Stage == making:
-		return pcm.Errorf(pcm.Unavailable, "the back end did not say whether it made job %s: look for it there (%s)", jobName(cfg.Instance, n.Task.Key), exit.Reason)
-	case n != nil && n.ID == "": // no job was made
-	case len(left) > 0:
-		return pcm.Errorf(pcm.Unavailable, "the back end did not let us delete job %s: delete it there", left[0])
-	}
-	if exit.Outcome != pcm.OutcomeOK {
-		return pcm.Errorf(pcm.Refused, "the task ended as %s: %s", exit.Outcome, exit.Reason)
-	}
-	return nil
-}
-
-// ending says how a task ended.
-func ending(exit supervisor.Exit) string {
-	text := fmt.Sprintf("outcome %s, exit code %d", exit.Outcome, exit.Code)
-	if exit.Reason != "" && exit.Reason != fmt.Sprintf("exit code %d", exit.Code) {
-		text += ": " + exit.Reason
-	}
-	return text
-}
-
-// capped keeps the first bytes of what is written.
-type capped struct{ w *bytes.Buffer }
-
-func (c *capped) Write(p []byte) (int, error) {
-	c.w.Write(p[:min(len(p), max(0, 64<<10-c.w.Len()))])
-	return len(p), nil
 }
 
 var _ caller = (*trial)(nil)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -191,6 +192,69 @@ func TestTryStrangeState(t *testing.T) {
 	cfg := changed(t, newCloud(t, 4), "  running: {state: running}\n", "")
 	_, err := try(t, cfg, TryOptions{Run: true, Task: adapters.Task{Command: []string{"sleep", "30"}}})
 	if err == nil || !strings.Contains(err.Error(), "state running, which is not described: add it under states") {
+		t.Error(err)
+	}
+}
+
+// Where no answer comes, the trial says which setting it was.
+func TestTryUnheard(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t, 4)
+	cfg := c.settings("small.yaml")
+	c.srv.Close()
+	for name, f := range map[string]func() error{
+		"try":  func() error { _, err := try(t, cfg, TryOptions{}); return err },
+		"list": func() error { _, err := List(t.Context(), cfg); return err },
+	} {
+		if err := f(); pcm.ErrorCode(err) != pcm.Unavailable || !strings.HasSuffix(err.Error(), "no answer comes from "+c.addr+"; check setting endpoint") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Several calls that fail are all named at the end.
+func TestTryFailures(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t, 4)
+	cfg := c.settings("small.yaml")
+	text, err := os.ReadFile(cfg.File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.File = filepath.Join(t.TempDir(), "other.yaml")
+	if err := os.WriteFile(cfg.File, []byte(strings.ReplaceAll(string(text), "body.jobs", "body.tasks")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	steps, err := try(t, cfg, TryOptions{})
+	if err == nil || !strings.HasPrefix(err.Error(), "find and watch failed") {
+		t.Error(err)
+	}
+	said := 0
+	for _, s := range steps {
+		if strings.Contains(s.Err, "tasks") {
+			said++
+		}
+	}
+	if said != 2 {
+		t.Errorf("%d steps tell of an error: %+v", said, steps)
+	}
+}
+
+// All that is missing is asked for at once.
+func TestMissing(t *testing.T) {
+	t.Parallel()
+	cfg := newCloud(t, 1).settings("small.yaml")
+	d, err := cfg.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = Config{}.Check(d)
+	const want = "small needs the setting endpoint: where it is, e.g. http://127.0.0.1:8080; the secret token (what its requests show): name where it is, env:NAME or file:/absolute/path"
+	m, ok := errors.AsType[*Missing](err)
+	if pcm.ErrorCode(err) != pcm.Invalid || err.Error() != want || !ok || len(m.Settings) != 1 || len(m.Secrets) != 1 {
+		t.Errorf("%v, %+v", err, m)
+	}
+	if err := cfg.Check(d); err != nil {
 		t.Error(err)
 	}
 }

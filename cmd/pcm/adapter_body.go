@@ -16,7 +16,7 @@ const (
 // showBody is what a request or an answer holds, in lines: JSON that is long comes
 // as YAML, so that the scripts in it can be read, and only its begin.
 func showBody(body string) []string {
-	if len(body) <= shortBody {
+	if body = strings.TrimSpace(body); len(body) <= shortBody {
 		return []string{plain(body)}
 	}
 	text := body

@@ -1,11 +1,6 @@
 package main
 
 import (
-	"cmp"
-	"os"
-	"path/filepath"
-	"strings"
-
 	"github.com/spf13/cobra"
 
 	"github.com/jointcloud/pcm"
@@ -14,60 +9,9 @@ import (
 	"github.com/jointcloud/pcm/adapters/rest/description"
 )
 
-// trySite is what a site says of a back end that is tried.
-type trySite struct {
-	set, secret  []string
-	allowPrivate bool
-	ca           string
-}
-
-func (s *trySite) flags(c *cobra.Command) {
-	f := c.Flags()
-	f.StringArrayVar(&s.set, "set", nil, "a setting, `NAME=VALUE`; may be given several times")
-	f.StringArrayVar(&s.secret, "secret", nil, "where a secret is, `NAME=REFERENCE`: env:VARIABLE or file:/PATH; may be given several times")
-	f.BoolVar(&s.allowPrivate, "allow-private", false, "allow loopback, link-local and private addresses")
-	f.StringVar(&s.ca, "ca", "", "`FILE` with certificates to believe beside the system's")
-}
-
-func pairs(flag string, list []string) (map[string]string, error) {
-	all := map[string]string{}
-	for _, p := range list {
-		k, v, ok := strings.Cut(p, "=")
-		if !ok || k == "" {
-			return nil, pcm.Errorf(pcm.Invalid, "%s has no NAME= before its value", flag)
-		}
-		all[k] = v
-	}
-	return all, nil
-}
-
-// config makes the configuration of a description; done deletes what was made for it.
-func (s *trySite) config(d described) (cfg rest.Config, done func(), err error) {
-	done = func() {}
-	cfg = rest.Config{Instance: "try", File: d.file, AllowPrivate: s.allowPrivate, CA: s.ca}
-	if cfg.Settings, err = pairs("--set", s.set); err != nil {
-		return cfg, done, err
-	}
-	if cfg.Secrets, err = pairs("--secret", s.secret); err != nil {
-		return cfg, done, err
-	}
-	dir, err := os.MkdirTemp("", "pcm-try-")
-	if err != nil {
-		return cfg, done, pcm.Errorf(pcm.Internal, "can't make a folder: %w", err)
-	}
-	done = func() { os.RemoveAll(dir) }
-	cfg.Dir = dir
-	if d.dir == "" || d.file == "standard input" {
-		cfg.File = filepath.Join(dir, "adapter.yaml")
-		if err := os.WriteFile(cfg.File, d.text, 0o600); err != nil {
-			return cfg, done, pcm.Errorf(pcm.Internal, "can't keep the description: %w", err)
-		}
-	}
-	return cfg, done, nil
-}
-
 func (a *app) adapterTryCommand() *cobra.Command {
 	var site trySite
+	var name string
 	var dry, run bool
 	c := &cobra.Command{
 		Use: "try FILE|NAME [--set NAME=VALUE] [--secret NAME=REFERENCE] [-- COMMAND…]", Short: "Go through a description: each request, and what is understood of each answer",
@@ -75,81 +19,88 @@ func (a *app) adapterTryCommand() *cobra.Command {
 			if at := c.ArgsLenAtDash(); at >= 0 {
 				args = args[:at]
 			}
-			return exactly(1, "the FILE with the description, or the NAME of one that 'pcm adapter list' shows")(c, args)
+			if name != "" {
+				return between(0, 0, "")(c, args)
+			}
+			return exactly(1, "the FILE with the description, or the NAME of one that 'pcm adapter list' shows; or --adapter, with the name of one in the node's configuration")(c, args)
 		},
 		Long: `Logs in, lists pools and jobs, and shows how the back end's words and ours stand for
 each other. Requests that would make, stop or delete something are only shown, unless --run:
-then a small task is run for real. With --dry-run nothing is sent at all. Secrets show as ***.`,
+then a small task is run for real. With --dry-run nothing is sent at all. Secrets show as ***.
+
+With --adapter NAME everything is as the node's configuration has it under
+adapters.described, so that what is tried is what the node will do:
+
+  pcm adapter try --adapter modelarts --config /etc/pcm/config.yaml`,
 		ValidArgsFunction: completeDescription,
 		RunE: func(c *cobra.Command, args []string) error {
-			d, err := a.readDescription(args[0])
-			if err != nil {
-				return err
-			}
-			if _, err := d.valid(); err != nil {
-				return err
-			}
 			if dry && run {
 				return pcm.Errorf(pcm.Invalid, "--dry-run and --run exclude each other")
 			}
-			cfg, done, err := site.config(d)
+			cfg, done, command, err := a.trial(c, &site, name, args)
 			defer done()
 			if err != nil {
 				return err
 			}
 			steps := []rest.Step{}
-			opt := rest.TryOptions{DryRun: dry, Run: run, Task: adapters.Task{Command: args[1:]}, Out: func(s rest.Step) {
+			var log tryLog
+			draw := func(f func(*table)) {
+				t := &table{now: a.now(), wide: a.format == "wide"}
+				f(t)
+				_, err := a.out.Write([]byte(t.String()))
+				_ = err // a reader that went away wants no more
+			}
+			opt := rest.TryOptions{DryRun: dry, Run: run, Task: adapters.Task{Command: command}, Out: func(s rest.Step) {
 				if a.human() {
-					t := &table{now: a.now(), wide: a.format == "wide"}
-					drawStep(t, s)
-					_, err := a.out.Write([]byte(t.String()))
-					_ = err // a reader that went away wants no more
+					draw(func(t *table) { log.step(t, s) })
 					return
 				}
 				steps = append(steps, s)
 			}}
-			err = rest.Try(c.Context(), cfg, opt)
-			if !a.human() {
-				if perr := a.print(steps, nil); perr != nil {
-					return perr
-				}
+			err = wanted(rest.Try(c.Context(), cfg, opt), "")
+			if a.human() {
+				draw(func(t *table) { log.end(t, err) })
+			} else if perr := a.print(steps, nil); perr != nil {
+				return perr
 			}
 			return err
 		},
 	}
 	site.flags(c)
+	c.Flags().StringVar(&name, "adapter", "", "`NAME` of the described adapter in the node's configuration to try, with what that says of it")
 	c.Flags().BoolVar(&dry, "dry-run", false, "send nothing, show what would be sent")
 	c.Flags().BoolVar(&run, "run", false, "run a task for real: COMMAND, or true")
 	return c
 }
 
-func drawStep(t *table, s rest.Step) {
-	if x := s.Exchange; x != nil {
-		verb := "would send"
-		if s.Sent {
-			verb = "sent"
+// trial is what is to be tried: a description with what flags say, or the adapter
+// that the node's configuration has; and the command after --.
+func (a *app) trial(c *cobra.Command, site *trySite, name string, args []string) (cfg rest.Config, done func(), command []string, err error) {
+	done = func() {}
+	var d described
+	if name == "" {
+		if c.Flags().Changed("config") {
+			return cfg, done, nil, pcm.Errorf(pcm.Invalid, "--config needs --adapter: the name of the adapter in it that is to be tried")
 		}
-		t.text("%s: %s %s %s", s.Part, verb, plain(x.Method), plain(x.URL))
-		if x.RequestBody != "" {
-			for _, l := range showBody(x.RequestBody) {
-				t.text("    %s", l)
-			}
+		if d, err = a.readDescription(args[0]); err != nil {
+			return cfg, done, nil, err
 		}
-		if x.Status != 0 {
-			t.text("  answer: HTTP %d", x.Status)
-			if x.ResponseBody != "" {
-				for _, l := range showBody(x.ResponseBody) {
-					t.text("    %s", l)
-				}
-			}
+		if _, err = d.valid(); err != nil {
+			return cfg, done, nil, err
+		}
+		cfg, done, err = site.config(d)
+		return cfg, done, args[1:], err
+	}
+	for _, flag := range []string{"set", "secret", "allow-private", "ca"} {
+		if c.Flags().Changed(flag) {
+			return cfg, done, nil, pcm.Errorf(pcm.Invalid, "--%s and --adapter exclude each other: the node's configuration says all of it", flag)
 		}
 	}
-	for _, f := range s.Facts {
-		t.text("  %s: %s = %s", s.Part, plain(f.Ours), plain(f.Theirs))
+	if cfg, d, err = a.configured(site.file, name); err != nil {
+		return cfg, done, nil, err
 	}
-	if s.Err != "" {
-		t.text("  %s: error: %s", s.Part, plain(s.Err))
-	}
+	cfg, done, err = tried(cfg, d)
+	return cfg, done, args, err
 }
 
 // valid is parse, with the first problem as an error.
@@ -164,47 +115,4 @@ func (d described) valid() (*description.Description, error) {
 		}
 	}
 	return nil, pcm.Errorf(pcm.Invalid, "%s is no description", d.file)
-}
-
-// diffView is in what two back ends differ.
-type diffView struct {
-	A           string                   `json:"a"`
-	B           string                   `json:"b"`
-	Differences []description.Difference `json:"differences"`
-}
-
-func (a *app) adapterDiffCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "diff A B", Short: "Compare two descriptions: what one back end offers that the other doesn't", Args: exactly(2, "two descriptions: FILEs, or NAMEs that 'pcm adapter list' shows"),
-		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-			if len(args) > 1 {
-				return nil, cobra.ShellCompDirectiveNoFileComp
-			}
-			return completeDescription(nil, nil, "")
-		},
-		RunE: func(_ *cobra.Command, args []string) error {
-			var both [2]*description.Description
-			v := diffView{A: args[0], B: args[1]}
-			for i, arg := range args {
-				d, err := a.readDescription(arg)
-				if err != nil {
-					return err
-				}
-				if both[i], err = d.valid(); err != nil {
-					return err
-				}
-			}
-			v.Differences = description.Diff(both[0], both[1])
-			return a.print(v, func(t *table) {
-				if len(v.Differences) == 0 {
-					t.text("no differences")
-					return
-				}
-				t.row("OF", "NAME", strings.ToUpper(both[0].Name), strings.ToUpper(both[1].Name))
-				for _, d := range v.Differences {
-					t.row(d.Of, d.Name, cmp.Or(d.A, "-"), cmp.Or(d.B, "-"))
-				}
-			})
-		},
-	}
 }

@@ -236,8 +236,11 @@ func (g *tokenCall) describe() string {
 	for _, name := range slices.Sorted(maps.Keys(secretNames(g.l.Request.Body))) {
 		all = append(all, g.c.cfg.Secrets.describe(name))
 	}
-	if len(all) == 0 {
+	switch len(all) {
+	case 0:
 		return "the log-in's call"
+	case 1:
+		return "secret " + all[0]
 	}
 	return "secrets " + strings.Join(all, ", ")
 }

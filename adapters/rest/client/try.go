@@ -161,7 +161,10 @@ func (c *Client) statusFailure(out *Response, o *outgoing, resp *http.Response) 
 		if s == http.StatusForbidden {
 			f.text = "this is not allowed to the log-in: check " + c.login.describe() + ", and what it may do"
 		}
-		if o.anonymous {
+		switch {
+		case resp.Request.Context().Value(loginKey{}) != nil:
+			f.text = "check " + c.login.describe()
+		case o.anonymous:
 			f.text = "the address is not, or no longer, valid"
 		}
 	case s == http.StatusNotFound, s == http.StatusGone:

@@ -28,6 +28,9 @@ func Diff(a, b *Description) (all []Difference) {
 		}
 		slices.Sort(names)
 		for _, n := range names {
+			if strings.HasPrefix(x[n], lacks) && strings.HasPrefix(y[n], lacks) {
+				continue // both do, whatever the reasons
+			}
 			if x[n] != y[n] {
 				all = append(all, Difference{of, n, x[n], y[n]})
 			}
@@ -47,6 +50,8 @@ func Diff(a, b *Description) (all []Difference) {
 	pairs("limit", a.limits(), b.limits())
 	return all
 }
+
+const lacks = "no: "
 
 func one(name, value string) map[string]string { return map[string]string{name: value} }
 
@@ -68,7 +73,7 @@ func (d *Description) capabilities() map[string]string {
 		all[c] = "yes"
 	}
 	for c, why := range d.Lacks {
-		all[c] = "no: " + why
+		all[c] = lacks + why
 	}
 	return all
 }
