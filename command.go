@@ -77,6 +77,11 @@ type Op struct {
 	Scale    *Scale    `json:"scale,omitempty" cbor:"20,keyasint,omitempty"`
 	Void     *Void     `json:"void,omitempty" cbor:"21,keyasint,omitempty"`
 	Clear    *Clear    `json:"clear,omitempty" cbor:"22,keyasint,omitempty"`
+
+	Net     *Net     `json:"net,omitempty" cbor:"23,keyasint,omitempty"`
+	Resolve *Resolve `json:"resolve,omitempty" cbor:"24,keyasint,omitempty"`
+	Set     *Set     `json:"set,omitempty" cbor:"25,keyasint,omitempty"`
+	Upgrade *Upgrade `json:"upgrade,omitempty" cbor:"26,keyasint,omitempty"`
 }
 
 // Kind names the operation, e.g. "award"; "" if none or more than one is set.
@@ -94,6 +99,7 @@ func (o Op) Kind() string {
 		{"dispute", o.Dispute != nil}, {"stop", o.Stop != nil}, {"cancel", o.Cancel != nil},
 		{"note_key", o.NoteKey != nil}, {"scale", o.Scale != nil},
 		{"void", o.Void != nil}, {"clear", o.Clear != nil},
+		{"net", o.Net != nil}, {"resolve", o.Resolve != nil}, {"set", o.Set != nil}, {"upgrade", o.Upgrade != nil},
 	} {
 		if k.set {
 			kind, n = k.name, n+1

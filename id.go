@@ -78,7 +78,7 @@ func (d Digest) Valid() bool {
 }
 
 var (
-	idForm   = regexp.MustCompile(`^(job|trd|cell|mesh)-[a-z2-7]{16}$`)
+	idForm   = regexp.MustCompile(`^(job|trd|cell|mesh|net)-[a-z2-7]{16}$`)
 	nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
 )
 

@@ -69,6 +69,9 @@ const (
 	DomainInvite   Domain = "pcm/invite/1"
 	DomainSpec     Domain = "pcm/spec/1"
 	DomainCell     Domain = "pcm/cell/1"
+
+	DomainNetting    Domain = "pcm/netting/1"    // two accounts strike what they owe each other
+	DomainResolution Domain = "pcm/resolution/1" // two accounts end a dispute
 )
 
 func (d Domain) message(payload []byte) []byte {

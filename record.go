@@ -133,6 +133,7 @@ type Effects struct {
 	First     uint64          // number of the first of Records
 	Documents []Document      // finished jobs and trades, out of the hot state
 	Events    []Event
+	Halt      error // not nil: this release can't follow the entry; the replica stops before it
 }
 
 // Document is a value under a key, e.g. "job/job-x7k2…".

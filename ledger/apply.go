@@ -105,6 +105,9 @@ func (a *applying) command(c pcm.Signed) pcm.CommandResult {
 	if cmd.Mesh != a.genesis.Mesh || cmd.Cell != a.genesis.Cell {
 		return refuse(pcm.Errorf(pcm.Invalid, "command is for %s of %s, this is %s of %s", cmd.Cell, cmd.Mesh, a.genesis.Cell, a.genesis.Mesh))
 	}
+	if err := a.gate(cmd); err != nil {
+		return refuse(err) // nothing of it is remembered: who can't read it doesn't either
+	}
 	if r, ok := a.seen[cmd.ID]; ok {
 		if r.Peer != cmd.Peer {
 			return refuse(pcm.Errorf(pcm.Conflict, "command ID %s was used by another peer", cmd.ID))
@@ -234,6 +237,14 @@ func (a *applying) op(peer pcm.PeerID, op *pcm.Op) (pcm.OpResult, bool) {
 		worth, err = a.void(op.Void)
 	case op.Clear != nil:
 		err = a.clear(op)
+	case op.Net != nil:
+		worth, err = a.net(op.Net)
+	case op.Resolve != nil:
+		err = a.resolve(op)
+	case op.Set != nil:
+		worth, err = a.set(op.Set)
+	case op.Upgrade != nil:
+		worth, err = a.upgrade(op.Upgrade)
 	}
 	if err != nil {
 		return pcm.OpResult{Err: pcm.AsError(err)}, false

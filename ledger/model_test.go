@@ -25,6 +25,9 @@ type model struct {
 	trades  map[pcm.TradeID]*mTrade
 	burned  map[pcm.Digest]pcm.PeerID
 	paid    []mPaid
+
+	netted   []pcm.NettingID
+	settings map[string]*mSetting
 }
 
 type mMember struct {
@@ -34,6 +37,7 @@ type mMember struct {
 	incarnation uint64
 	offer       uint64
 	credit      pcm.Micro
+	note        bool // has a note key
 }
 
 type mPool struct {
@@ -90,6 +94,7 @@ func newModel(c *cell) *model {
 	return &model{
 		cell: c.genesis.Cell, members: map[pcm.PeerID]*mMember{}, pools: map[ledger.PoolKey]*mPool{},
 		jobs: map[pcm.JobID]*mJob{}, trades: map[pcm.TradeID]*mTrade{}, burned: map[pcm.Digest]pcm.PeerID{},
+		settings: map[string]*mSetting{},
 	}
 }
 
@@ -379,6 +384,17 @@ func (m *model) op(by pcm.PeerID, op pcm.Op) verdict {
 		}
 		m.halt(j)
 		return yes(true)
+	case op.NoteKey != nil: // the random test has peers speak for themselves
+		me.note = len(op.NoteKey.Key) > 0
+		return yes(true)
+	case op.Upgrade != nil:
+		return yes(me.note)
+	case op.Set != nil:
+		return yes(m.set(me, op.Set))
+	case op.Net != nil:
+		return yes(m.net(op.Net))
+	case op.Resolve != nil:
+		return yes(m.resolve(op.Resolve))
 	case op.Scale != nil:
 		j, s := m.jobs[op.Scale.Job], op.Scale
 		if j == nil || j.ended != "" || j.stopping || me.account != j.buyer || s.Step < 0 || s.Step >= len(j.Steps) || !j.Steps[s.Step].Service || s.Count < 0 || s.Count > j.Steps[s.Step].Count {

@@ -51,6 +51,11 @@ func TestRandom(t *testing.T) {
 			"cancel":   r.cancel,
 			"scale":    r.scale,
 			"burn":     r.burn,
+			"notekey":  r.notekey,
+			"upgrade":  r.upgrade,
+			"set":      r.set,
+			"net":      r.net,
+			"resolve":  r.resolve,
 			"time":     r.time,
 			"keep":     r.keep,
 			"leader":   r.leader,
@@ -78,7 +83,7 @@ func TestRandom(t *testing.T) {
 func unseen(seen map[string]int) (missing []string) {
 	for _, kind := range []string{
 		"enroll", "capacity", "renew", "submit", "drive", "place", "award", "reject", "start", "meter", "finish",
-		"accept", "abandon", "settle", "dispute", "stop", "cancel", "scale", "burn",
+		"accept", "abandon", "settle", "dispute", "stop", "cancel", "scale", "burn", "upgrade", "set", "net", "resolve",
 	} {
 		if seen[kind+" true"] == 0 {
 			missing = append(missing, kind+" that was taken")
@@ -105,6 +110,8 @@ type random struct {
 	steps  int
 	names  int
 	seen   map[string]int
+
+	nettings []pcm.Agreed
 }
 
 func newRandom(t *rapid.T, seen map[string]int) *random {
@@ -116,6 +123,7 @@ func newRandom(t *rapid.T, seen map[string]int) *random {
 	for _, a := range r.actors[:2+r.n(t, "enrolled at first", 3)] {
 		r.run(t, a, pcm.Op{Enroll: &pcm.Enroll{Passport: a.passport}})
 	}
+	r.run(t, r.actors[0], noteKeyOf(r.actors[0], false), pcm.Op{Upgrade: &pcm.Upgrade{Level: pcm.LedgerLevel}})
 	for _, a := range r.actors[1:3] {
 		r.run(t, a, pcm.Op{Capacity: &pcm.Capacity{Offer: 1, Pools: []pcm.Pool{pool(4)}, Credit: 2_000_000}})
 	}
@@ -307,6 +315,12 @@ func (r *random) compare(t *rapid.T) {
 	for k := range owed {
 		if b := m.balance(k); b != (ledger.Balance{}) {
 			t.Fatalf("no balance, in the model %v", b)
+		}
+	}
+	for key, want := range m.settings {
+		got := r.state.Setting(key)
+		if got.Value != want.now() || got.Version != uint64(len(want.values)-1) || len(got.Votes) != len(want.wants) {
+			t.Fatalf("%s is %+v, in the model %+v", key, got, want)
 		}
 	}
 	for k, want := range m.pools {

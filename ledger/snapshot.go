@@ -30,6 +30,10 @@ type snapshot struct {
 	Seen     []pair[pcm.CommandID, remembered] `cbor:"13,keyasint"`
 	Granted  int64                             `cbor:"14,keyasint"`
 	Voids    []pair[pcm.TradeID, int64]        `cbor:"15,keyasint,omitempty"`
+	Nettings []pair[pcm.NettingID, int64]      `cbor:"16,keyasint,omitempty"`
+	NetFloor int64                             `cbor:"17,keyasint,omitempty"`
+	Settings []*Setting                        `cbor:"18,keyasint,omitempty"`
+	Level    int                               `cbor:"19,keyasint,omitempty"`
 }
 
 type pair[K, V any] struct {
@@ -58,6 +62,8 @@ func (s *State) Snapshot() ([]byte, error) {
 		Burned:   pairs(s.burned, cmp.Compare[pcm.Digest]),
 		Seen:     pairs(s.seen, compareIDs),
 		Voids:    pairs(s.voids, cmp.Compare[pcm.TradeID]),
+		Nettings: pairs(s.nettings, cmp.Compare[pcm.NettingID]), NetFloor: s.netFloor,
+		Settings: byKey(s.settings, cmp.Compare[string]), Level: s.level,
 	})
 }
 
@@ -87,7 +93,11 @@ func (s *State) Restore(data []byte) error {
 	if err := in.whole(); err != nil {
 		return err
 	}
+	if in.Level > s.spoken() {
+		return pcm.Errorf(pcm.Invalid, "%s is at level %d of the ledger's rules, this release speaks %d: update this peer", pcm.Short(in.Genesis.Cell), in.Level, s.spoken())
+	}
 	n := New(in.Genesis)
+	n.speaks, n.level, n.netFloor = s.speaks, in.Level, in.NetFloor
 	n.stamp, n.records, n.tree, n.due, n.granted = in.Stamp, in.Records, tree, in.Due, in.Granted
 	for _, m := range in.Members {
 		n.members[m.Peer] = m
@@ -111,6 +121,12 @@ func (s *State) Restore(data []byte) error {
 	}
 	for _, v := range in.Voids {
 		n.voids[v.Key] = v.Value
+	}
+	for _, x := range in.Nettings {
+		n.nettings[x.Key] = x.Value
+	}
+	for _, x := range in.Settings {
+		n.settings[x.Key] = x
 	}
 	for _, r := range in.Seen {
 		n.seen[r.Key] = r.Value
@@ -141,6 +157,9 @@ func (in *snapshot) whole() error {
 		if b.Value == nil {
 			return damaged("balances")
 		}
+	}
+	if slices.Contains(in.Settings, nil) {
+		return damaged("settings")
 	}
 	for _, t := range in.Trades {
 		if t == nil || !t.Terms.Tasks.Valid(pcm.MaxTasks) || t.Terms.Tasks.Len() != len(t.Attempts) || t.Terms.Width < 1 {

@@ -450,6 +450,17 @@ func (s *story) ops(l line) []pcm.Op {
 	case "clear":
 		_, t := l.trade()
 		return []pcm.Op{{Clear: &pcm.Clear{Job: l.job(), Trade: t.Trade(), Paid: l.micro("paid", "0")}}}
+	case "notekey":
+		return []pcm.Op{noteKeyOf(a, l.HasArg("nothing"))}
+	case "level":
+		return []pcm.Op{noteKeyOf(a, false), {Upgrade: &pcm.Upgrade{Level: l.num("to", pcm.LedgerLevel)}}}
+	case "set":
+		key := l.str("key", "")
+		return []pcm.Op{{Set: &pcm.Set{Key: key, Value: l.str("to", ""), Version: uint64(l.num("version", int(s.state.Setting(key).Version)))}}}
+	case "net":
+		return []pcm.Op{s.net(l)}
+	case "resolve":
+		return []pcm.Op{s.resolve(l)}
 	case "cancel":
 		return []pcm.Op{{Cancel: &pcm.Cancel{Job: l.job(), Reason: reason}}}
 	}
@@ -499,6 +510,61 @@ func (s *story) submit(l line) pcm.Op {
 	return pcm.Op{Submit: sub}
 }
 
+// noteKeyOf binds the note key of a voter, or takes it back.
+func noteKeyOf(a *actor, nothing bool) pcm.Op {
+	k := &pcm.NoteKey{Peer: a.peer, Key: keyOf("note " + a.name).Public()}
+	if nothing {
+		k.Key = nil
+	}
+	return pcm.Op{NoteKey: k}
+}
+
+// net makes a netting of two accounts, signed by both or as the line says.
+func (s *story) net(l line) pcm.Op {
+	a, b, name := l.actor(l.str("a", "")), l.actor(l.str("b", "")), l.str("as", "n1")
+	n := pcm.Netting{
+		Mesh: s.genesis.Mesh, ID: pcm.NettingID(idOf("net-", name)), A: a.buyer, B: b.buyer, Unit: l.str("unit", pcm.DefaultUnit),
+		Lines:    []pcm.NettingLine{{Cell: s.genesis.Cell, ByA: l.micro("by-a", "0"), ByB: l.micro("by-b", "0")}},
+		NotAfter: s.wall + l.dur("good", 24*time.Hour).Milliseconds(),
+	}
+	s.name(string(n.ID), "net-"+name)
+	if c := l.str("at", ""); c != "" {
+		n.Lines[0].Cell = pcm.CellID(idOf("cell-", c))
+	}
+	agreed := n.Offer(a.account)
+	switch {
+	case l.HasArg("unaccepted"):
+	case l.HasArg("forged"):
+		agreed = agreed.Accept(pcm.DomainNetting, a.account)
+	default:
+		agreed = agreed.Accept(pcm.DomainNetting, b.account)
+	}
+	return pcm.Op{Net: &pcm.Net{Netting: agreed}}
+}
+
+// resolve makes the end of a dispute, signed by both sides or as the line says.
+func (s *story) resolve(l line) pcm.Op {
+	_, t := l.trade()
+	buyer, seller := l.actor(l.str("buyer", "anna")), l.actor(l.str("seller", "bert"))
+	r := pcm.Resolution{
+		Mesh: s.genesis.Mesh, Cell: s.genesis.Cell, Trade: t.Trade(), Tasks: l.spans(), Buyer: buyer.buyer, Seller: seller.buyer,
+		Amount: l.micro("amount", "0"), BySeller: l.HasArg("by-seller"),
+	}
+	first, second := buyer, seller
+	if r.BySeller {
+		first, second = seller, buyer
+	}
+	agreed := r.Offer(first.account)
+	switch {
+	case l.HasArg("unaccepted"):
+	case l.HasArg("forged"):
+		agreed = agreed.Accept(pcm.DomainResolution, first.account)
+	default:
+		agreed = agreed.Accept(pcm.DomainResolution, second.account)
+	}
+	return pcm.Op{Resolve: &pcm.Resolve{Resolution: agreed}}
+}
+
 func (s *story) finish(l line) pcm.Op {
 	name, t := l.trade()
 	var results []pcm.Result
@@ -541,6 +607,17 @@ func (s *story) show(l line) string {
 		b.WriteString(strings.Join(rows, ""))
 	case "records":
 		fmt.Fprintf(&b, "%d\n", len(s.records))
+	case "settings":
+		for _, k := range pcm.Settings {
+			v := s.state.Setting(k.Key)
+			fmt.Fprintf(&b, "%s = %s, version %d", v.Key, v.Value, v.Version)
+			for _, vote := range v.Votes {
+				fmt.Fprintf(&b, ", %s wants %s", vote.Account, vote.Value)
+			}
+			b.WriteString("\n")
+		}
+	case "level":
+		fmt.Fprintf(&b, "%d\n", s.state.Level())
 	default:
 		l.t.Fatalf("%s: can't show %s", l.Pos, l.CmdArgs[0].Key)
 	}

@@ -407,7 +407,6 @@ func (a *applying) settle(o *pcm.Op) error {
 	if !op.Tasks.Valid(pcm.MaxTasks) {
 		return pcm.Errorf(pcm.Invalid, "the settlement names no valid tasks")
 	}
-	j := a.jobOf(t)
 	var sum pcm.Micro
 	for i := range op.Tasks.All {
 		at := t.attempt(i)
@@ -417,10 +416,8 @@ func (a *applying) settle(o *pcm.Op) error {
 		if at.State == pcm.AttemptDisputed && a.by.Account != t.Terms.Buyer {
 			return pcm.Errorf(pcm.Forbidden, "only the buyer settles what is in dispute")
 		}
-		if j != nil {
-			if _, err := j.placedBy(t.ID, t.Terms.Step, i); err == nil {
-				return pcm.Errorf(pcm.Conflict, "task %d/%d is undecided: accept or abandon attempt %d first", t.Terms.Step, i, t.Terms.Attempt)
-			}
+		if err := a.decided(t, i); err != nil {
+			return err
 		}
 		sum = pcm.AddMicro(sum, at.Charge)
 	}

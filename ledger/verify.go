@@ -148,6 +148,9 @@ func (s *State) SameAs(o *State) error {
 		{"pools", pairs(s.pools, PoolKey.compare), pairs(o.pools, PoolKey.compare)},
 		{"balances", pairs(s.balances, BalanceKey.compare), pairs(o.balances, BalanceKey.compare)},
 		{"note keys", s.NoteKeys(), o.NoteKeys()},
+		{"nettings", pairs(s.nettings, cmp.Compare[pcm.NettingID]), pairs(o.nettings, cmp.Compare[pcm.NettingID])},
+		{"settings", byKey(s.settings, cmp.Compare[string]), byKey(o.settings, cmp.Compare[string])},
+		{"rules' levels", s.Level(), o.Level()},
 		{"used tokens", pairs(s.burned, cmp.Compare[pcm.Digest]), pairs(o.burned, cmp.Compare[pcm.Digest])},
 	} {
 		if !slices.Equal(pcm.MustMarshal(part.a), pcm.MustMarshal(part.b)) {

@@ -1,0 +1,129 @@
+package pcm
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The settings of a cell. They are the same for all its peers, and changed by
+// command alone.
+const (
+	SettingMaxMembers = "max_members" // past it newcomers are sent on; 0: no bound but the cell's own
+	SettingMaxVoters  = "max_voters"  // 1, 3 or 5
+	SettingOpen       = "open"        // yes, no: whether the cell takes newcomers
+	SettingKeep       = "keep"        // all, or how long records are kept: 90d
+)
+
+// Settings say what each setting may be, for people, in the order of their names.
+var Settings = []struct{ Key, Default, Form string }{
+	{SettingKeep, "all", "all, or a number of days like 90d"},
+	{SettingMaxMembers, "0", "0 (no bound) to 10000"},
+	{SettingMaxVoters, "3", "1, 3 or 5"},
+	{SettingOpen, "yes", "yes or no"},
+}
+
+// Bounds of settings.
+const (
+	maxMembersSet = 10_000
+	maxKeepDays   = 36_500
+)
+
+// DefaultSetting is the value of a setting that was never set; "" if there is no such setting.
+func DefaultSetting(key string) string {
+	for _, s := range Settings {
+		if s.Key == key {
+			return s.Default
+		}
+	}
+	return ""
+}
+
+// CheckSetting checks that a value is one that the setting can have, in its one form.
+func CheckSetting(key, value string) error {
+	form := ""
+	names := make([]string, 0, len(Settings))
+	for _, s := range Settings {
+		names = append(names, s.Key)
+		if s.Key == key {
+			form = s.Form
+		}
+	}
+	ok := false
+	switch key {
+	case SettingMaxMembers:
+		n, err := strconv.Atoi(value)
+		ok = err == nil && n >= 0 && n <= maxMembersSet && strconv.Itoa(n) == value
+	case SettingMaxVoters:
+		ok = slices.Contains([]string{"1", "3", "5"}, value)
+	case SettingOpen:
+		ok = value == "yes" || value == "no"
+	case SettingKeep:
+		_, ok = KeepFor(value)
+	default:
+		hint := ""
+		if near := Nearest(key, names); near != "" {
+			hint = "; did you mean " + near + "?"
+		}
+		return Errorf(Invalid, "a cell has no setting %.40q: %s%s", key, strings.Join(names, ", "), hint)
+	}
+	if !ok {
+		return Errorf(Invalid, "%s can't be %.40q: %s", key, value, form)
+	}
+	return nil
+}
+
+// SettingNumber reads a value that is a number; 0 if it isn't.
+func SettingNumber(value string) int {
+	n, err := strconv.Atoi(value)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// KeepFor reads a value of [SettingKeep]: how long records are kept; 0: for ever.
+func KeepFor(value string) (time.Duration, bool) {
+	if value == "all" {
+		return 0, true
+	}
+	days, found := strings.CutSuffix(value, "d")
+	n, err := strconv.Atoi(days)
+	if !found || err != nil || n < 1 || n > maxKeepDays || strconv.Itoa(n) != days {
+		return 0, false
+	}
+	return time.Duration(n) * 24 * time.Hour, true
+}
+
+// Set is one account's word for a setting of the cell to have a value. It takes
+// effect when more than half of the accounts that have voters in the cell say the
+// same; until then it is remembered. Version is that of the setting now, so that
+// nobody agrees to what was meant for another state.
+type Set struct {
+	Key     string `json:"key" cbor:"1,keyasint"`
+	Value   string `json:"value" cbor:"2,keyasint"`
+	Version uint64 `json:"version" cbor:"3,keyasint"`
+}
+
+// LedgerLevel is the level of the ledger's rules that this release speaks: which
+// operations there are, and what they mean.
+//
+//	1: the first
+//	2: netting, resolution, settings, trade across cells
+const LedgerLevel = 2
+
+// Upgrade raises the level of the cell's rules. It is proposed when all its
+// replicas speak the level; one that doesn't stops at it.
+type Upgrade struct {
+	Level int `json:"level" cbor:"1,keyasint"`
+}
+
+// Level is the first level at which the operation may be proposed.
+func (o Op) Level() int {
+	switch {
+	case o.Net != nil, o.Resolve != nil, o.Set != nil:
+		return 2
+	}
+	return 1
+}
