@@ -116,6 +116,9 @@ func openArchive(dir string, log *slog.Logger, fail func(error)) (a *archive, er
 	if err := checkTables(dir); err != nil {
 		return nil, damaged(err)
 	}
+	if err := dropEmpty(dir); err != nil {
+		return nil, damaged(err)
+	}
 	// Small: an idle archive shall cost a few MiB, and its figures are those of
 	// one writer with values of some hundred bytes.
 	opt := badger.DefaultOptions(dir).

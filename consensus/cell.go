@@ -81,6 +81,10 @@ type Config struct {
 	Now       func() time.Time        // wall clock; nil: time.Now
 	OnFailure func(error)             // called once if the cell stops by itself; nil: nothing
 
+	// SnapshotEvery is the number of entries after which Raft's log is cut behind a
+	// snapshot; a quarter more are kept beyond it. 0: 8192.
+	SnapshotEvery uint64
+
 	maxQueued   int                // tests: bound of the proposer's queue
 	memberEvery time.Duration      // tests: between rounds of the member loop
 	tune        func(*raft.Config) // tests
@@ -160,6 +164,9 @@ func (cfg *Config) raftConfig(log *raftLogger) *raft.Config {
 	rc.TrailingLogs = 10240
 	rc.SnapshotThreshold = 8192
 	rc.SnapshotInterval = 2 * time.Minute
+	if n := cfg.SnapshotEvery; n > 0 {
+		rc.SnapshotThreshold, rc.TrailingLogs, rc.SnapshotInterval = n, n+n/4, time.Second
+	}
 	rc.NoLegacyTelemetry = true
 	rc.HeartbeatTimeout = time.Second
 	rc.ElectionTimeout = time.Second

@@ -252,6 +252,25 @@ func TestDamagedFiles(t *testing.T) {
 	}
 }
 
+// A power cut may leave names of files without their content: that is no damage.
+func TestEmptyFiles(t *testing.T) {
+	n := found(t, &book{}, nil)
+	n.propose(t, n.cfg.Self)
+	if err := n.close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"00077.mem", "000077.vlog"} {
+		if err := os.WriteFile(filepath.Join(n.dir, dirHistory, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.connect()
+	n.open()
+	if got := n.RecordCount(); got != 1 {
+		t.Errorf("%d records", got)
+	}
+}
+
 // What a replica can't take in stops it, loudly, and the state stays as it was.
 func TestReplicaHalts(t *testing.T) {
 	key := pcm.NewKey()

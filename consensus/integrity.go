@@ -171,6 +171,29 @@ func checkTables(dir string) error {
 	return nil
 }
 
+// dropEmpty removes memtables and value logs without a byte: when the power went, they
+// had a name already and no content. Badger won't open them; what they were to hold
+// is in Raft's log.
+func dropEmpty(dir string) error {
+	var files []string
+	for _, pattern := range []string{"*.mem", "*.vlog"} {
+		list, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			return err
+		}
+		files = append(files, list...)
+	}
+	for _, path := range files {
+		if info, err := os.Stat(path); err != nil || info.Size() > 0 {
+			continue // Badger will tell
+		}
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func checkTable(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
