@@ -1,0 +1,468 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/rpc"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/consensus"
+	"github.com/jointcloud/pcm/ledger"
+)
+
+// patience bounds what ought to come soon on a machine that does much else.
+const patience = 2 * time.Minute
+
+// testCell is a cell whose peers are processes of this program.
+type testCell struct {
+	name    string
+	genesis ledger.Genesis
+	root    pcm.Key
+	voters  int
+	dir     string // logs and sockets
+	disk    *disk  // where the peers' folders are
+	env     []string
+
+	mu    sync.Mutex
+	procs []*proc
+	made  int // processes' numbers so far
+
+	logTime atomic.Int64 // newest that was heard of
+	heard   atomic.Int64 // when, ms of this process
+	terms   atomic.Uint64
+	leaders atomic.Int64 // changes of the leader that were seen
+}
+
+var began = time.Now()
+
+// elapsed is this process's monotonic time.
+func elapsed() time.Duration { return time.Since(began) }
+
+// keyOf makes a key of a name, so that a seed gives the same run.
+func keyOf(name string) pcm.Key {
+	sum := sha256.Sum256([]byte(name))
+	k, err := pcm.KeyFromSeed(sum[:])
+	if err != nil {
+		panic(err) // of a seed of another length
+	}
+	return k
+}
+
+// proc is one peer, which may be running.
+type proc struct {
+	cell *testCell
+	name string
+	id   pcm.PeerID
+	cfg  PeerConfig
+
+	mu    sync.Mutex
+	cmd   *exec.Cmd
+	stdin io.WriteCloser
+	ended chan struct{}
+	rpc   *rpc.Client
+	gone  bool // for good
+}
+
+func newTestCell(dir string, d *disk, seed uint64, name string, voters int, env []string) *testCell {
+	root := keyOf(fmt.Sprintf("root %d", seed))
+	sum := sha256.Sum256(fmt.Append(nil, "cell ", seed, name))
+	c := &testCell{name: name, root: root, voters: voters, dir: dir, disk: d, env: env}
+	c.genesis = ledger.Genesis{Mesh: pcm.NewMeshID(root.Public()), Root: root.Public(), Cell: pcm.CellID("cell-" + letters(sum[:], 16)), Name: name}
+	return c
+}
+
+// letters spells bytes with n letters and digits of IDs.
+func letters(b []byte, n int) string {
+	const alphabet = "abcdefghijklmnopqrstuvwxyz234567"
+	out := make([]byte, n)
+	for i := range out {
+		out[i] = alphabet[b[i]%32]
+	}
+	return string(out)
+}
+
+// start makes the cell whole: a founder, then the others, then all of them voters.
+func (c *testCell) start(ctx context.Context) error {
+	founder, err := c.add()
+	if err != nil {
+		return err
+	}
+	founder.configure(func(c *PeerConfig) { c.Founder = true })
+	if err := founder.start(ctx); err != nil {
+		return err
+	}
+	for range c.voters - 1 {
+		if _, err := c.join(ctx); err != nil {
+			return err
+		}
+	}
+	return c.awaitVoters(ctx, c.voters)
+}
+
+// add makes a peer that does not run yet.
+func (c *testCell) add() (*proc, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.made++
+	name := fmt.Sprintf("%s%d", c.name, c.made)
+	sum := sha256.Sum256(fmt.Append(nil, "peer ", c.genesis.Cell, name))
+	key, err := pcm.KeyFromSeed(sum[:])
+	if err != nil {
+		return nil, err
+	}
+	dir, err := c.disk.folder(name)
+	if err != nil {
+		return nil, err
+	}
+	p := &proc{cell: c, name: name, id: key.Peer()}
+	p.cfg = PeerConfig{
+		Seed: sum[:], Genesis: c.genesis, Dir: dir, Socket: filepath.Join(c.dir, name+".sock"),
+		Listen: "/ip4/127.0.0.1/tcp/0", Voters: c.voters, Snapshot: 600,
+	}
+	c.procs = append(c.procs, p)
+	return p, nil
+}
+
+// join starts a new peer and has the cell take it in.
+func (c *testCell) join(ctx context.Context) (*proc, error) {
+	p, err := c.add()
+	if err != nil {
+		return nil, err
+	}
+	if err := p.start(ctx); err != nil {
+		return nil, err
+	}
+	return p, c.change(ctx, "add", p.id)
+}
+
+// change has any peer that can change the cell.
+func (c *testCell) change(ctx context.Context, what string, id pcm.PeerID) error {
+	return await(ctx, patience, fmt.Sprintf("%s: %s %s", c.name, what, pcm.Short(id)), func() error {
+		var last error = errors.New("no peer runs")
+		for _, p := range c.running() {
+			if p.id == id && what != "add" {
+				continue
+			}
+			if last = p.call("Change", Change{what, id, 5 * time.Second}, new(bool), 10*time.Second); last == nil {
+				return nil
+			}
+		}
+		return last
+	})
+}
+
+func (c *testCell) awaitVoters(ctx context.Context, n int) error {
+	return await(ctx, patience, fmt.Sprintf("%s has %d voters", c.name, n), func() error {
+		for _, p := range c.running() {
+			h, err := p.health(false)
+			if err != nil {
+				return err
+			}
+			if h.Role == consensus.RoleLeader && len(h.Voters) == n {
+				return nil
+			}
+		}
+		return errors.New("not yet")
+	})
+}
+
+// await polls a condition that has no channel of its own.
+func await(ctx context.Context, most time.Duration, what string, ok func() error) error {
+	deadline := time.After(most)
+	for {
+		err := ok()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-time.After(30 * time.Millisecond):
+		case <-deadline:
+			return fmt.Errorf("waited %s in vain until %s: %w", most, what, err)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// all are the peers that are not gone for good.
+func (c *testCell) all() []*proc {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(slices.DeleteFunc(slices.Clone(c.procs), func(p *proc) bool { return p.isGone() }))
+}
+
+// running are the peers that run, or are stopped for a while.
+func (c *testCell) running() []*proc {
+	return slices.DeleteFunc(c.all(), func(p *proc) bool { return !p.runs() })
+}
+
+// leader is who leads, as most recently claimed; nil if nobody does.
+func (c *testCell) leader() *proc {
+	var best *proc
+	var term uint64
+	for _, p := range c.running() {
+		if h, err := p.health(false); err == nil && h.Role == consensus.RoleLeader && h.Term >= term {
+			best, term = p, h.Term
+		}
+	}
+	return best
+}
+
+// book says where all peers listen.
+func (c *testCell) book() map[pcm.PeerID]string {
+	book := map[pcm.PeerID]string{}
+	for _, p := range c.all() {
+		if listen := p.config().Listen; !strings.HasSuffix(listen, "/0") {
+			book[p.id] = listen
+		}
+	}
+	return book
+}
+
+// hear takes in the cell's log time.
+func (c *testCell) hear(t int64) {
+	for {
+		old := c.logTime.Load()
+		if t <= old {
+			return
+		}
+		if c.logTime.CompareAndSwap(old, t) {
+			c.heard.Store(elapsed().Milliseconds())
+			return
+		}
+	}
+}
+
+// now estimates the log time.
+func (c *testCell) now() int64 {
+	if t := c.logTime.Load(); t > 0 {
+		return t + elapsed().Milliseconds() - c.heard.Load()
+	}
+	return 0
+}
+
+func (p *proc) configure(change func(*PeerConfig)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change(&p.cfg)
+}
+
+func (p *proc) config() PeerConfig {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cfg
+}
+
+func (p *proc) isGone() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.gone
+}
+
+func (p *proc) runs() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd == nil || p.gone {
+		return false
+	}
+	select {
+	case <-p.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+func (p *proc) logFile() string { return filepath.Join(p.cell.dir, p.name+".log") }
+
+// errEnded is of a process that ended by itself while it was started.
+var errEnded = errors.New("it has ended")
+
+// start starts the process and waits until it answers.
+func (p *proc) start(ctx context.Context) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	out, err := os.OpenFile(p.logFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	cmd := exec.Command(self)
+	cmd.Env = append(append(os.Environ(), peerEnv+"=1", "GOMAXPROCS=2"), p.cell.env...)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	cfg := p.config()
+	cfg.Book = p.cell.book()
+	for id := range cfg.Book {
+		cfg.Trust = append(cfg.Trust, id)
+	}
+	os.Remove(cfg.Socket) // so that the one that is dialled is new
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		cmd.Wait() // the state is kept in cmd
+	}()
+	if err := json.NewEncoder(stdin).Encode(cfg); err != nil {
+		cmd.Process.Kill()
+		<-ended
+		return fmt.Errorf("%s: %w: %w", p.name, errEnded, err)
+	}
+	var conn net.Conn
+	err = await(ctx, patience, p.name+" answers", func() error {
+		select {
+		case <-ended:
+			return nil
+		default:
+		}
+		var err error
+		conn, err = net.Dial("unix", cfg.Socket)
+		return err
+	})
+	if err != nil || conn == nil {
+		cmd.Process.Kill()
+		<-ended
+		return cmp.Or(err, fmt.Errorf("%s: %w: %s", p.name, errEnded, p.tail(3)))
+	}
+	client := rpc.NewClient(conn)
+	p.mu.Lock()
+	p.cmd, p.stdin, p.ended, p.rpc = cmd, stdin, ended, client
+	p.mu.Unlock()
+	var addr string
+	if err := p.call("Address", true, &addr, patience); err != nil {
+		return err
+	}
+	p.configure(func(c *PeerConfig) { c.Listen, c.Founder = addr, false })
+	for _, other := range p.cell.running() {
+		other.call("Book", map[pcm.PeerID]string{p.id: addr}, new(bool), 5*time.Second) // one that doesn't answer reads it when it starts
+	}
+	return nil
+}
+
+// tail is the end of the process's log.
+func (p *proc) tail(lines int) string {
+	data, err := os.ReadFile(p.logFile())
+	if err != nil {
+		return err.Error()
+	}
+	all := strings.Split(strings.TrimSpace(string(data)), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+var errDown = errors.New("the peer is down")
+
+// call asks the process. One that is stopped answers too late.
+func (p *proc) call(method string, in, out any, most time.Duration) error {
+	p.mu.Lock()
+	client := p.rpc
+	p.mu.Unlock()
+	if client == nil {
+		return errDown
+	}
+	call := client.Go("Peer."+method, in, out, make(chan *rpc.Call, 1))
+	select {
+	case <-call.Done:
+		return call.Error
+	case <-time.After(most):
+		return fmt.Errorf("%s did not answer within %s", p.name, most)
+	}
+}
+
+func (p *proc) health(all bool) (Health, error) {
+	var h Health
+	err := p.call("Status", all, &h, 10*time.Second)
+	if err == nil {
+		p.cell.hear(h.LogTime)
+		if h.Role == consensus.RoleLeader {
+			if old := p.cell.terms.Load(); h.Term > old && p.cell.terms.CompareAndSwap(old, h.Term) && old > 0 {
+				p.cell.leaders.Add(1)
+			}
+		}
+	}
+	return h, err
+}
+
+// signal sends a signal; a process that has ended needs none.
+func (p *proc) signal(s syscall.Signal) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd != nil {
+		p.cmd.Process.Signal(s)
+	}
+}
+
+// kill ends the process as a crash does, and waits for its end.
+func (p *proc) kill() {
+	p.signal(syscall.SIGKILL)
+	p.wait()
+}
+
+// stop ends the process as an operator does.
+func (p *proc) stop() {
+	p.mu.Lock()
+	if p.stdin != nil {
+		p.stdin.Close()
+	}
+	ended := p.ended
+	p.mu.Unlock()
+	if ended == nil {
+		return
+	}
+	select {
+	case <-ended:
+	case <-time.After(30 * time.Second):
+		p.signal(syscall.SIGKILL)
+	}
+	p.wait()
+}
+
+func (p *proc) wait() {
+	p.mu.Lock()
+	ended := p.ended
+	p.mu.Unlock()
+	if ended == nil {
+		return
+	}
+	<-ended
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.rpc != nil {
+		p.rpc.Close()
+		p.rpc = nil
+	}
+	if p.stdin != nil {
+		p.stdin.Close()
+		p.stdin = nil
+	}
+}
+
+// abandon takes the peer out of the run for good.
+func (p *proc) abandon() {
+	p.kill()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gone = true
+}

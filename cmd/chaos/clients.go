@@ -1,0 +1,476 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jointcloud/pcm"
+)
+
+// ack is a command that was answered.
+type ack struct {
+	what  string
+	index uint64
+	done  int   // ops that took effect
+	err   error // the first refusal
+}
+
+// clients are buyers and sellers of one cell, and those who write and read single
+// values. Their keys are of this process; commands go through any peer of the cell,
+// and again through another one until there is an answer.
+type clients struct {
+	cell *testCell
+	seed uint64
+
+	mu         sync.Mutex
+	acks       map[pcm.CommandID]ack
+	unknown    map[pcm.CommandID]string // never answered
+	paid       map[payment]span         // what settlements that were answered came to
+	violations []string
+	history    []operation
+	checks     map[string]int // probes by kind
+
+	acked   atomic.Int64
+	tries   atomic.Int64 // proposals, each time that one was sent
+	failed  atomic.Int64 // those without an answer
+	reads   atomic.Int64
+	settled atomic.Int64 // jobs that went all the way
+	given   atomic.Int64 // jobs that were given up
+	bought  atomic.Int64 // attempts that were awarded
+}
+
+type payment struct{ buyer, seller pcm.AccountID }
+
+// span is what was paid at least and at most.
+type span struct{ least, most pcm.Micro }
+
+// actor is a peer with the key of its account.
+type actor struct {
+	key     pcm.Key
+	account pcm.Key
+	peer    pcm.PeerID
+	offer   atomic.Uint64
+}
+
+func (c *clients) actor(name string) *actor {
+	name = fmt.Sprintf("%d %s %s", c.seed, c.cell.name, name)
+	a := &actor{key: keyOf("peer " + name), account: keyOf("account " + name)}
+	a.peer = a.key.Peer()
+	return a
+}
+
+func newClients(cell *testCell, seed uint64) *clients {
+	return &clients{
+		cell: cell, seed: seed, acks: map[pcm.CommandID]ack{}, unknown: map[pcm.CommandID]string{},
+		paid: map[payment]span{}, checks: map[string]int{},
+	}
+}
+
+func (c *clients) violated(format string, args ...any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.violations) < 100 {
+		c.violations = append(c.violations, fmt.Sprintf(format, args...))
+	}
+}
+
+// Bounds of a command's life, in log time.
+const (
+	lifetime = 40 * time.Second
+	tryFor   = 3 * time.Second
+)
+
+// sign makes a command.
+func (c *clients) sign(a *actor, ops ...pcm.Op) (pcm.CommandID, int64, pcm.Signed) {
+	id := pcm.NewCommandID()
+	until := c.cell.now() + lifetime.Milliseconds()
+	return id, until, a.key.Seal(pcm.DomainCommand, pcm.Command{
+		Version: pcm.CommandVersion, ID: id, Mesh: c.cell.genesis.Mesh, Cell: c.cell.genesis.Cell,
+		Peer: a.peer, NotAfter: until, Ops: ops,
+	})
+}
+
+// propose has a command applied. It is false if the outcome stays unknown.
+func (c *clients) propose(ctx context.Context, rng *rand.Rand, what string, a *actor, ops ...pcm.Op) (pcm.CommandResult, bool) {
+	id, until, signed := c.sign(a, ops...)
+	r, ok := c.send(ctx, rng, signed, until)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !ok {
+		c.unknown[id] = what
+		return r, false
+	}
+	k := ack{what: what, index: r.Index, err: r.First()}
+	for _, o := range r.Ops {
+		if o.Err == nil {
+			k.done++
+		}
+	}
+	if n := len(ops); k.err != nil && n > 1 && ops[n-1].Award != nil && len(r.Ops) == n {
+		k.done-- // its placement is undone with it
+	}
+	c.acks[id] = k
+	c.acked.Add(1)
+	return r, true
+}
+
+// send sends a command until it is answered, or can't take effect any more.
+func (c *clients) send(ctx context.Context, rng *rand.Rand, signed pcm.Signed, until int64) (pcm.CommandResult, bool) {
+	body := pcm.MustMarshal([]pcm.Signed{signed})
+	unsure := false
+	for ctx.Err() == nil {
+		p := c.somebody(ctx, rng)
+		if p == nil {
+			break
+		}
+		c.tries.Add(1)
+		var out Answer
+		err := p.call("Propose", Proposal{body, tryFor}, &out, 2*tryFor)
+		c.cell.hear(out.LogTime)
+		if err == nil && out.Error == "" {
+			var rs []pcm.CommandResult
+			if err := pcm.UnmarshalLarge(out.Results, &rs); err != nil || len(rs) != 1 {
+				c.violated("%s answered one command with %d results (%v)", p.name, len(rs), err)
+				return pcm.CommandResult{}, false
+			}
+			if unsure && rs[0].Err != nil && strings.Contains(rs[0].Err.Message, "valid until") {
+				return rs[0], false // an earlier try may have been in time
+			}
+			return rs[0], true
+		}
+		unsure = true
+		c.failed.Add(1)
+		if c.cell.now() > until+5000 {
+			break
+		}
+		select {
+		case <-time.After(time.Duration(10+rng.IntN(40)) * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+	return pcm.CommandResult{}, false
+}
+
+// somebody is a peer that runs; nil when ctx ends.
+func (c *clients) somebody(ctx context.Context, rng *rand.Rand) *proc {
+	for ctx.Err() == nil {
+		if ps := c.cell.running(); len(ps) > 0 {
+			return ps[rng.IntN(len(ps))]
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+// enrol makes actors known to the cell.
+func (c *clients) enrol(ctx context.Context, rng *rand.Rand, actors ...*actor) error {
+	for _, a := range actors {
+		passport, err := pcm.IssuePassport(c.cell.root, c.cell.root.Public(), pcm.Signed{}, pcm.Passport{
+			Mesh: c.cell.genesis.Mesh, Peer: a.peer, Account: a.account.Account(), Name: "actor",
+			AccountBy: pcm.SignJoin(a.account, c.cell.genesis.Mesh, a.peer),
+		}, time.Now())
+		if err != nil {
+			return err
+		}
+		r, ok := c.propose(ctx, rng, "enroll", a, pcm.Op{Enroll: &pcm.Enroll{Passport: passport}})
+		if !ok || r.First() != nil {
+			return fmt.Errorf("can't enrol: %v", r.First())
+		}
+	}
+	return nil
+}
+
+var (
+	each  = pcm.Resources{CPU: 1000, Memory: 1 << 30}
+	price = pcm.Price{Unit: pcm.DefaultUnit, PerTask: 100_000}
+)
+
+const slots = 256
+
+// sells declares the pool of a seller.
+func (c *clients) sells(ctx context.Context, rng *rand.Rand, a *actor) error {
+	offer := a.offer.Add(1)
+	pool := pcm.Pool{ID: "local", Adapter: "process", Capacity: each.Times(slots), Slots: slots, Price: price}
+	r, ok := c.propose(ctx, rng, "capacity", a, pcm.Op{Capacity: &pcm.Capacity{Offer: offer, Pools: []pcm.Pool{pool}, Credit: 1_000_000_000_000}})
+	if !ok || r.First() != nil {
+		return fmt.Errorf("can't declare a pool: %v", r.First())
+	}
+	return nil
+}
+
+// run trades and reads until ctx ends. It closes ready when the actors are known.
+func (c *clients) run(ctx context.Context, traders, registers int, ready chan<- struct{}) error {
+	rng := rand.New(rand.NewPCG(c.seed, 7))
+	var sellers, buyers, values []*actor
+	for i := range 4 {
+		sellers = append(sellers, c.actor(fmt.Sprint("seller ", i)))
+	}
+	for i := range traders {
+		buyers = append(buyers, c.actor(fmt.Sprint("buyer ", i)))
+	}
+	for i := range registers {
+		values = append(values, c.actor(fmt.Sprint("value ", i)))
+	}
+	stranger := c.actor("stranger")
+	if err := c.enrol(ctx, rng, slices.Concat(sellers, buyers, values, []*actor{stranger})...); err != nil {
+		return err
+	}
+	for _, s := range sellers {
+		if err := c.sells(ctx, rng, s); err != nil {
+			return err
+		}
+	}
+	close(ready)
+	var wg sync.WaitGroup
+	for i, s := range sellers {
+		rng := rand.New(rand.NewPCG(c.seed, uint64(1000+i)))
+		wg.Go(func() { c.renew(ctx, rng, s) })
+	}
+	for i, b := range buyers {
+		rng := rand.New(rand.NewPCG(c.seed, uint64(2000+i)))
+		wg.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				c.trade(ctx, rng, b, sellers[rng.IntN(len(sellers))], stranger, n)
+			}
+		})
+	}
+	for i, v := range values {
+		for j := range 3 {
+			rng := rand.New(rand.NewPCG(c.seed, uint64(3000+10*i+j)))
+			wg.Go(func() { c.register(ctx, rng, v, i, 3*i+j) })
+		}
+	}
+	wg.Wait()
+	return nil
+}
+
+// renew keeps the leases of a seller's attempts.
+func (c *clients) renew(ctx context.Context, rng *rand.Rand, s *actor) {
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		c.propose(ctx, rng, "renew", s, pcm.Op{Renew: &pcm.Renew{Incarnation: 1}})
+	}
+}
+
+// trade takes one job from its submission to its settlement, with attempts at what
+// must be refused in between.
+func (c *clients) trade(ctx context.Context, rng *rand.Rand, b, s, stranger *actor, n int) {
+	name := fmt.Sprintf("%d %s %s %d", c.seed, c.cell.name, b.peer, n)
+	digest := pcm.DigestOf([]byte(name))
+	job := pcm.NewJobID()
+	count := 1 + rng.IntN(4)
+	tasks := pcm.Spans{{Lo: 0, Hi: count}}
+	term := uint64(1)
+	awarded := false
+	var trade pcm.TradeID
+	// do proposes what must take effect; false ends the trade.
+	do := func(what string, a *actor, ops ...pcm.Op) (pcm.CommandResult, bool) {
+		r, ok := c.propose(ctx, rng, what, a, ops...)
+		return r, ok && r.First() == nil
+	}
+	// never proposes what must not take effect.
+	never := func(what string, a *actor, op pcm.Op) {
+		r, ok := c.propose(ctx, rng, "forbidden", a, op)
+		if ok && r.First() == nil && !skippedAll(r, count) {
+			c.violated("%s: %s took effect", job, what)
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.checks[what]++
+	}
+	done := false
+	defer func() {
+		if done {
+			c.settled.Add(1)
+			return
+		}
+		c.given.Add(1)
+		c.propose(ctx, rng, "cancel", b, pcm.Op{Cancel: &pcm.Cancel{Job: job, Reason: "given up"}})
+		if awarded {
+			c.propose(ctx, rng, "reject", s, pcm.Op{Reject: &pcm.Reject{Trade: trade, Tasks: tasks, Reason: "given up"}})
+		}
+	}()
+	r, ok := do("submit", b, pcm.Op{Submit: &pcm.Submit{
+		Job: job, Name: "chaos", Spec: digest, Steps: []pcm.Shape{{Count: count}}, Unit: pcm.DefaultUnit, Takeover: pcm.TakeoverAccount,
+	}})
+	if !ok {
+		return
+	}
+	terms := pcm.Terms{
+		Job: job, Tasks: tasks, Attempt: 1, Fence: r.Ops[0].Fence + 1, Buyer: b.account.Account(), Spec: digest, Driver: b.peer,
+		Cell: c.cell.genesis.Cell, Seller: s.peer, Pool: "local", Offer: s.offer.Load(), Price: price, Each: each, Width: count,
+		LimitMS: 100_000, Adapter: "process",
+	}
+	trade = terms.Trade()
+	kind := rng.IntN(24)
+	if kind == 0 {
+		never("an award without a placement", b, pcm.Op{Award: &pcm.Award{Terms: terms}})
+	}
+	if kind == 1 {
+		if _, ok := do("drive", b, pcm.Op{Drive: &pcm.Drive{Job: job, Term: 2}}); !ok {
+			return
+		}
+		term = 2
+		never("a placement of a driver whose term is over", b, pcm.Op{Place: &pcm.Place{Term: 1, Terms: terms}})
+	}
+	if _, ok = do("place and award", b, pcm.Op{Place: &pcm.Place{Term: term, Terms: terms}}, pcm.Op{Award: &pcm.Award{Terms: terms}}); !ok {
+		return
+	}
+	awarded = true
+	c.bought.Add(int64(count))
+	if _, ok = do("start", s, pcm.Op{Start: &pcm.Start{Trade: trade, Tasks: tasks}}); !ok {
+		return
+	}
+	var results []pcm.Result
+	for i := range count {
+		results = append(results, pcm.Result{Index: i, Outcome: pcm.OutcomeOK, Usage: pcm.Usage{WallMS: 1, CPUMS: 1}, Output: pcm.DigestOf(fmt.Append(nil, name, i))})
+	}
+	if kind == 2 {
+		never("a result that is not the seller's", b, pcm.Op{Finish: &pcm.Finish{Trade: trade, Results: results}})
+	}
+	if _, ok = do("finish", s, pcm.Op{Finish: &pcm.Finish{Trade: trade, Results: results}}); !ok {
+		return
+	}
+	if kind == 3 {
+		never("a settlement ahead of the acceptance", b, pcm.Op{Settle: &pcm.Settle{Trade: trade, Tasks: tasks, Amount: 1_000_000}})
+	}
+	accept := pcm.Op{Accept: &pcm.Accept{Job: job, Term: term, Trade: trade, Results: results}}
+	if kind == 4 && term == 1 {
+		if _, ok := do("drive", b, pcm.Op{Drive: &pcm.Drive{Job: job, Term: 2}}); !ok {
+			return
+		}
+		never("an acceptance by a driver whose term is over", b, accept)
+		term = 2
+		accept.Accept = &pcm.Accept{Job: job, Term: term, Trade: trade, Results: results}
+	}
+	if kind == 5 {
+		never("an acceptance by a stranger", stranger, accept)
+	}
+	if _, ok = do("accept", b, accept); !ok {
+		return
+	}
+	if kind == 6 {
+		never("a second acceptance", b, accept)
+	}
+	settle := pcm.Op{Settle: &pcm.Settle{Trade: trade, Tasks: tasks, Amount: pcm.MulMicro(price.PerTask, count)}}
+	if kind == 7 {
+		never("a settlement of what a stranger owes nothing for", stranger, settle)
+	}
+	c.settle(ctx, rng, b, s, settle, count, kind == 8)
+	if kind == 9 {
+		never("a second settlement", b, settle)
+	}
+	if kind == 10 {
+		c.forged(ctx, rng, b, job)
+	}
+	done = true
+}
+
+func skippedAll(r pcm.CommandResult, count int) bool {
+	return len(r.Ops) == 1 && r.Ops[0].Skipped.Len() >= count
+}
+
+// settle pays; with again, the very same command is sent once more after its answer.
+func (c *clients) settle(ctx context.Context, rng *rand.Rand, b, s *actor, op pcm.Op, count int, again bool) {
+	id, until, signed := c.sign(b, op)
+	r, ok := c.send(ctx, rng, signed, until)
+	c.mu.Lock()
+	if ok {
+		k := ack{what: "settle", index: r.Index, err: r.First()}
+		if k.err == nil {
+			k.done = 1
+		}
+		c.acks[id] = k
+		c.acked.Add(1)
+	} else {
+		c.unknown[id] = "settle"
+	}
+	key := payment{b.account.Account(), s.account.Account()}
+	sum := c.paid[key]
+	if !ok || r.First() == nil {
+		sum.most += pcm.MulMicro(price.PerTask, count)
+	}
+	if ok && r.First() == nil {
+		sum.least += pcm.MulMicro(price.PerTask, count)
+	}
+	c.paid[key] = sum
+	if again {
+		c.checks["the same command again"]++
+	}
+	c.mu.Unlock()
+	if !ok || !again {
+		return
+	}
+	r2, ok := c.send(ctx, rng, signed, until)
+	late := r2.Err != nil && strings.Contains(r2.Err.Message, "valid until")
+	if ok && !late && (r2.Index != r.Index || fmt.Sprint(r2.First()) != fmt.Sprint(r.First())) {
+		c.violated("command %s was answered by entry %d (%v), then by entry %d (%v)", id, r.Index, r.First(), r2.Index, r2.First())
+	}
+}
+
+// forged sends a command whose signature is not good.
+func (c *clients) forged(ctx context.Context, rng *rand.Rand, a *actor, job pcm.JobID) {
+	_, until, signed := c.sign(a, pcm.Op{Submit: &pcm.Submit{
+		Job: pcm.NewJobID(), Name: "forged", Spec: pcm.DigestOf([]byte(job)), Steps: []pcm.Shape{{Count: 1}}, Unit: pcm.DefaultUnit, Takeover: pcm.TakeoverNone,
+	}})
+	signed.Sig = slices.Clone(signed.Sig)
+	signed.Sig[rng.IntN(len(signed.Sig))] ^= 4
+	r, ok := c.send(ctx, rng, signed, until)
+	if ok && r.First() == nil {
+		c.violated("a command with a bad signature took effect")
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.checks["a bad signature"]++
+}
+
+// register writes ever higher numbers to one value, beside others, and reads it.
+func (c *clients) register(ctx context.Context, rng *rand.Rand, v *actor, key, client int) {
+	for ctx.Err() == nil {
+		op := operation{key: key, client: client, call: elapsed()}
+		if rng.IntN(2) == 0 {
+			op.write, op.value = true, v.offer.Add(1)
+			r, ok := c.propose(ctx, rng, "capacity", v, pcm.Op{Capacity: &pcm.Capacity{Offer: op.value}})
+			op.unknown, op.refused = !ok, r.First() != nil
+			if r.Err != nil { // refused for another reason than the value's
+				op.unknown = true
+			}
+		} else {
+			p := c.somebody(ctx, rng)
+			if p == nil {
+				return
+			}
+			var out Reading
+			err := p.call("Read", Query{Peer: v.peer, For: tryFor}, &out, 2*tryFor)
+			c.cell.hear(out.LogTime)
+			if err != nil || out.Error != "" {
+				continue // a read without an answer says nothing
+			}
+			op.value = out.Offer
+			c.reads.Add(1)
+		}
+		op.ret = elapsed()
+		c.mu.Lock()
+		c.history = append(c.history, op)
+		c.mu.Unlock()
+		select {
+		case <-time.After(time.Duration(20+rng.IntN(60)) * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+}

@@ -1,0 +1,372 @@
+package main
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/jointcloud/pcm"
+)
+
+// disk is where peers keep their folders: a file system of this process's own over
+// a folder below it, so that what no program can ask of a real disk can happen. It
+// remembers what was overwritten since the last fsync of each file: when the power
+// goes, that comes back. Folders and names are durable at once.
+type disk struct {
+	mount, below string
+	server       *fuse.Server // nil: a plain folder
+
+	mu      sync.Mutex
+	folders map[string]*folder
+}
+
+// folder is one peer's part of the disk.
+type folder struct {
+	mu      sync.Mutex
+	failing bool              // fsync fails
+	full    bool              // there is no room
+	slow    time.Duration     // of each fsync
+	undo    map[string][]undo // by path
+	open    int               // files
+	closed  chan struct{}     // closed and replaced whenever a file is closed
+	refused int               // operations that failed by our will
+}
+
+// undo is what stood in a part of a file that was not synced since.
+type undo struct {
+	off  int64
+	old  []byte
+	size int64 // of the file, before
+}
+
+// newDisk mounts a disk in a folder. Where that can't be had, its error says why.
+func newDisk(dir string) (*disk, error) {
+	d := plainDisk(dir)
+	d.mount = filepath.Join(dir, "disk")
+	if err := os.MkdirAll(d.mount, 0o700); err != nil {
+		return nil, err
+	}
+	root := &fs.LoopbackRoot{Path: d.below}
+	top := &diskNode{LoopbackNode: fs.LoopbackNode{RootData: root}, d: d}
+	root.RootNode = top
+	zero := time.Duration(0)
+	server, err := fs.Mount(d.mount, top, &fs.Options{
+		AttrTimeout: &zero, EntryTimeout: &zero,
+		MountOptions: fuse.MountOptions{DirectMount: true, FsName: "pcm-chaos", Name: "pcm-chaos", MaxWrite: 1 << 20},
+	})
+	if err != nil {
+		return nil, pcm.Errorf(pcm.Unavailable, "faults of disks need FUSE, which this machine does not offer: %w", err)
+	}
+	d.server = server
+	return d, nil
+}
+
+// plainDisk is one without faults.
+func plainDisk(dir string) *disk {
+	below := filepath.Join(dir, "below")
+	return &disk{mount: below, below: below, folders: map[string]*folder{}}
+}
+
+// folder makes a peer's folder.
+func (d *disk) folder(name string) (string, error) {
+	d.of(name)
+	return filepath.Join(d.mount, name), os.MkdirAll(filepath.Join(d.below, name), 0o700)
+}
+
+func (d *disk) of(name string) *folder {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f := d.folders[name]
+	if f == nil {
+		f = &folder{undo: map[string][]undo{}, closed: make(chan struct{})}
+		d.folders[name] = f
+	}
+	return f
+}
+
+// faulty tells whether the disk can have faults.
+func (d *disk) faulty() bool { return d.server != nil }
+
+// set changes how a peer's folder behaves.
+func (f *folder) set(change func(*folder)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change(f)
+}
+
+// close unmounts the disk; nobody uses it any more.
+func (d *disk) close() error {
+	if d.server == nil {
+		return nil
+	}
+	return d.server.Unmount()
+}
+
+// cutPower brings back what was overwritten since the last fsyncs. The peer was
+// killed; its files are closed by the kernel, which writes what it still holds of them.
+func (d *disk) cutPower(ctx context.Context, name string) (lost int, err error) {
+	f := d.of(name)
+	for {
+		f.mu.Lock()
+		open, closed := f.open, f.closed
+		if open == 0 {
+			break
+		}
+		f.mu.Unlock()
+		select {
+		case <-closed:
+		case <-time.After(patience):
+			return 0, pcm.Errorf(pcm.Internal, "%d files of %s stay open", open, name)
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+	defer f.mu.Unlock()
+	for path, list := range f.undo {
+		file, err := os.OpenFile(filepath.Join(d.below, path), os.O_RDWR, 0)
+		if os.IsNotExist(err) {
+			continue // removed meanwhile, which is durable
+		}
+		if err != nil {
+			return lost, err
+		}
+		for i := len(list) - 1; i >= 0 && err == nil; i-- {
+			if _, err = file.WriteAt(list[i].old, list[i].off); err == nil {
+				err = file.Truncate(list[i].size)
+			}
+			lost++
+		}
+		file.Close()
+		if err != nil {
+			return lost, err
+		}
+	}
+	clear(f.undo)
+	return lost, nil
+}
+
+// diskNode is a file or folder.
+type diskNode struct {
+	fs.LoopbackNode
+	d *disk
+}
+
+// WrapChild implements fs.NodeWrapChilder.
+func (n *diskNode) WrapChild(ctx context.Context, ops fs.InodeEmbedder) fs.InodeEmbedder {
+	return &diskNode{LoopbackNode: fs.LoopbackNode{RootData: n.RootData}, d: n.d}
+}
+
+// where is the node's path, and whose it is.
+func (n *diskNode) where() (string, *folder) {
+	path := n.Path(n.Root())
+	top, _, _ := strings.Cut(path, "/")
+	return path, n.d.of(top)
+}
+
+// Open implements fs.NodeOpener.
+func (n *diskNode) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	path, f := n.where()
+	file, err := os.OpenFile(filepath.Join(n.d.below, path), int(flags)&^syscall.O_APPEND, 0)
+	if err != nil {
+		return nil, 0, fs.ToErrno(err)
+	}
+	fh, errno := f.handle(n, file)
+	return fh, 0, errno
+}
+
+// Create implements fs.NodeCreater.
+func (n *diskNode) Create(ctx context.Context, name string, flags uint32, mode uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
+	_, f := n.where()
+	if f.noRoom() {
+		return nil, nil, 0, syscall.ENOSPC
+	}
+	inode, fh, _, errno := n.LoopbackNode.Create(ctx, name, flags, mode, out)
+	if errno != 0 {
+		return nil, nil, 0, errno
+	}
+	fh.(fs.FileReleaser).Release(ctx) // opened again as ours
+	node := inode.Operations().(*diskNode)
+	path, _ := n.where()
+	file, err := os.OpenFile(filepath.Join(n.d.below, path, name), int(flags)&(syscall.O_ACCMODE), 0)
+	if err != nil {
+		return nil, nil, 0, fs.ToErrno(err)
+	}
+	fh, errno = f.handle(node, file)
+	return inode, fh, 0, errno
+}
+
+// Rename implements fs.NodeRenamer: what is not durable yet is so under the new name.
+func (n *diskNode) Rename(ctx context.Context, name string, to fs.InodeEmbedder, newName string, flags uint32) syscall.Errno {
+	errno := n.LoopbackNode.Rename(ctx, name, to, newName, flags)
+	if errno != 0 {
+		return errno
+	}
+	path, f := n.where()
+	before := filepath.Join(path, name)
+	after := filepath.Join(to.EmbeddedInode().Path(n.Root()), newName)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for p, list := range f.undo {
+		if rest, ok := strings.CutPrefix(p, before); ok && (rest == "" || rest[0] == '/') {
+			delete(f.undo, p)
+			f.undo[after+rest] = list
+		}
+	}
+	return 0
+}
+
+// Setattr implements fs.NodeSetattrer.
+func (n *diskNode) Setattr(ctx context.Context, fh fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+	if size, ok := in.GetSize(); ok {
+		path, f := n.where()
+		if errno := f.willResize(n.d, path, int64(size)); errno != 0 {
+			return errno
+		}
+	}
+	return n.LoopbackNode.Setattr(ctx, nil, in, out)
+}
+
+// Statfs implements fs.NodeStatfser.
+func (n *diskNode) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
+	errno := n.LoopbackNode.Statfs(ctx, out)
+	if _, f := n.where(); f.noRoom() {
+		out.Bavail, out.Bfree = 0, 0
+	}
+	return errno
+}
+
+func (f *folder) noRoom() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.full {
+		f.refused++
+	}
+	return f.full
+}
+
+// handle makes an open file; it takes over file.
+func (f *folder) handle(n *diskNode, file *os.File) (fs.FileHandle, syscall.Errno) {
+	reader, err := os.Open(file.Name())
+	if err != nil {
+		file.Close()
+		return nil, fs.ToErrno(err)
+	}
+	f.mu.Lock()
+	f.open++
+	f.mu.Unlock()
+	return &diskFile{LoopbackFile: fs.NewLoopbackFileFromOS(file), file: file, reader: reader, n: n, f: f}, 0
+}
+
+// willResize notes what a change of size takes away.
+func (f *folder) willResize(d *disk, path string, size int64) syscall.Errno {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	file, err := os.Open(filepath.Join(d.below, path))
+	if err != nil {
+		return fs.ToErrno(err)
+	}
+	defer file.Close()
+	st, err := file.Stat()
+	if err != nil {
+		return fs.ToErrno(err)
+	}
+	if size > st.Size() && f.full {
+		f.refused++
+		return syscall.ENOSPC
+	}
+	u := undo{size: st.Size()}
+	if size < st.Size() {
+		u.off, u.old = size, make([]byte, st.Size()-size)
+		if _, err := file.ReadAt(u.old, size); err != nil {
+			return fs.ToErrno(err)
+		}
+	}
+	f.undo[path] = append(f.undo[path], u)
+	return 0
+}
+
+// diskFile is an open file.
+type diskFile struct {
+	*fs.LoopbackFile
+	file   *os.File
+	reader *os.File // the same file; the handle may be for writing only
+	n      *diskNode
+	f      *folder
+}
+
+// PassthroughFd keeps the kernel from going around this file system.
+func (h *diskFile) PassthroughFd() (int, bool) { return 0, false }
+
+// Setattr implements fs.FileSetattrer.
+func (h *diskFile) Setattr(ctx context.Context, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+	return h.n.Setattr(ctx, nil, in, out)
+}
+
+// Write implements fs.FileWriter.
+func (h *diskFile) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
+	path, _ := h.n.where()
+	h.f.mu.Lock()
+	defer h.f.mu.Unlock()
+	st, err := h.file.Stat()
+	if err != nil {
+		return 0, fs.ToErrno(err)
+	}
+	end := off + int64(len(data))
+	if h.f.full && end > st.Size() {
+		h.f.refused++
+		return 0, syscall.ENOSPC
+	}
+	u := undo{off: off, size: st.Size()}
+	if off < st.Size() {
+		u.old = make([]byte, min(end, st.Size())-off)
+		if _, err = h.reader.ReadAt(u.old, off); err != nil {
+			return 0, fs.ToErrno(err)
+		}
+	}
+	h.f.undo[path] = append(h.f.undo[path], u)
+	return h.LoopbackFile.Write(ctx, data, off)
+}
+
+// Allocate implements fs.FileAllocater.
+func (h *diskFile) Allocate(ctx context.Context, off uint64, size uint64, mode uint32) syscall.Errno {
+	return syscall.ENOTSUP
+}
+
+// Fsync implements fs.FileFsyncer. What was written so far is durable; the disk
+// below needn't hear of it, as this process outlives the peers.
+func (h *diskFile) Fsync(ctx context.Context, flags uint32) syscall.Errno {
+	path, _ := h.n.where()
+	h.f.mu.Lock()
+	slow, failing := h.f.slow, h.f.failing
+	h.f.mu.Unlock()
+	if slow > 0 {
+		<-time.After(slow)
+	}
+	h.f.mu.Lock()
+	defer h.f.mu.Unlock()
+	if failing {
+		h.f.refused++
+		return syscall.EIO
+	}
+	delete(h.f.undo, path)
+	return 0
+}
+
+// Release implements fs.FileReleaser.
+func (h *diskFile) Release(ctx context.Context) syscall.Errno {
+	errno := h.LoopbackFile.Release(ctx)
+	h.reader.Close()
+	h.f.mu.Lock()
+	defer h.f.mu.Unlock()
+	h.f.open--
+	close(h.f.closed)
+	h.f.closed = make(chan struct{})
+	return errno
+}
