@@ -27,53 +27,53 @@ const Format = "adapter/1"
 
 // Description is one back end.
 type Description struct {
-	PCM      string `yaml:"pcm"`  // the form: "adapter/1"
-	Name     string `yaml:"name"` // the adapter's, unless the site gives another
-	About    string `yaml:"about"`
-	Homepage string `yaml:"homepage,omitempty"`
-	OpenAPI  string `yaml:"openapi,omitempty"` // file beside the description; requests may then name an operation
+	PCM      string `yaml:"pcm"`                // the form: "adapter/1"
+	Name     string `yaml:"name"`               // the adapter's, unless the site gives another
+	About    string `yaml:"about"`              // what it is, in a line or more; the first one stands in lists
+	Homepage string `yaml:"homepage,omitempty"` // address of what it describes, for people
+	OpenAPI  string `yaml:"openapi,omitempty"`  // file beside the description; requests may then name an operation
 
-	Settings map[string]Setting  `yaml:"settings,omitempty"`
-	Secrets  map[string]Secret   `yaml:"secrets,omitempty"`
-	Servers  map[string]Template `yaml:"servers" vars:"settings"` // base URLs by name; "api" is that of requests which name none
-	Login    Login               `yaml:"login,omitempty" vars:"settings"`
-	Limits   Limits              `yaml:"limits,omitempty"`
+	Settings map[string]Setting  `yaml:"settings,omitempty"`              // what a site has to say of its account or region, as settings.NAME
+	Secrets  map[string]Secret   `yaml:"secrets,omitempty"`               // what a site has to keep elsewhere
+	Servers  map[string]Template `yaml:"servers" vars:"settings"`         // base URLs by name; "api" is that of requests which name none
+	Login    Login               `yaml:"login,omitempty" vars:"settings"` // how requests are authenticated; default: not at all
+	Limits   Limits              `yaml:"limits,omitempty"`                // how much is asked of the back end, and how often
 
 	Features []string          `yaml:"features,omitempty"` // of its pools beside "command": image, network, suspend …
 	Sandbox  string            `yaml:"sandbox,omitempty"`  // what keeps tasks in there
 	Lacks    map[string]string `yaml:"lacks,omitempty"`    // capabilities that it doesn't have, each with the reason
 
-	Pools  Pools            `yaml:"pools" vars:"settings"`
-	Let    []Let            `yaml:"let,omitempty" vars:"settings,pool,task,data"` // values computed once for each task, in this order; task.let.NAME
-	Create Create           `yaml:"create" vars:"settings,pool,task,data"`
-	Find   Find             `yaml:"find,omitempty" vars:"settings,pool,task"` // without it a job whose create was not answered is given up
-	Watch  Watch            `yaml:"watch" vars:"settings"`
-	States map[string]State `yaml:"states"` // the back end's words for states, as text
-	Logs   []Log            `yaml:"logs,omitempty" vars:"settings,pool,task,data,id,job,offset"`
+	Pools  Pools            `yaml:"pools" vars:"settings"`                                       // what the back end has, as pools
+	Let    []Let            `yaml:"let,omitempty" vars:"settings,pool,task,data"`                // values computed once for each task, in this order; task.let.NAME
+	Create Create           `yaml:"create" vars:"settings,pool,task,data"`                       // makes the job of a task
+	Find   Find             `yaml:"find,omitempty" vars:"settings,pool,task"`                    // without it a job whose create was not answered is given up
+	Watch  Watch            `yaml:"watch" vars:"settings"`                                       // learns how jobs stand
+	States map[string]State `yaml:"states"`                                                      // the back end's words for states, as text
+	Logs   []Log            `yaml:"logs,omitempty" vars:"settings,pool,task,data,id,job,offset"` // where what the job prints is read
 
-	Stop    *Call `yaml:"stop,omitempty" vars:"settings,pool,task,id,job"` // asks the job to end
-	Kill    *Call `yaml:"kill,omitempty" vars:"settings,pool,task,id,job"` // without it: stop, or delete
-	Suspend *Call `yaml:"suspend,omitempty" vars:"settings,pool,task,id,job"`
-	Resume  *Call `yaml:"resume,omitempty" vars:"settings,pool,task,id,job"`
-	Delete  *Call `yaml:"delete,omitempty" vars:"settings,pool,task,id,job"` // after the end, when all was fetched
+	Stop    *Call `yaml:"stop,omitempty" vars:"settings,pool,task,id,job"`    // asks the job to end
+	Kill    *Call `yaml:"kill,omitempty" vars:"settings,pool,task,id,job"`    // without it: stop, or delete
+	Suspend *Call `yaml:"suspend,omitempty" vars:"settings,pool,task,id,job"` // halts the job; with resume: tasks can be suspended
+	Resume  *Call `yaml:"resume,omitempty" vars:"settings,pool,task,id,job"`  // lets it go on
+	Delete  *Call `yaml:"delete,omitempty" vars:"settings,pool,task,id,job"`  // after the end, when all was fetched
 
-	Data   *Data   `yaml:"data,omitempty" vars:"settings,pool,task"`
-	Bridge *Bridge `yaml:"bridge,omitempty"`
+	Data   *Data   `yaml:"data,omitempty" vars:"settings,pool,task"` // how files come to and from the job; without it tasks with inputs or outputs are not taken
+	Bridge *Bridge `yaml:"bridge,omitempty"`                         // how the back end's names of things map to ours
 }
 
 // Setting is something that a site says in its configuration.
 type Setting struct {
-	About    string `yaml:"about"`
-	Required bool   `yaml:"required,omitempty"`
-	Default  string `yaml:"default,omitempty"`
-	Example  string `yaml:"example,omitempty"`
-	Pattern  string `yaml:"pattern,omitempty"` // RE2, of the whole value
+	About    string `yaml:"about"`              // what it is, for who has to give it
+	Required bool   `yaml:"required,omitempty"` // a site must give it, unless it has a default
+	Default  string `yaml:"default,omitempty"`  // its value where the site gives none
+	Example  string `yaml:"example,omitempty"`  // a value, shown to who gives none or one that doesn't fit
+	Pattern  string `yaml:"pattern,omitempty"`  // RE2, of the whole value
 }
 
 // Secret is something that a site keeps elsewhere and refers to. Expressions can't read it.
 type Secret struct {
-	About    string `yaml:"about"`
-	Optional bool   `yaml:"optional,omitempty"`
+	About    string `yaml:"about"`              // what it is, for who has to give it
+	Optional bool   `yaml:"optional,omitempty"` // a site may do without it
 }
 
 // Login is how requests are authenticated. Which fields count is a matter of its
@@ -103,8 +103,8 @@ type Login struct {
 	AppID     Template `yaml:"app_id,omitempty"`     // keystone: application credential instead of a user
 
 	// bearer by a call: the token is what the expression finds in the answer.
-	Request *Request   `yaml:"request,omitempty" vars:"settings"` // its body may hold {secret: NAME} in place of a value
-	Find    Expression `yaml:"find,omitempty" vars:"body,status,header"`
+	Request *Request   `yaml:"request,omitempty" vars:"settings"`           // its body may hold {secret: NAME} in place of a value
+	Find    Expression `yaml:"find,omitempty" vars:"body,status,header"`    // bearer by a call: the token in its answer
 	Expires Expression `yaml:"expires,omitempty" vars:"body,status,header"` // seconds that it holds
 }
 
@@ -121,7 +121,7 @@ type Limits struct {
 
 // Call is a request and what its answer means.
 type Call struct {
-	Request Request `yaml:"request"`
+	Request Request `yaml:"request"`           // what is sent
 	OK      []int   `yaml:"ok,omitempty"`      // statuses of success; default 200 to 299
 	Missing []int   `yaml:"missing,omitempty"` // statuses that say that there is no such thing; default 404
 	// When the answer says in its body that the call failed, whatever its status.
@@ -137,11 +137,11 @@ type Request struct {
 	Method    string              `yaml:"method,omitempty"`    // default GET
 	Server    string              `yaml:"server,omitempty"`    // default api
 	Path      Template            `yaml:"path,omitempty"`      // relative to the server
-	Query     map[string]Template `yaml:"query,omitempty"`
-	Headers   map[string]Template `yaml:"headers,omitempty"`
-	Body      Template            `yaml:"body,omitempty"`   // sent as JSON
-	Form      map[string]Template `yaml:"form,omitempty"`   // sent as a form instead
-	Answer    string              `yaml:"answer,omitempty"` // json (default) or text
+	Query     map[string]Template `yaml:"query,omitempty"`     // parameters behind the path; those without a value are left out
+	Headers   map[string]Template `yaml:"headers,omitempty"`   // beside those of the log-in; those without a value are left out
+	Body      Template            `yaml:"body,omitempty"`      // sent as JSON
+	Form      map[string]Template `yaml:"form,omitempty"`      // sent as a form instead
+	Answer    string              `yaml:"answer,omitempty"`    // json (default) or text
 	// The call may be repeated: default for GET, PUT and DELETE, else not.
 	Repeat *bool `yaml:"repeat,omitempty"`
 }
@@ -161,13 +161,13 @@ type Paging struct {
 // List is a paged call that gives items.
 type List struct {
 	Call   `yaml:",inline"`
-	Paging *Paging    `yaml:"paging,omitempty"`
-	Items  Expression `yaml:"items" vars:"body,status,header"`
+	Paging *Paging    `yaml:"paging,omitempty"`                // how the list goes on; without it the first answer is all
+	Items  Expression `yaml:"items" vars:"body,status,header"` // the elements in the answer, as a list
 }
 
 // Pools is what the back end has to sell: one for each item of a list, or fixed ones.
 type Pools struct {
-	List  *List      `yaml:"list,omitempty"`
+	List  *List      `yaml:"list,omitempty"`                            // the call that lists them
 	Fixed []any      `yaml:"fixed,omitempty"`                           // items that stand here, instead of a list
 	More  []More     `yaml:"more,omitempty"`                            // other calls whose answers the pools need, such as quotas: more.NAME
 	Where Expression `yaml:"where,omitempty" vars:"settings,item,more"` // which items are pools; default all
@@ -176,30 +176,30 @@ type Pools struct {
 
 // More is a call by name.
 type More struct {
-	Name string `yaml:"name"`
+	Name string `yaml:"name"` // what the answer is called in more
 	Call `yaml:",inline"`
 	Find Expression `yaml:"find,omitempty" vars:"body,status,header"` // what is kept of the answer; default its body
 }
 
 // Pool maps an item to a pool of ours. Amounts are numbers, or texts with units as in specs.
 type Pool struct {
-	ID          Template            `yaml:"id"`
-	Class       Template            `yaml:"class,omitempty"`
-	CPU         Template            `yaml:"cpu"`                // cores of one task at most: of one slot
-	Memory      Template            `yaml:"memory"`             // bytes, or a text with unit
-	Disk        Template            `yaml:"disk,omitempty"`     // bytes, or a text with unit
-	GPU         Template            `yaml:"gpu,omitempty"`      // accelerators
-	Slots       Template            `yaml:"slots,omitempty"`    // how many tasks of that size at once: the pool's capacity is slots times the size; default 1
-	MaxTime     Template            `yaml:"max_time,omitempty"` // seconds, or a text with unit
-	Labels      map[string]Template `yaml:"labels,omitempty"`
+	ID          Template            `yaml:"id"`                    // its name, the same for ever; other characters than letters, digits, dots and dashes become dashes
+	Class       Template            `yaml:"class,omitempty"`       // the class of resources that it is, as specs ask for them, e.g. cpu.medium
+	CPU         Template            `yaml:"cpu"`                   // cores of one task at most: of one slot
+	Memory      Template            `yaml:"memory"`                // bytes, or a text with unit
+	Disk        Template            `yaml:"disk,omitempty"`        // bytes, or a text with unit
+	GPU         Template            `yaml:"gpu,omitempty"`         // accelerators
+	Slots       Template            `yaml:"slots,omitempty"`       // how many tasks of that size at once: the pool's capacity is slots times the size; default 1
+	MaxTime     Template            `yaml:"max_time,omitempty"`    // seconds, or a text with unit
+	Labels      map[string]Template `yaml:"labels,omitempty"`      // facts that specs can ask for, such as region
 	Accelerator map[string]Template `yaml:"accelerator,omitempty"` // vendor, model, memory, …, as offers have them
-	Software    []Template          `yaml:"software,omitempty"`
+	Software    []Template          `yaml:"software,omitempty"`    // what is installed, each as NAME or NAME=VERSION
 }
 
 // Let names a value.
 type Let struct {
-	Name  string   `yaml:"name"`
-	Value Template `yaml:"value"`
+	Name  string   `yaml:"name"`  // what it is called in task.let
+	Value Template `yaml:"value"` // computed once for each task; it may speak of those before it
 }
 
 // Create makes the job. It is called once for each attempt: where the answer was
@@ -208,7 +208,7 @@ type Let struct {
 type Create struct {
 	Before []Step `yaml:"before,omitempty"` // calls that come first, such as one that makes a data set; task.step.NAME is what they gave
 	Call   `yaml:",inline"`
-	ID     Expression `yaml:"id" vars:"body,status,header"`
+	ID     Expression `yaml:"id" vars:"body,status,header"` // the back end's own name of the job, that all later calls have as id
 	// Statuses of an answer that says that there is one with this key already.
 	Exists []int `yaml:"exists,omitempty"`
 	// Statuses or words by which the back end says that it has no room now: the attempt waits.
@@ -217,23 +217,23 @@ type Create struct {
 
 // Step is a call before create.
 type Step struct {
-	Name string `yaml:"name"`
+	Name string `yaml:"name"` // what it is called in task.step
 	Call `yaml:",inline"`
-	Find Expression `yaml:"find,omitempty" vars:"body,status,header"`
-	Undo *Call      `yaml:"undo,omitempty" vars:"step"` // after the job's end; step is what it gave
+	Find Expression `yaml:"find,omitempty" vars:"body,status,header"` // what is kept of the answer; default its body
+	Undo *Call      `yaml:"undo,omitempty" vars:"step"`               // after the job's end; step is what it gave
 }
 
 // Find looks for the job of an attempt by its key.
 type Find struct {
-	List  *List      `yaml:"list,omitempty"`
+	List  *List      `yaml:"list,omitempty"`              // the call that lists the jobs among which it is; best only those of that name
 	Where Expression `yaml:"where,omitempty" vars:"item"` // which item it is
-	ID    Expression `yaml:"id,omitempty" vars:"item"`
+	ID    Expression `yaml:"id,omitempty" vars:"item"`    // the back end's own name of the job
 }
 
 // Watch learns how jobs stand: all with one list, or each with a call of its own.
 type Watch struct {
-	List *List `yaml:"list,omitempty"`
-	One  *Call `yaml:"one,omitempty" vars:"id"`
+	List *List `yaml:"list,omitempty"`          // the call that lists our jobs, or all
+	One  *Call `yaml:"one,omitempty" vars:"id"` // asks how one job stands
 	// What of the answer of One is the job; default its body.
 	Job    Expression `yaml:"job,omitempty" vars:"body,status,header"`
 	Status Status     `yaml:"status" vars:"job"` // job is the list's item, or what One gave
@@ -241,20 +241,20 @@ type Watch struct {
 
 // Status is what a job's item or body says.
 type Status struct {
-	ID       Expression `yaml:"id,omitempty"` // of an item of the list
-	State    Expression `yaml:"state"`        // the back end's word, looked up in States; numbers as text
-	Reason   Expression `yaml:"reason,omitempty"`
-	ExitCode Expression `yaml:"exit_code,omitempty"` // when it has ended; nothing if not known
-	Seconds  Expression `yaml:"seconds,omitempty"`   // how long it ran
-	CPU      Expression `yaml:"cpu_seconds,omitempty"`
-	Memory   Expression `yaml:"memory,omitempty"` // bytes at most
+	ID       Expression `yaml:"id,omitempty"`          // of an item of the list
+	State    Expression `yaml:"state"`                 // the back end's word, looked up in States; numbers as text
+	Reason   Expression `yaml:"reason,omitempty"`      // the back end's own words on why it stands so
+	ExitCode Expression `yaml:"exit_code,omitempty"`   // when it has ended; nothing if not known
+	Seconds  Expression `yaml:"seconds,omitempty"`     // how long it ran
+	CPU      Expression `yaml:"cpu_seconds,omitempty"` // seconds of CPU that it used
+	Memory   Expression `yaml:"memory,omitempty"`      // bytes at most
 }
 
 // State is what a word of the back end means.
 type State struct {
 	State   string `yaml:"state"`             // pending, running, suspended or ended
 	Outcome string `yaml:"outcome,omitempty"` // of ended: ok (failed all the same where the exit code is not 0), failed, time_limit, memory, output, stopped, or lost: by the provider's fault
-	Reason  string `yaml:"reason,omitempty"`
+	Reason  string `yaml:"reason,omitempty"`  // what people are told with the word, where Status has no reason
 }
 
 // Log is where a stream of the task is read.
@@ -268,8 +268,8 @@ type Log struct {
 	// which stdout then says. A task of task.script is ended when its output is over its cap; and
 	// with a store whose scheme is https all that it printed is left there, and none is lost).
 	Follow string     `yaml:"follow,omitempty"`
-	Next   Expression `yaml:"next,omitempty" vars:"body,status,header"`
-	Object Template   `yaml:"object,omitempty"` // instead of a call: an object in the data store
+	Next   Expression `yaml:"next,omitempty" vars:"body,status,header"` // of follow: marker, what the next call has as offset
+	Object Template   `yaml:"object,omitempty"`                         // instead of a call: an object in the data store
 }
 
 // Data is how files come to and from the job. An input is one object, or with pack:
@@ -307,11 +307,11 @@ type Data struct {
 // Where Give has a url, it is data.inputs[i].url; else that is what Download gives.
 type Transfer struct {
 	Call    `yaml:",inline"`
-	URL     Expression            `yaml:"url" vars:"body,status,header"`
-	Method  string                `yaml:"method,omitempty"` // default PUT to upload, GET to download
-	Headers map[string]Expression `yaml:"headers,omitempty" vars:"body,status,header"`
-	Give    map[string]Expression `yaml:"give,omitempty" vars:"body,status,header"` // names that create needs of it: data.inputs[i].NAME
-	Done    *Call                 `yaml:"done,omitempty" vars:"given"`              // tells the back end that it is there
+	URL     Expression            `yaml:"url" vars:"body,status,header"`               // where the file is put or got
+	Method  string                `yaml:"method,omitempty"`                            // default PUT to upload, GET to download
+	Headers map[string]Expression `yaml:"headers,omitempty" vars:"body,status,header"` // that the request to the URL needs
+	Give    map[string]Expression `yaml:"give,omitempty" vars:"body,status,header"`    // names that create needs of it: data.inputs[i].NAME
+	Done    *Call                 `yaml:"done,omitempty" vars:"given"`                 // tells the back end that it is there
 }
 
 // Bridge maps between the provider's model of resources and ours, for people and

@@ -125,7 +125,7 @@ func page(t *testing.T) []byte {
 	}
 	names, tasks := yamlNames("yaml"), yamlNames("json")
 	for _, typ := range pageTypes {
-		fmt.Fprintf(&b, "\n## %s\n\n%s\n| field | holds | |\n|---|---|---|\n", typ.Name(), block(types[typ.Name()]))
+		fmt.Fprintf(&b, "\n## %s\n\n%s\n| field | holds | what it is |\n|---|---|---|\n", typ.Name(), block(types[typ.Name()]))
 		for i := range typ.NumField() {
 			f := typ.Field(i)
 			if strings.Contains(f.Tag.Get("yaml"), "inline") {
@@ -137,6 +137,9 @@ func page(t *testing.T) []byte {
 				name = tasks[typ.Name()+"."+f.Name]
 			}
 			doc := docs[typ.Name()+"."+f.Name]
+			if doc == "" {
+				t.Errorf("%s.%s has no comment: it is explained to nobody", typ.Name(), f.Name)
+			}
 			if w := words[typ.Name()+"."+name]; w != nil && !strings.Contains(doc, w[len(w)-1]) {
 				doc = strings.TrimSpace(doc + " (one of " + strings.Join(w, ", ") + ")")
 			}

@@ -6,27 +6,27 @@ type Task struct {
 	Name     string `json:"name"`     // the same for no other anywhere: lower-case letters, digits and dashes, 63 at most, a letter first
 	Owner    string `json:"owner"`    // what the names of all jobs of this node begin with
 	Instance string `json:"instance"` // the node's name at back ends
-	Job      string `json:"job"`
-	Trade    string `json:"trade"`
-	Pool     string `json:"pool"`
-	Index    int    `json:"index"` // of the task in its step
-	Count    int    `json:"count"` // tasks in the step
-	Attempt  int    `json:"attempt"`
+	Job      string `json:"job"`      // ID of the job, "job-…"
+	Trade    string `json:"trade"`    // ID of the trade, "trd-…": of one step of the job
+	Pool     string `json:"pool"`     // the pool that it was sold in, by our name
+	Index    int    `json:"index"`    // of the task in its step
+	Count    int    `json:"count"`    // tasks in the step
+	Attempt  int    `json:"attempt"`  // 1, and more where it is tried again
 
 	Command []string          `json:"command"` // with its arguments
 	Image   string            `json:"image"`   // "": the provider's choice
 	Env     map[string]string `json:"env"`     // all that the task is to find, but PATH and HOME
-	Network bool              `json:"network"`
-	Port    int               `json:"port"`
+	Network bool              `json:"network"` // it asks for the network
+	Port    int               `json:"port"`    // at which it serves others; 0: it doesn't
 
 	CPU      float64 `json:"cpu"`       // cores
 	MilliCPU int64   `json:"cpu_milli"` // thousandths of a core
 	Memory   int64   `json:"memory"`    // bytes
 	Disk     int64   `json:"disk"`      // bytes
-	GPU      int64   `json:"gpu"`
-	Seconds  int64   `json:"seconds"` // its time limit, rounded up; 0: none
+	GPU      int64   `json:"gpu"`       // accelerators
+	Seconds  int64   `json:"seconds"`   // its time limit, rounded up; 0: none
 
-	Inputs    []Input  `json:"inputs"`
+	Inputs    []Input  `json:"inputs"`     // files and folders that it needs
 	Outputs   []string `json:"outputs"`    // relative to the working folder
 	OutputCap int64    `json:"output_cap"` // bytes of all output
 
@@ -51,7 +51,7 @@ type Task struct {
 
 // Input is one of a task's inputs.
 type Input struct {
-	Index  int    `json:"index"`
+	Index  int    `json:"index"`  // from 0: its place in the list
 	Target string `json:"target"` // relative to the working folder
-	Folder bool   `json:"folder"`
+	Folder bool   `json:"folder"` // it is a folder, not a file
 }
