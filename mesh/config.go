@@ -30,6 +30,7 @@ const (
 	joinTimeout     = 30 * time.Second
 	maxHello        = 256 << 10
 	maxJoin         = 64 << 10
+	maxCellWish     = 80 // bytes of a newcomer's wish for a cell
 	maxPending      = 64 // inbound connections without a passport
 	maxGateWaiters  = 64 // streams of one peer that wait for its hello
 	maxJoins        = 8  // joins served at once

@@ -22,6 +22,10 @@ type JoinRequest struct {
 	AccountSig []byte        `cbor:"5,keyasint"` // see pcm.SignJoin
 	Name       string        `cbor:"6,keyasint"`
 	Labels     pcm.Labels    `cbor:"7,keyasint,omitempty"`
+
+	// Cell is where it wants to go: a cell's ID or name, or "new:NAME" to found one
+	// of its own; "": wherever the issuer sends it.
+	Cell string `cbor:"8,keyasint,omitempty"`
 }
 
 // Statement is the passport that the request asks for, ready for pcm.IssuePassport.
@@ -36,6 +40,11 @@ type JoinReply struct {
 	CellName string     `cbor:"3,keyasint"`
 	Root     []byte     `cbor:"4,keyasint"`
 	Peers    []string   `cbor:"5,keyasint"` // multiaddrs with /p2p/: bootstrap addresses
+
+	// Found says that the newcomer founds a cell of its own, called CellName; Cell
+	// is empty then.
+	Found  bool         `cbor:"6,keyasint,omitempty"`
+	Voters []pcm.PeerID `cbor:"7,keyasint,omitempty"` // of Cell
 }
 
 // joinAnswer is a JoinReply or a refusal.
@@ -63,6 +72,8 @@ func (m *Mesh) checkJoin(r JoinRequest, from peer.ID) (pcm.Invite, error) {
 		return inv, pcm.Errorf(pcm.Unauthorized, "peer %s asks to join as %s", short(from), pcm.Short(r.Peer))
 	case !pcm.Verify(r.Account.Public(), pcm.DomainJoin, pcm.MustMarshal(pcm.JoinStatement{Mesh: inv.Mesh, Peer: r.Peer}), r.AccountSig):
 		return inv, pcm.Errorf(pcm.Unauthorized, "account %s has not signed for peer %s", pcm.Short(r.Account), pcm.Short(r.Peer))
+	case len(r.Cell) > maxCellWish || !pcm.Printable(r.Cell):
+		return inv, pcm.Errorf(pcm.Invalid, "%q names no cell: use a cell's name or ID, or new:NAME", cleanText(r.Cell, 80))
 	case !pcm.ValidName(r.Name):
 		return inv, pcm.Errorf(pcm.Invalid, "%q is not a name: 1 to 63 lower-case letters, digits, dots and dashes", cleanText(r.Name, 80))
 	}
@@ -187,6 +198,7 @@ type JoinConfig struct {
 	Name    string
 	Labels  pcm.Labels
 	Token   string // as 'pcm invite' printed it
+	Cell    string // see [JoinRequest]
 	Logger  *slog.Logger
 	Now     func() time.Time // nil: time.Now
 }
@@ -208,7 +220,7 @@ func Join(ctx context.Context, cfg JoinConfig) (JoinReply, error) {
 	}
 	request := JoinRequest{
 		Invite: token.Invite, Secret: token.Secret, Peer: cfg.Key.Peer(), Account: cfg.Account.Account(),
-		AccountSig: pcm.SignJoin(cfg.Account, inv.Mesh, cfg.Key.Peer()), Name: cfg.Name, Labels: cfg.Labels,
+		AccountSig: pcm.SignJoin(cfg.Account, inv.Mesh, cfg.Key.Peer()), Name: cfg.Name, Labels: cfg.Labels, Cell: cfg.Cell,
 	}
 	targets := joinTargets(inv.Addrs)
 	if len(targets) == 0 {
@@ -310,7 +322,7 @@ func checkJoined(reply JoinReply, inv pcm.Invite, r JoinRequest, now time.Time) 
 	if p.Peer != r.Peer || p.Account != r.Account {
 		return pcm.Errorf(pcm.Unauthorized, "the passport in the answer is for peer %s of account %s", pcm.Short(p.Peer), pcm.Short(p.Account))
 	}
-	if !reply.Cell.Valid() || len(reply.CellName) > 63 || len(reply.Peers) > 256 {
+	if reply.Found == reply.Cell.Valid() || reply.Found && reply.Cell != "" || len(reply.CellName) > 63 || !pcm.Printable(reply.CellName) || len(reply.Peers) > 256 || len(reply.Voters) > 16 {
 		return pcm.Errorf(pcm.Invalid, "the answer is malformed or over its bounds")
 	}
 	return nil

@@ -41,9 +41,9 @@ func (n *Node) openIdentity(ctx context.Context) error {
 		}
 		return n.join(ctx, n.cfg.Join)
 	}
-	cell := n.cfg.CellName
-	if cell == "" {
-		cell = n.cfg.Name
+	cell, err := n.foundingName(n.cfg.Cell)
+	if err != nil {
+		return err
 	}
 	return id.found(n.cfg.Dir, n.cfg.Name, cell, n.cfg.Labels, time.Now())
 }
@@ -68,26 +68,35 @@ func (n *Node) saysSame(p pcm.Passport) bool {
 }
 
 // join gets a passport for a token.
-func (n *Node) join(ctx context.Context, token string) error {
-	reply, err := mesh.Join(ctx, mesh.JoinConfig{
-		Key: n.id.Peer, Account: n.id.Account, Name: n.cfg.Name, Labels: n.cfg.Labels, Token: token, Logger: n.log,
-	})
-	if err != nil {
+func (n *Node) join(ctx context.Context, token string) (err error) {
+	if n.id.Mesh, err = n.redeem(ctx, token, n.cfg.Cell); err != nil {
 		return err
-	}
-	p, err := pcm.OpenPassport(reply.Passport, reply.Root, time.Now())
-	if err != nil {
-		return err
-	}
-	n.id.Mesh = membership{
-		Mesh: p.Mesh, Root: hex.EncodeToString(reply.Root), Cell: reply.Cell, CellName: reply.CellName,
-		Passport: reply.Passport, Bootstrap: reply.Peers,
 	}
 	return n.id.save(n.cfg.Dir)
 }
 
-// Join moves this peer, which must have nothing but its founding, into another mesh.
-func (n *Node) Join(ctx context.Context, token string) (api.Status, error) {
+// redeem takes a token to its issuer, and comes back with a membership: in a cell
+// of the mesh, or in one of this peer's own, which is then to be founded.
+func (n *Node) redeem(ctx context.Context, token, cell string) (membership, error) {
+	reply, err := mesh.Join(ctx, mesh.JoinConfig{
+		Key: n.id.Peer, Account: n.id.Account, Name: n.cfg.Name, Labels: n.cfg.Labels, Token: token, Cell: cell, Logger: n.log,
+	})
+	if err != nil {
+		return membership{}, err
+	}
+	m := membership{
+		Mesh: pcm.NewMeshID(reply.Root), Root: hex.EncodeToString(reply.Root), Cell: reply.Cell, CellName: reply.CellName,
+		Passport: reply.Passport, Bootstrap: reply.Peers, Voters: reply.Voters,
+	}
+	if reply.Found {
+		m.Cell, m.Founded, m.Voters = pcm.NewCellID(), true, nil
+	}
+	return m, nil
+}
+
+// Join moves this peer, which must have nothing but its founding, into another
+// mesh, and there into a cell as [Config.Cell] names it.
+func (n *Node) Join(ctx context.Context, token, cell string) (api.Status, error) {
 	_, inv, err := pcm.ParseToken(token)
 	if err != nil {
 		return api.Status{}, err
@@ -106,22 +115,16 @@ func (n *Node) Join(ctx context.Context, token string) (api.Status, error) {
 		return api.Status{}, pcm.Errorf(pcm.Refused, "this peer has a ledger of its own in %s with more than its founding: leave it first with 'pcm leave', or start a second peer with 'pcm up --data DIR --join TOKEN'", n.id.Mesh.Mesh)
 	}
 	// The old membership is dropped only when the new one is certain.
-	reply, err := mesh.Join(ctx, mesh.JoinConfig{
-		Key: n.id.Peer, Account: n.id.Account, Name: n.cfg.Name, Labels: n.cfg.Labels, Token: token, Logger: n.log,
-	})
+	next, err := n.redeem(ctx, token, cell)
 	if err != nil {
 		return api.Status{}, err
 	}
 	status, _ := n.Status(ctx)
-	next := membership{
-		Mesh: inv.Mesh, Root: hex.EncodeToString(reply.Root), Cell: reply.Cell, CellName: reply.CellName,
-		Passport: reply.Passport, Bootstrap: reply.Peers,
-	}
 	if err := next.beginMove(n.cfg.Dir); err != nil {
 		return api.Status{}, err
 	}
 	n.rejoin.Store(true)
-	status.Mesh, status.Cell, status.CellName, status.Ready = inv.Mesh, reply.Cell, reply.CellName, false
+	status.Mesh, status.Cell, status.CellName, status.Ready = next.Mesh, next.Cell, next.CellName, false
 	status.Role, status.Leader, status.Peers = "none", "", 0
 	status.Reason = "moving to the new mesh"
 	n.stop(ErrRejoin)
@@ -166,6 +169,10 @@ func (n *Node) admit(ctx context.Context, req mesh.JoinRequest, inv pcm.Invite, 
 	if !n.mesh.Own().Has(pcm.RoleIssuer) || inv.Issuer != n.self {
 		return none, pcm.Errorf(pcm.Refused, "the token was made by peer %s and is redeemed there", pcm.Short(inv.Issuer))
 	}
+	home, err := n.homeFor(req) // what can be refused is refused before the token is used
+	if err != nil {
+		return none, err
+	}
 	if _, err := n.must(ctx, pcm.Op{Burn: &pcm.Burn{Invite: req.Invite, Peer: from}}); err != nil {
 		return none, err
 	}
@@ -176,13 +183,13 @@ func (n *Node) admit(ctx context.Context, req mesh.JoinRequest, inv pcm.Invite, 
 	if _, err := n.must(ctx, pcm.Op{Enroll: &pcm.Enroll{Passport: passport}}); err != nil {
 		return none, err
 	}
-	if err := n.cell.AddReplica(ctx, from); err != nil {
+	reply, err := n.settleIn(ctx, home, from, passport)
+	if err != nil {
 		return none, err
 	}
-	n.log.Info("a peer joined", "joined", pcm.Short(from), "name", req.Name, "account", pcm.Short(req.Account))
-	return mesh.JoinReply{
-		Passport: passport, Cell: n.id.Mesh.Cell, CellName: n.id.Mesh.CellName, Root: n.id.Mesh.root(), Peers: n.knownAddrs(),
-	}, nil
+	n.log.Info("a peer joined", "joined", pcm.Short(from), "name", req.Name, "account", pcm.Short(req.Account), "cell", orElse(string(reply.Cell), "its own"))
+	reply.Passport, reply.Root = passport, n.id.Mesh.root()
+	return reply, nil
 }
 
 // knownAddrs are addresses for a newcomer to begin with: this peer's and those

@@ -39,6 +39,10 @@ type membership struct {
 	Begun     bool       `json:"begun,omitempty"` // and the cell's folder was there once: never found it again
 	Passport  pcm.Signed `json:"passport"`        // this peer's
 	Bootstrap []string   `json:"bootstrap"`       // addresses of peers to begin with
+
+	// Voters are those of the cell when this peer joined it. Missing where a release
+	// joined that knew one cell a mesh.
+	Voters []pcm.PeerID `json:"voters,omitempty"`
 }
 
 func (m membership) root() []byte {
@@ -46,8 +50,11 @@ func (m membership) root() []byte {
 	return b
 }
 
-// knownPeers are the peers that the bootstrap addresses name.
-func (m membership) knownPeers() []pcm.PeerID {
+// vouched are peers of the cell that are known to be so from elsewhere than its ledger.
+func (m membership) vouched() []pcm.PeerID {
+	if m.Voters != nil || m.Founded {
+		return m.Voters
+	}
 	var list []pcm.PeerID
 	for _, a := range m.Bootstrap {
 		if _, id, ok := strings.Cut(a, "/p2p/"); ok {

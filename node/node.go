@@ -34,7 +34,7 @@ type Config struct {
 	AccountKey string // path of the account's key; "": in the data folder
 
 	Join      string   // token of the mesh to join; "": found one, or go on in the one of the data folder
-	CellName  string   // of a cell that is founded
+	Cell      string   // where to go: a cell's name or ID, or "new:NAME" to found one; "": the mesh's first cell is called like the peer, a newcomer goes where it is sent
 	Listen    []string // multiaddrs
 	Announce  []string
 	Bootstrap []string
@@ -84,6 +84,7 @@ type Node struct {
 	rankers rankers
 	offer   *selling
 	glass   *transparency
+	aways   *aways
 	changes *changes
 	pulse   pulse
 	metrics *metrics
@@ -174,10 +175,11 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	n.drivers = newDrivers(n)
 	n.seller = newSeller(n)
 	n.offer = newSelling(n)
+	n.aways = newAways(n)
 	n.cell, err = consensus.Open(consensus.Config{
 		Dir: filepath.Join(cfg.Dir, "cell"), Cell: member.Cell, Mesh: member.Mesh, Self: n.self,
 		Host: n.mesh.Host(), Machine: n.state, Bootstrap: member.Founded && !member.Begun, Profile: consensus.Profile(cfg.Profile),
-		Check: checkCommand, Trust: member.knownPeers(), Eligible: n.eligible, Owner: n.owner, Site: n.site, Logger: n.log,
+		Check: checkCommand, Answer: n.answerQuery, Trust: member.vouched(), Eligible: n.eligible, Owner: n.owner, Site: n.site, Logger: n.log,
 	})
 	if err != nil {
 		return nil, err
@@ -264,6 +266,9 @@ func (n *Node) Close() error {
 		var errs []error
 		if n.drivers != nil {
 			n.drivers.wait(ctx)
+		}
+		if n.aways != nil {
+			n.aways.close()
 		}
 		if n.cell != nil {
 			errs = append(errs, n.cell.Close(ctx))

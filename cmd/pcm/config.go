@@ -108,6 +108,7 @@ type Store struct {
 
 // Cell is how this peer takes part in its cell.
 type Cell struct {
+	Join          string `json:"join"`    // a cell's name or ID, or new:NAME; "": where the inviting peer sends this one
 	Profile       string `json:"profile"` // lan, wan
 	VoterEligible bool   `json:"voter_eligible"`
 }
@@ -239,6 +240,7 @@ func (c Config) Validate() error {
 		{"adapters.max_output", func() error { return checkBytes(c.Adapters.MaxOutput) }},
 		{"adapters.process.disk", func() error { return checkBytes(c.Adapters.Process.Disk) }},
 		{"adapters.process.sandbox", func() error { return oneOf(c.Adapters.Process.Sandbox, "auto", "bubblewrap", "landlock", "none") }},
+		{"cell.join", func() error { return checkCellName(c.Cell.Join) }},
 		{"cell.profile", func() error { return oneOf(c.Cell.Profile, "lan", "wan") }},
 		{"log.format", func() error { return oneOf(c.Log.Format, "auto", "text", "json") }},
 		{"log.level", func() error { return oneOf(c.Log.Level, "debug", "info", "warn", "error") }},

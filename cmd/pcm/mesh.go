@@ -275,7 +275,8 @@ func onlyLoopback(addrs []string) bool {
 }
 
 func (a *app) joinCommand() *cobra.Command {
-	return &cobra.Command{
+	var cell string
+	c := &cobra.Command{
 		Use: "join TOKEN", Short: "Move this node, which has nothing but its founding, into another mesh", Args: exactly(1, "a TOKEN from 'pcm invite'"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, _, err := pcm.ParseToken(args[0]); err != nil {
@@ -285,7 +286,7 @@ func (a *app) joinCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			st, err := c.Join(cmd.Context(), args[0])
+			st, err := c.Join(cmd.Context(), args[0], cell)
 			if err != nil {
 				return err
 			}
@@ -296,7 +297,11 @@ func (a *app) joinCommand() *cobra.Command {
 			return nil
 		},
 	}
+	c.Flags().StringVar(&cell, "cell", "", cellFlag)
+	return c
 }
+
+const cellFlag = "`CELL` to go to: a name or an ID (see 'pcm cell list'), or new:NAME to found one (default: where the inviting peer sends this one)"
 
 func (a *app) leaveCommand() *cobra.Command {
 	return &cobra.Command{

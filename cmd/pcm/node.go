@@ -53,7 +53,7 @@ func nodeConfig(cfg Config, s surroundings) (node.Config, error) {
 	}
 	return node.Config{
 		Dir: cfg.Data, Name: cfg.Name, Version: s.Version, Labels: labels, AccountKey: cfg.AccountKey,
-		Join: cfg.Join, Listen: cfg.Listen, Announce: cfg.Announce, Bootstrap: cfg.Bootstrap, MDNS: cfg.MDNS, PortMap: cfg.PortMap,
+		Join: cfg.Join, Cell: cfg.Cell.Join, Listen: cfg.Listen, Announce: cfg.Announce, Bootstrap: cfg.Bootstrap, MDNS: cfg.MDNS, PortMap: cfg.PortMap,
 		Operations: node.Operations{
 			Exec: node.Permit(cfg.Operations.Exec), Copy: node.Permit(cfg.Operations.Copy),
 			Suspend: node.Permit(cfg.Operations.Suspend), Service: node.Permit(cfg.Operations.Service),

@@ -75,6 +75,7 @@ config.yaml in the data folder (or --config FILE).`,
 					"announce":  func() { c.Announce = f.Announce },
 					"bootstrap": func() { c.Bootstrap = f.Bootstrap },
 					"join":      func() { c.Join = f.Join },
+					"cell":      func() { c.Cell.Join = f.Cell.Join },
 					"mdns":      func() { c.MDNS = f.MDNS },
 
 					"log-listen": func() { c.LogListen = f.LogListen },
@@ -98,6 +99,7 @@ config.yaml in the data folder (or --config FILE).`,
 	fl.StringArrayVar(&f.Announce, "announce", nil, "`MULTIADDR` under which others reach this peer; may be repeated")
 	fl.StringArrayVar(&f.Bootstrap, "bootstrap", nil, "`MULTIADDR` of a peer to dial; may be repeated")
 	fl.StringVar(&f.Join, "join", "", "`TOKEN` from 'pcm invite': join that mesh instead of founding one")
+	fl.StringVar(&f.Cell.Join, "cell", "", cellFlag)
 	fl.BoolVar(&f.MDNS, "mdns", false, "find peers on the local network")
 	fl.StringVar(&f.LogListen, "log-listen", "", "`HOST:PORT` where anybody may read the ledger as a public log, and nothing else (default: nowhere)")
 	fl.StringVar(&f.Log.Level, "log-level", "", "debug, info, warn or error")

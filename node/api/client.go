@@ -294,9 +294,10 @@ func (c *Client) Invite(ctx context.Context, validFor time.Duration, issuer bool
 	return post[Invitation](ctx, c, "/v1/invites", r)
 }
 
-// Join moves the node into the mesh of the token.
-func (c *Client) Join(ctx context.Context, token string) (Status, error) {
-	return post[Status](ctx, c, "/v1/join", JoinRequest{token})
+// Join moves the node into the mesh of the token: into a cell by name or ID, into a
+// new one (new:NAME), or where it is sent ("").
+func (c *Client) Join(ctx context.Context, token, cell string) (Status, error) {
+	return post[Status](ctx, c, "/v1/join", JoinRequest{token, cell})
 }
 
 // Leave gives the node's membership up.

@@ -114,9 +114,10 @@ type InviteRequest struct {
 	Issuer   bool         `json:"issuer,omitempty" doc:"Whether the newcomer may invite others."`
 }
 
-// JoinRequest holds the token.
+// JoinRequest says which mesh to move to, and where in it.
 type JoinRequest struct {
 	Token string `json:"token" maxLength:"16384"`
+	Cell  string `json:"cell,omitempty" maxLength:"80" doc:"Name or ID of the cell to go to, or new:NAME to found one. Default: where the inviting peer sends this one."`
 }
 
 // Health says that the process answers.
@@ -356,7 +357,7 @@ func (s *Server) writeRoutes() {
 		if _, _, err := pcm.ParseToken(in.Body.Token); err != nil {
 			return Status{}, err
 		}
-		return s.node.Join(ctx, in.Body.Token)
+		return s.node.Join(ctx, in.Body.Token, in.Body.Cell)
 	})
 	route(s, true, http.MethodPost, "/v1/leave", "leave", "Give the membership up for good", func(ctx context.Context, _ *none) (Ack, error) {
 		return s.ack(ctx, s.node.Leave, "the membership is given up")

@@ -337,7 +337,9 @@ type Node interface {
 	Changes(ctx context.Context) (<-chan Change, error)
 
 	Invite(ctx context.Context, validFor time.Duration, issuer bool) (Invitation, error)
-	Join(ctx context.Context, token string) (Status, error) // move this node, which has nothing but its founding, into another mesh
+	// Join moves this node, which has nothing but its founding, into another mesh, and
+	// there into the cell that is named: by name, ID or new:NAME; "": where it is sent.
+	Join(ctx context.Context, token, cell string) (Status, error)
 	Leave(ctx context.Context) error
 	Down(ctx context.Context) error // asks the daemon to end
 	Collectors() []any              // Prometheus collectors

@@ -412,9 +412,9 @@ func (n *Node) Invite(_ context.Context, validFor time.Duration, issuer bool) (a
 	return api.Invitation{ID: "c0ffee", Token: "pcm1.TOKEN", NotAfter: Now.Add(validFor)}, n.Err
 }
 
-func (n *Node) Join(_ context.Context, token string) (api.Status, error) {
+func (n *Node) Join(_ context.Context, token, cell string) (api.Status, error) {
 	n.Lock()
-	n.JoinedBy = append(n.JoinedBy, token)
+	n.JoinedBy = append(n.JoinedBy, strings.TrimSpace(token+" "+cell))
 	n.Unlock()
 	return n.Status(context.Background())
 }
