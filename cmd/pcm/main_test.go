@@ -223,6 +223,13 @@ func fakeNode() *apitest.Node {
 		Number: 7, Pool: pool, FreeSlots: &slots, Price: price, Source: alpha, AgeMS: 61_000, NotAfter: at.Add(time.Hour)}}
 	n.CellList = []api.Cell{{ID: "cell-aaaaaaaaaaaaaaaa", Name: "alpha", Leader: alpha, Term: 2, Index: 40, Applied: 40, Records: 12, Root: "c0ffee", LogTime: at,
 		Members: []api.CellMember{{ID: alpha, Name: "alpha", Role: "leader", Alive: true}, {ID: beta, Name: "beta", Role: "replica"}}}}
+	n.HealthView = api.CellHealth{
+		ID: "cell-aaaaaaaaaaaaaaaa", Name: "alpha", Leader: alpha, MaxVoters: 3, Plan: "beta is ready to vote; it waits for a second one, since an even number of voters is weaker",
+		Members: []api.PeerHealth{
+			{ID: alpha, Name: "alpha", Role: "leader", Answers: true, Applied: 40, Last: 40, Complete: true, Eligible: true, Account: "acc-alphaalphaalpha", Site: "hall-1"},
+			{ID: beta, Name: "beta", Role: "replica", Answers: true, Applied: 40, Last: 40, Complete: true, Ready: true, CaughtMS: 95_000, Eligible: true, Account: "acc-betabetabeta"},
+		},
+	}
 	done := pcm.JobID("job-aaaaaaaaaaaaaaaa")
 	n.AddJob(api.Job{
 		ID: done, Name: "wordcount", State: pcm.JobDone, Account: "acc-alphaalphaalpha", Submitter: alpha, Driver: alpha, DriverTerm: 1, Takeover: "account",

@@ -139,6 +139,7 @@ func (s *Server) routes() {
 	s.streamRoutes()
 	s.sessionRoutes()
 	s.operatorRoutes()
+	s.cellRoutes()
 	s.checkupRoutes()
 }
 

@@ -307,6 +307,7 @@ type Submission struct {
 // Node is what the API serves. The node implements it. Errors are *pcm.Error.
 type Node interface {
 	Operator
+	CellOperator
 
 	Status(ctx context.Context) (Status, error)
 	Peers(ctx context.Context) ([]Peer, error)

@@ -22,6 +22,7 @@ import (
 type Node struct {
 	sync.Mutex
 	Seller
+	Cell
 	StatusView   api.Status
 	PeerList     []api.Peer
 	OfferList    []api.Offer

@@ -1,0 +1,56 @@
+package apitest
+
+import (
+	"context"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/node/api"
+)
+
+// Cell is the part of the fake that is about its cell.
+type Cell struct {
+	HealthView api.CellHealth
+}
+
+func (n *Node) CellHealth(context.Context) (api.CellHealth, error) { return read(n, &n.HealthView) }
+
+// orderCell notes what was asked for, of a peer of the view.
+func (n *Node) orderCell(what, who string) (api.CellHealth, error) {
+	n.Lock()
+	defer n.Unlock()
+	if n.Err != nil {
+		return api.CellHealth{}, n.Err
+	}
+	known := who == ""
+	for _, m := range n.HealthView.Members {
+		known = known || m.Name == who || string(m.ID) == who
+	}
+	if !known {
+		return api.CellHealth{}, pcm.Errorf(pcm.NotFound, "no peer %q", who)
+	}
+	n.Operations = append(n.Operations, what+" "+who)
+	return n.HealthView, nil
+}
+
+func (n *Node) TransferLeader(_ context.Context, to string) (api.CellHealth, error) {
+	return n.orderCell("transfer leader", to)
+}
+
+func (n *Node) PromotePeer(_ context.Context, who, instead string) (api.CellHealth, error) {
+	return n.orderCell("promote instead of "+instead+":", who)
+}
+
+func (n *Node) DemotePeer(_ context.Context, who string, force bool) (api.CellHealth, error) {
+	if force {
+		return n.orderCell("demote by force", who)
+	}
+	return n.orderCell("demote", who)
+}
+
+func (n *Node) AddPeer(_ context.Context, who string) (api.CellHealth, error) {
+	return n.orderCell("add", who)
+}
+
+func (n *Node) RemovePeer(_ context.Context, who string) (api.CellHealth, error) {
+	return n.orderCell("remove", who)
+}
