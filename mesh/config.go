@@ -14,6 +14,7 @@ const (
 	ProtoJoin   protocol.ID = "/pcm/join/1.0.0"
 	ProtoRenew  protocol.ID = "/pcm/renew/1.0.0"
 	ProtoOffers protocol.ID = "/pcm/offers/1.0.0"
+	ProtoCells  protocol.ID = "/pcm/cells/1.0.0"
 )
 
 // Version is the newest version of the peer-to-peer protocols that this code

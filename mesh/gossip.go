@@ -20,7 +20,7 @@ import (
 // numbered and carries the signer's passport, so an envelope by whoever
 // published it would cost a second verification and prove nothing more.
 func (m *Mesh) startGossip() error {
-	name := "/pcm/offers/1/" + string(m.cfg.Mesh)
+	name, cells := "/pcm/offers/1/"+string(m.cfg.Mesh), "/pcm/cells/1/"+string(m.cfg.Mesh)
 	params := pubsub.DefaultGossipSubParams()
 	params.D, params.Dlo, params.Dhi, params.Dout, params.Dscore = 5, 4, 8, 1, 3
 	ps, err := pubsub.NewGossipSub(m.ctx, m.host,
@@ -33,11 +33,11 @@ func (m *Mesh) startGossip() error {
 			return string(sum[:20])
 		}),
 		pubsub.WithMaxMessageSize(2*maxAnnouncement), // of a whole RPC; larger ones end the stream
-		pubsub.WithSubscriptionFilter(pubsub.NewAllowlistSubscriptionFilter(name)),
+		pubsub.WithSubscriptionFilter(pubsub.NewAllowlistSubscriptionFilter(name, cells)),
 		pubsub.WithValidateQueueSize(128),
 		pubsub.WithValidateThrottle(128),
 		pubsub.WithPeerOutboundQueueSize(64),
-		pubsub.WithPeerScore(scoreParams(name)),
+		pubsub.WithPeerScore(scoreParams(name, cells)),
 		pubsub.WithLogger(slog.New(slog.NewTextHandler(io.Discard, nil))),
 	)
 	if err != nil {
@@ -49,15 +49,34 @@ func (m *Mesh) startGossip() error {
 	if m.topic, err = ps.Join(name); err != nil {
 		return err
 	}
-	// The validator takes what is good, so there is nobody to deliver to: only forward.
-	m.unrelay, err = m.topic.Relay()
+	if err := ps.RegisterTopicValidator(cells, m.validateCell, pubsub.WithValidatorConcurrency(16)); err != nil {
+		return err
+	}
+	if m.cellTopic, err = ps.Join(cells); err != nil {
+		return err
+	}
+	// The validators take what is good, so there is nobody to deliver to: only forward.
+	if m.unrelay, err = m.topic.Relay(); err != nil {
+		return err
+	}
+	m.unrelayCells, err = m.cellTopic.Relay()
 	return err
 }
 
 // scoreParams punish forged and malformed messages (P4) and protocol abuse
 // (P7): fifteen bad messages within a minute or so get a peer ignored. Nothing is won by
 // behaving well, and peers behind one address are not punished for it.
-func scoreParams(topic string) (*pubsub.PeerScoreParams, *pubsub.PeerScoreThresholds) {
+func scoreParams(names ...string) (*pubsub.PeerScoreParams, *pubsub.PeerScoreThresholds) {
+	topics := map[string]*pubsub.TopicScoreParams{}
+	for _, name := range names {
+		topics[name] = &pubsub.TopicScoreParams{
+			SkipAtomicValidation:           true,
+			TopicWeight:                    1,
+			InvalidMessageDeliveriesWeight: -1,
+			InvalidMessageDeliveriesDecay:  0.9,
+			TimeInMeshQuantum:              time.Second,
+		}
+	}
 	return &pubsub.PeerScoreParams{
 			SkipAtomicValidation:        true,
 			AppSpecificScore:            func(peer.ID) float64 { return 0 },
@@ -70,13 +89,7 @@ func scoreParams(topic string) (*pubsub.PeerScoreParams, *pubsub.PeerScoreThresh
 			RetainScore:                 10 * time.Minute,
 			IPColocationFactorWeight:    0,
 			IPColocationFactorThreshold: 1,
-			Topics: map[string]*pubsub.TopicScoreParams{topic: {
-				SkipAtomicValidation:           true,
-				TopicWeight:                    1,
-				InvalidMessageDeliveriesWeight: -1,
-				InvalidMessageDeliveriesDecay:  0.9,
-				TimeInMeshQuantum:              time.Second,
-			}},
+			Topics:                      topics,
 		}, &pubsub.PeerScoreThresholds{
 			GossipThreshold: -50, PublishThreshold: -100, GraylistThreshold: -200,
 		}

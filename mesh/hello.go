@@ -259,7 +259,10 @@ func (m *Mesh) admit(s *session, body helloBody, passport pcm.Passport, rtt time
 	if first {
 		m.log.Info("peer connected", "peer", short(s.peer), "name", passport.Name, "account", pcm.Short(passport.Account))
 		m.touch(passport.Peer)
-		m.spawn(func() { m.compareSoon(s.peer) })
+		m.spawn(func() {
+			m.compareCells(s.peer) // a newcomer knows the mesh's cells at once
+			m.compareSoon(s.peer)
+		})
 	}
 	if body.Book != m.book.digest() {
 		m.spawn(func() { m.pullOffers(s.peer) })

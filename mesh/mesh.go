@@ -31,10 +31,15 @@ type Mesh struct {
 	topic   *pubsub.Topic
 	unrelay pubsub.RelayCancelFunc
 
+	cellTopic    *pubsub.Topic
+	unrelayCells pubsub.RelayCancelFunc
+
 	bans      revocations
 	roster    roster
 	book      *book
 	offerRate rates
+	cells     *cellBook
+	cellRate  rates
 	pulls     *slots
 	wakeUp    chan struct{} // something to dial, cap 1
 	events    *events
@@ -81,7 +86,7 @@ func newMesh(cfg Config, oldest, newest uint32) (*Mesh, error) {
 	m := &Mesh{
 		cfg: cfg, log: cfg.Logger, version: newest, oldest: oldest,
 		own: own, ownSigned: cfg.Passport, sessions: map[peer.ID]*session{},
-		book: newBook(), pulls: newSlots(1), wakeUp: make(chan struct{}, 1), events: newEvents(),
+		book: newBook(), cells: newCellBook(), pulls: newSlots(1), wakeUp: make(chan struct{}, 1), events: newEvents(),
 	}
 	if m.self, err = peer.Decode(string(own.Peer)); err != nil {
 		return nil, pcm.Errorf(pcm.Invalid, "%q is not a peer ID: %w", own.Peer, err)
@@ -101,6 +106,7 @@ func newMesh(cfg Config, oldest, newest uint32) (*Mesh, error) {
 	m.base.Network().Notify(notifiee{m})
 	m.base.SetStreamHandler(ProtoHello, m.hearHello)
 	m.HandleCall(ProtoRenew, Limits{Request: 16, Concurrent: 2}, m.serveRenew)
+	m.HandleCall(ProtoCells, Limits{Request: 256 << 10, Concurrent: 2}, m.serveCells)
 	m.HandleCall(ProtoOffers, Limits{Request: 1 << 20, Concurrent: 2}, m.serveOffers)
 	if err = m.startGossip(); err == nil {
 		err = m.base.listen(m.ctx, listen) // last: who dials finds everything in place
@@ -142,6 +148,9 @@ func (m *Mesh) Close() error {
 		m.cancel()
 		if m.unrelay != nil {
 			m.unrelay()
+		}
+		if m.unrelayCells != nil {
+			m.unrelayCells()
 		}
 		err = m.base.Close()
 		m.work.Wait()
@@ -307,6 +316,7 @@ func (m *Mesh) sweep() {
 	m.book.drop(func(r Row) bool {
 		return now.Add(-pcm.Skew).UnixMilli() > r.Offer.NotAfter || m.stillValid(r.Passport) != nil
 	})
+	m.cells.drop(now)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for p, s := range m.sessions {

@@ -113,7 +113,9 @@ func (m *Mesh) pull(ctx context.Context, p peer.ID, r pullRequest) (pullReply, e
 // compareAny compares books with a random neighbour.
 func (m *Mesh) compareAny() {
 	if open := m.connected(); len(open) > 0 {
-		m.compare(open[rand.IntN(len(open))])
+		p := open[rand.IntN(len(open))]
+		m.compare(p)
+		m.compareCells(p)
 	}
 }
 
@@ -126,6 +128,7 @@ func (m *Mesh) compareSoon(p peer.ID) {
 	select {
 	case <-t.C:
 		m.compare(p)
+		m.compareCells(p)
 	case <-m.ctx.Done():
 	}
 }
