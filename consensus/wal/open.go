@@ -1,0 +1,261 @@
+package wal
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// load reads a segment; only the last one may end with a frame that is not whole.
+func (l *Log) load(number uint64, last bool) error {
+	path := segmentPath(l.dir, number)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	s := &segment{f: f, number: number, end: headerSize}
+	defer func() {
+		if s != nil {
+			f.Close()
+		}
+	}()
+	if last {
+		// What this process reads must be on the disk, whoever wrote it and ended before its
+		// fsync, or at a failed one: after that the cache may hold what the disk does not.
+		if err := settle(f); err != nil {
+			return err
+		}
+	}
+	data, err := io.ReadAll(f)
+	if err != nil {
+		return err
+	}
+	damaged := func(format string, args ...any) error { return &DamagedError{path, fmt.Sprintf(format, args...)} }
+	seq, ok := header(data, number)
+	if !ok {
+		// Nothing is written to a segment before its header is durable.
+		if !last || len(bytes.Trim(data, "\x00")) > headerSize {
+			return damaged("its header is not that of a segment")
+		}
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+		return syncDir(l.dir)
+	}
+	if len(l.segments) > 0 && seq != l.seq {
+		return damaged("it begins with frame %d, and the file before it ends ahead of frame %d", seq, l.seq)
+	}
+	s.reserved = int64(len(data))
+	l.segments = append(l.segments, s)
+	s, l.seq = nil, seq // Close closes it now
+	return l.loadFrames(l.segments[len(l.segments)-1], data, last)
+}
+
+func (l *Log) loadFrames(s *segment, data []byte, last bool) error {
+	damaged := func(format string, args ...any) error { return &DamagedError{s.f.Name(), fmt.Sprintf(format, args...)} }
+	for {
+		rest := data[s.end:]
+		kind, body, ok := frame(rest, l.seq)
+		if !ok {
+			break
+		}
+		if err := l.replay(s, kind, body); err != nil {
+			return damaged("frame %d at byte %d: %v", l.seq, s.end, err)
+		}
+		s.end += int64(frameHead + len(body))
+		l.seq++
+	}
+	rest := data[s.end:]
+	if len(bytes.Trim(rest, "\x00")) == 0 {
+		return nil
+	}
+	if !last {
+		return damaged("frame %d at byte %d is not what was written, and others follow", l.seq, s.end)
+	}
+	if at := later(rest, l.seq); at >= 0 {
+		return damaged("frame %d at byte %d is not what was written, and a later one is at byte %d", l.seq, s.end, s.end+int64(at))
+	}
+	if !torn(rest, s.end) {
+		return damaged("frame %d at byte %d was written whole, and is not what was written", l.seq, s.end)
+	}
+	// The crash came before it was durable, so nobody was told that it was. Its
+	// remains go, as what is written there next may be shorter.
+	if err := s.f.Truncate(s.end); err != nil {
+		return err
+	}
+	s.reserved = s.end
+	return fsync(s.f)
+}
+
+// header reads a segment's header: the number of its first frame.
+func header(data []byte, number uint64) (seq uint64, ok bool) {
+	if len(data) < headerSize || string(data[:16]) != magic || binary.LittleEndian.Uint64(data[16:]) != number ||
+		crc32.Checksum(data[:headerSize-4], table) != binary.LittleEndian.Uint32(data[headerSize-4:]) {
+		return 0, false
+	}
+	return binary.LittleEndian.Uint64(data[24:]), true
+}
+
+// frame reads the frame with a number at the beginning of data.
+func frame(data []byte, seq uint64) (kind uint32, body []byte, ok bool) {
+	n, ok := head(data)
+	if !ok || binary.LittleEndian.Uint64(data[16:]) != seq || frameHead+n > int64(len(data)) {
+		return 0, nil, false
+	}
+	body = data[frameHead : frameHead+n]
+	return binary.LittleEndian.Uint32(data[12:]), body, crc32.Checksum(body, table) == binary.LittleEndian.Uint32(data)
+}
+
+// head tells whether data begins with a frame's head, and how long the body is.
+func head(data []byte) (n int64, ok bool) {
+	if len(data) < frameHead || crc32.Checksum(data[8:frameHead], table) != binary.LittleEndian.Uint32(data[4:]) {
+		return 0, false
+	}
+	n = int64(binary.LittleEndian.Uint32(data[8:]))
+	return n, n <= maxFrame
+}
+
+// later finds a whole frame with a number above seq; -1 if there is none. It was
+// written after frame seq was durable.
+func later(data []byte, seq uint64) int {
+	var kinds [2][4]byte
+	binary.LittleEndian.PutUint32(kinds[0][:], kindEntries)
+	binary.LittleEndian.PutUint32(kinds[1][:], kindCut)
+	for _, kind := range kinds {
+		for at := 0; ; {
+			i := bytes.Index(data[at:], kind[:])
+			if i < 0 {
+				break
+			}
+			at += i + 1
+			from := at - 1 - 12
+			if from < 0 || from+frameHead > len(data) {
+				continue
+			}
+			n := binary.LittleEndian.Uint64(data[from+16:])
+			if n <= seq || n > seq+uint64(len(data)) {
+				continue
+			}
+			if _, _, ok := frame(data[from:], n); ok {
+				return from
+			}
+		}
+	}
+	return -1
+}
+
+// sector is what a disk writes at least, whole.
+const sector = 512
+
+// torn tells whether a frame that is not whole can be one that was being written:
+// then some sector of it is as it was before, zero, or beyond the end of the file.
+// One whose sectors all were written is damaged. (Damage to a frame that holds a
+// sector of zeros, and is the last one, is taken for the other.)
+func torn(rest []byte, at int64) bool {
+	n, ok := head(rest)
+	end := frameHead + n
+	if !ok {
+		end = frameHead
+	}
+	if end > int64(len(rest)) {
+		return true
+	}
+	for from := int64(0); from < end; {
+		to := min(from+sector-(at+from)%sector, end)
+		if len(bytes.Trim(rest[from:to], "\x00")) == 0 {
+			return true
+		}
+		from = to
+	}
+	return false
+}
+
+// replay takes a frame in.
+func (l *Log) replay(s *segment, kind uint32, body []byte) error {
+	switch kind {
+	case kindCut:
+		if len(body) != 8 {
+			return errors.New("a cut without an index")
+		}
+		l.dropTail(binary.LittleEndian.Uint64(body))
+		return nil
+	case kindEntries:
+		at := s.end + frameHead
+		for len(body) > 0 {
+			e, n, err := decodeEntry(body)
+			if err != nil {
+				return err
+			}
+			switch {
+			case len(l.places) == 0:
+				l.first = e.Index
+			case e.Index != l.last()+1:
+				return fmt.Errorf("entry %d follows entry %d", e.Index, l.last())
+			}
+			l.places = append(l.places, place{s, at, uint32(n)})
+			s.live++
+			at += int64(n)
+			body = body[n:]
+		}
+		return nil
+	}
+	return fmt.Errorf("it is of kind %x, which this release does not know", kind)
+}
+
+// The file start holds the index of the first entry: those before it are deleted,
+// though a segment may still have them.
+const fileStart = "start"
+
+func writeStart(dir string, first uint64) error {
+	data := binary.LittleEndian.AppendUint64(nil, first)
+	data = binary.LittleEndian.AppendUint32(data, crc32.Checksum(data, table))
+	path := filepath.Join(dir, fileStart)
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = fsync(f)
+	}
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err == nil {
+		err = syncDir(dir)
+	}
+	return err
+}
+
+func readStart(dir string) (uint64, error) {
+	path := filepath.Join(dir, fileStart)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	if len(data) != 12 || crc32.Checksum(data[:8], table) != binary.LittleEndian.Uint32(data[8:]) {
+		return 0, &DamagedError{path, "its checksum is not that of its content"}
+	}
+	return binary.LittleEndian.Uint64(data), nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return fsync(d)
+}
