@@ -23,6 +23,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/consensus/wal"
 )
 
 // Profile is a set of timings.
@@ -68,6 +69,7 @@ type Config struct {
 	// from peers of the configuration that it knows, and from these.
 	Trust []pcm.PeerID
 
+	LogStore  string                // of Raft's log: StoreWAL or StoreBolt; "": StoreWAL
 	Profile   Profile               // "": LAN
 	MaxVoters int                   // 1, 3 or 5; 0: 3
 	Eligible  func(pcm.PeerID) bool // who may become a voter; nil: everybody
@@ -111,6 +113,12 @@ func (cfg *Config) complete() error {
 	}
 	if cfg.Profile != LAN && cfg.Profile != WAN {
 		return pcm.Errorf(pcm.Invalid, "cell profile %q is not known: use %q or %q", cfg.Profile, LAN, WAN)
+	}
+	if cfg.LogStore == "" {
+		cfg.LogStore = StoreWAL
+	}
+	if cfg.LogStore != StoreWAL && cfg.LogStore != StoreBolt {
+		return pcm.Errorf(pcm.Invalid, "the store %q of Raft's log is not known: use %q or %q", cfg.LogStore, StoreWAL, StoreBolt)
 	}
 	if cfg.MaxVoters == 0 {
 		cfg.MaxVoters = 3
@@ -194,7 +202,9 @@ type Cell struct {
 	log *slog.Logger
 
 	raft    *raft.Raft
-	bolt    *raftboltdb.BoltStore
+	bolt    *raftboltdb.BoltStore // Raft's votes, and its log if that is not in wal
+	wal     *wal.Log              // nil: it is in bolt
+	logs    raft.LogStore         // either of them
 	layer   *streamLayer
 	trans   *raft.NetworkTransport
 	fsm     *fsm
@@ -225,7 +235,8 @@ type Cell struct {
 	failure  error // set before failed is closed
 
 	shutdownOnce sync.Once
-	shutdown     raft.Future
+	stopped      chan struct{} // closed when Raft has stopped
+	stopErr      error         // set before
 	closeOnce    sync.Once
 	closeErr     error
 }
@@ -284,7 +295,11 @@ func (c *Cell) startRaft(logPath string) (err error) {
 	})()
 	rlog := newRaftLogger(c.log)
 	rc := c.cfg.raftConfig(rlog)
-	cache := newLogCache(c.bolt, cacheEntries, cacheBytes)
+	if err := c.openStore(); err != nil {
+		return err
+	}
+	cache := newLogCache(c.logs, cacheEntries, cacheBytes)
+	cache.stored = c.stored
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(c.cfg.Dir, 2, rlog.hclog())
 	if err != nil {
 		return pcm.Errorf(pcm.Internal, "can't use %s: %w", filepath.Join(c.cfg.Dir, dirSnapshots), err)
@@ -293,7 +308,7 @@ func (c *Cell) startRaft(logPath string) (err error) {
 	if err != nil {
 		return pcm.Errorf(pcm.Internal, "can't read %s: %w", filepath.Join(c.cfg.Dir, dirSnapshots), err)
 	}
-	last, err := c.bolt.LastIndex()
+	last, err := c.logs.LastIndex()
 	if err != nil {
 		return pcm.Errorf(pcm.Internal, "can't read %s: %w: %s", logPath, err, boltAdvice)
 	}
@@ -395,9 +410,25 @@ func (c *Cell) Run(ctx context.Context) error {
 	}
 }
 
+// stopTime bounds the end of Raft: after a failed write its goroutines may wait for
+// each other for ever.
+const stopTime = 20 * time.Second
+
 func (c *Cell) stopRaft() error {
-	c.shutdownOnce.Do(func() { c.shutdown = c.raft.Shutdown() })
-	return c.shutdown.Error()
+	c.shutdownOnce.Do(func() {
+		f, done := c.raft.Shutdown(), make(chan struct{})
+		c.stopped = done
+		go func() {
+			c.stopErr = f.Error()
+			close(done)
+		}()
+	})
+	select {
+	case <-c.stopped:
+		return c.stopErr
+	case <-time.After(stopTime):
+		return pcm.Errorf(pcm.Internal, "Raft did not stop within %s", stopTime)
+	}
 }
 
 // Close hands leadership over if there is somebody to take it, waiting at most
@@ -462,6 +493,9 @@ func (c *Cell) release() error {
 	}
 	if c.archive != nil {
 		errs = append(errs, c.archive.close())
+	}
+	if c.wal != nil {
+		errs = append(errs, c.wal.Close())
 	}
 	if c.bolt != nil {
 		errs = append(errs, c.bolt.Close())

@@ -168,13 +168,18 @@ func TestLostHistoryIsFetchedAgain(t *testing.T) {
 }
 
 func TestDamagedFiles(t *testing.T) {
-	whole := found(t, &book{}, nil)
-	for range 300 {
-		whole.propose(t, whole.cfg.Self)
+	made := map[string]*node{} // a folder by the store of its log
+	for _, store := range []string{StoreWAL, StoreBolt} {
+		n := found(t, &book{}, func(c *Config) { c.LogStore = store })
+		for range 300 {
+			n.propose(t, n.cfg.Self)
+		}
+		if err := n.close(); err != nil {
+			t.Fatal(err)
+		}
+		made[store] = n
 	}
-	if err := whole.close(); err != nil {
-		t.Fatal(err)
-	}
+	segment := func(t *testing.T, dir string) string { return largest(t, filepath.Join(dir, dirLog, "*.wal")) }
 	log := func(dir string) string { return filepath.Join(dir, fileLog) }
 	table := func(t *testing.T, dir string) string { return largest(t, filepath.Join(dir, dirHistory, "*.sst")) }
 	for name, c := range map[string]struct {
@@ -209,6 +214,28 @@ func TestDamagedFiles(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, []string{fileLog, "lost", "backup"}},
+		"votes gone": {func(t *testing.T, dir string) {
+			if err := os.Remove(log(dir)); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{dirLog, fileLog, "lost", "backup"}},
+		"log gone": {func(t *testing.T, dir string) {
+			if err := os.RemoveAll(filepath.Join(dir, dirLog)); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{dirLog, "lost", "backup"}},
+		"log empty": {func(t *testing.T, dir string) {
+			if err := os.Remove(segment(t, dir)); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{dirLog, "lost", "backup"}},
+		"log cut short": {func(t *testing.T, dir string) {
+			if err := os.Truncate(segment(t, dir), 20_000); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{dirLog, "lost", "backup"}},
+		"log pages": {func(t *testing.T, dir string) { flip(t, segment(t, dir), 40_000) },
+			[]string{dirLog, ".wal is damaged", "backup"}},
 		"table cut short": {func(t *testing.T, dir string) {
 			if err := os.Truncate(table(t, dir), 100); err != nil {
 				t.Fatal(err)
@@ -228,7 +255,10 @@ func TestDamagedFiles(t *testing.T) {
 		}, []string{fileIdentity, "backup"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
+			dir, whole := t.TempDir(), made[StoreWAL]
+			if strings.HasPrefix(name, "bolt") {
+				whole = made[StoreBolt]
+			}
 			if err := os.CopyFS(dir, os.DirFS(whole.dir)); err != nil {
 				t.Fatal(err)
 			}
@@ -249,6 +279,67 @@ func TestDamagedFiles(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A folder whose log is in bbolt goes on with a wal and all that it had, also if it
+// ended in the middle of the move; bbolt's log is then empty.
+func TestMoveLog(t *testing.T) {
+	n := found(t, &book{}, func(c *Config) { c.LogStore = StoreBolt })
+	for range 200 {
+		n.propose(t, n.cfg.Self)
+	}
+	if err := n.close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(n.dir, dirHistory)); err != nil { // all must come from the log
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(n.dir, dirLog), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(n.dir, dirLog, "0000000000000001.wal"), []byte("interrupted"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.connect()
+	n.cfg.LogStore = StoreWAL
+	n.open()
+	n.await("the records", func() bool { return n.RecordCount() == 200 })
+	n.propose(t, n.cfg.Self)
+	if last, err := n.bolt.LastIndex(); err != nil || last != 0 {
+		t.Errorf("bbolt still has a log up to %d: %v", last, err)
+	}
+	if err := n.close(); err != nil {
+		t.Fatal(err)
+	}
+	n.connect()
+	n.cfg.LogStore, n.cfg.Machine = StoreBolt, newTally()
+	if c, err := Open(n.cfg); pcm.ErrorCode(err) != pcm.Conflict {
+		t.Errorf("the log was looked for in bbolt again: %v", err)
+		if err == nil {
+			c.Close(t.Context())
+		}
+	}
+	n.connect()
+	n.cfg.LogStore = StoreWAL
+	n.open()
+	if got := n.RecordCount(); got != 201 {
+		t.Errorf("%d records", got)
+	}
+}
+
+// After a write to the log that failed, a peer acknowledges nothing more, and says so.
+func TestFailedWrite(t *testing.T) {
+	failed := make(chan error, 1)
+	n := found(t, &book{}, func(c *Config) { c.OnFailure = func(err error) { failed <- err } })
+	n.propose(t, n.cfg.Self)
+	n.wal.Close()
+	_, s := n.command(n.cfg.Self)
+	if r, err := n.Propose(t.Context(), s); err == nil {
+		t.Fatalf("it was acknowledged: %v", r)
+	}
+	if err := <-failed; !strings.Contains(err.Error(), "acknowledge nothing") || n.Err() == nil {
+		t.Errorf("the failure: %v", err)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 // raft.LogCache it is bounded in bytes as well; an entry may have a MiB.
 type logCache struct {
 	raft.LogStore
+	stored func(error) // told how each write ended; nil: nobody is
 
 	mu    sync.RWMutex
 	ring  []*raft.Log // by index modulo its length
@@ -51,7 +52,11 @@ func (c *logCache) StoreLog(l *raft.Log) error { return c.StoreLogs([]*raft.Log{
 
 // StoreLogs implements raft.LogStore.
 func (c *logCache) StoreLogs(logs []*raft.Log) error {
-	if err := c.LogStore.StoreLogs(logs); err != nil {
+	err := c.LogStore.StoreLogs(logs)
+	if c.stored != nil {
+		c.stored(err)
+	}
+	if err != nil {
 		return err
 	}
 	c.mu.Lock()
@@ -77,6 +82,12 @@ func (c *logCache) StoreLogs(logs []*raft.Log) error {
 		}
 	}
 	return nil
+}
+
+// IsMonotonic implements raft.MonotonicLogStore for the store below.
+func (c *logCache) IsMonotonic() bool {
+	m, ok := c.LogStore.(raft.MonotonicLogStore)
+	return ok && m.IsMonotonic()
 }
 
 // clear needs the lock.

@@ -19,7 +19,7 @@ import (
 // Files of a cell's folder.
 const (
 	fileIdentity = "cell.cbor" // which cell this is
-	fileLog      = "raft.db"   // Raft's log and votes (bbolt)
+	fileLog      = "raft.db"   // Raft's votes, and its log with StoreBolt (bbolt)
 	dirSnapshots = "snapshots" // Raft's snapshots
 	dirHistory   = "history"   // records and documents (Badger)
 )
