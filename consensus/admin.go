@@ -130,8 +130,7 @@ func (c *Cell) answerAdmin(from pcm.PeerID, method string, body []byte, reply fu
 		if pcm.Unmarshal(body, &req) == nil {
 			c.members.learn(from, req.Holds)
 		}
-		s := c.archive.current()
-		reply(pcm.MustMarshal(statusAnswer{Applied: c.Applied(), Complete: s.Gap == nil, Last: c.raft.LastIndex(), Forgot: c.forgot()}), nil)
+		reply(pcm.MustMarshal(c.ownStatus()), nil)
 		return
 	case "remember":
 		reply(nil, c.reminded(from, body))

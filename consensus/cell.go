@@ -219,6 +219,9 @@ type Cell struct {
 	watch     *leaderWatch
 	members   *members
 	memory    memory
+	cache     *logCache
+	snaps     raft.SnapshotStore
+	recovered *Recovery // under mu
 	history   *history
 
 	protocols []protocol.ID // whose handlers are set
@@ -324,6 +327,10 @@ func (c *Cell) startRaft(logPath string) (err error) {
 		return pcm.Errorf(pcm.Internal, "can't read %s: %w: %s", logPath, err, boltAdvice)
 	}
 	if err := c.memory.recall(c.cfg.Dir, !exists && !c.cfg.Bootstrap); err != nil {
+		return err
+	}
+	cache.replace, c.cache, c.snaps = c.mayReplace, cache, snaps
+	if err := c.recover(cache, c.bolt, snaps); err != nil {
 		return err
 	}
 	c.layer = newStreamLayer(c.ctx, c.cfg.Host, c.cfg.Self, c.protocol(protoRaft), c.speaksRaft)

@@ -19,6 +19,8 @@ type logCache struct {
 	high  uint64      // newest cached index; 0: nothing is cached
 	bytes int
 	most  int
+
+	replace func(low, high uint64) error // may refuse to remove entries; nil: never
 }
 
 // Bounds of the cache.
@@ -99,6 +101,11 @@ func (c *logCache) clear() {
 // DeleteRange implements raft.LogStore. What is deleted at the old end falls
 // out of the cache by itself; at the new end, all is forgotten.
 func (c *logCache) DeleteRange(low, high uint64) error {
+	if c.replace != nil {
+		if err := c.replace(low, high); err != nil {
+			return err
+		}
+	}
 	c.mu.Lock()
 	if high >= c.low {
 		c.clear()

@@ -158,6 +158,9 @@ func (m *members) trust(id pcm.PeerID) {
 }
 
 func (m *members) trusted(id pcm.PeerID) bool {
+	if r := m.c.Recovered(); r != nil && slices.Contains(r.Lost, id) {
+		return false // it was left behind: unless it was taken in again, it speaks for a cell that is no more
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.vouch[id]
@@ -236,6 +239,7 @@ type statusAnswer struct {
 	Complete bool   `cbor:"2,keyasint"`
 	Last     uint64 `cbor:"3,keyasint"` // in its log
 	Forgot   bool   `cbor:"4,keyasint,omitempty"`
+	Term     uint64 `cbor:"5,keyasint,omitempty"` // of the last entry
 }
 
 // survey asks all others at the same time.
