@@ -82,6 +82,8 @@ type Op struct {
 	Resolve *Resolve `json:"resolve,omitempty" cbor:"24,keyasint,omitempty"`
 	Set     *Set     `json:"set,omitempty" cbor:"25,keyasint,omitempty"`
 	Upgrade *Upgrade `json:"upgrade,omitempty" cbor:"26,keyasint,omitempty"`
+
+	Recovered *Recovered `json:"recovered,omitempty" cbor:"27,keyasint,omitempty"`
 }
 
 // Kind names the operation, e.g. "award"; "" if none or more than one is set.
@@ -100,6 +102,7 @@ func (o Op) Kind() string {
 		{"note_key", o.NoteKey != nil}, {"scale", o.Scale != nil},
 		{"void", o.Void != nil}, {"clear", o.Clear != nil},
 		{"net", o.Net != nil}, {"resolve", o.Resolve != nil}, {"set", o.Set != nil}, {"upgrade", o.Upgrade != nil},
+		{"recovered", o.Recovered != nil},
 	} {
 		if k.set {
 			kind, n = k.name, n+1

@@ -110,7 +110,7 @@ type Set struct {
 // operations there are, and what they mean.
 //
 //	1: the first
-//	2: netting, resolution, settings, trade across cells
+//	2: netting, resolution, settings, trade across cells, recovery of the cell
 const LedgerLevel = 2
 
 // Upgrade raises the level of the cell's rules. It is proposed when all its
@@ -122,7 +122,7 @@ type Upgrade struct {
 // Level is the first level at which the operation may be proposed.
 func (o Op) Level() int {
 	switch {
-	case o.Net != nil, o.Resolve != nil, o.Set != nil:
+	case o.Net != nil, o.Resolve != nil, o.Set != nil, o.Recovered != nil:
 		return 2
 	}
 	return 1

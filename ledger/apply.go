@@ -245,6 +245,8 @@ func (a *applying) op(peer pcm.PeerID, op *pcm.Op) (pcm.OpResult, bool) {
 		worth, err = a.set(op.Set)
 	case op.Upgrade != nil:
 		worth, err = a.upgrade(op.Upgrade)
+	case op.Recovered != nil:
+		err = a.recovered(op.Recovered)
 	}
 	if err != nil {
 		return pcm.OpResult{Err: pcm.AsError(err)}, false

@@ -116,8 +116,9 @@ type Node struct {
 // ErrDown is why a node ends that was asked to.
 var ErrDown = errors.New("asked to go down")
 
-// ErrRejoin is why a node ends that has moved to another mesh: it is to be opened again.
-var ErrRejoin = errors.New("moved to another mesh")
+// ErrRejoin is why a node ends that is to be opened again: it has moved to another
+// mesh, or its cell is to be recovered.
+var ErrRejoin = errors.New("to be opened again")
 
 // Open brings the peer up: identity, mesh, cell, store. When it returns, the
 // peer listens; Run makes it work. Errors are for the operator to read.
@@ -237,6 +238,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{"cell", n.cell.Run},
 		{"peers", n.watchPeers},
 		{"transparency", n.glass.run},
+		{"recovery", n.tellRecovery},
 	} {
 		g.Go(func() error {
 			err := loop.run(gctx)

@@ -230,6 +230,12 @@ func fakeNode() *apitest.Node {
 			{ID: beta, Name: "beta", Role: "replica", Answers: true, Applied: 40, Last: 40, Complete: true, Ready: true, CaughtMS: 95_000, Eligible: true, Account: "acc-betabetabeta"},
 		},
 	}
+	n.RecoveryView = api.CellRecovery{
+		ID: "cell-aaaaaaaaaaaaaaaa", Name: "alpha", Peer: alpha, Possible: true, Index: 40, Keep: []string{}, Lost: []string{"beta"}, Warnings: []string{"what only beta knew is lost"},
+		Survivors: []api.Survivor{
+			{ID: alpha, Name: "alpha", Role: "voter", Answers: true, Last: 40, Term: 2, Applied: 40, Complete: true}, {ID: beta, Name: "beta", Role: "voter"},
+		},
+	}
 	done := pcm.JobID("job-aaaaaaaaaaaaaaaa")
 	n.AddJob(api.Job{
 		ID: done, Name: "wordcount", State: pcm.JobDone, Account: "acc-alphaalphaalpha", Submitter: alpha, Driver: alpha, DriverTerm: 1, Takeover: "account",

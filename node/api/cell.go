@@ -65,6 +65,8 @@ type CellOperator interface {
 	DemotePeer(ctx context.Context, who string, force bool) (CellHealth, error)
 	AddPeer(ctx context.Context, who string) (CellHealth, error)
 	RemovePeer(ctx context.Context, who string) (CellHealth, error)
+	CellRecovery(ctx context.Context) (CellRecovery, error)
+	RecoverCell(ctx context.Context, lost []string, reason string) (Ack, error)
 }
 
 func (s *Server) cellRoutes() {
@@ -95,6 +97,59 @@ func (s *Server) cellRoutes() {
 	route(s, true, http.MethodPost, "/v1/cell/members/{who}/remove", "remove-member", "Take a peer out of the cell", func(ctx context.Context, in *MemberPath) (CellHealth, error) {
 		return s.node.RemovePeer(ctx, in.Who)
 	})
+}
+
+// Survivor is a peer of a cell that has no leader.
+type Survivor struct {
+	ID       pcm.PeerID `json:"id"`
+	Name     string     `json:"name"`
+	Role     string     `json:"role"` // voter, replica
+	Answers  bool       `json:"answers"`
+	Last     uint64     `json:"last"` // entry in its log
+	Term     uint64     `json:"term"` // of that entry
+	Applied  uint64     `json:"applied"`
+	Complete bool       `json:"complete"` // all records are there
+	Forgot   bool       `json:"forgot"`   // its folder is new: it has nothing
+}
+
+// CellRecovery is what is left of a cell without a majority, and what can be done.
+type CellRecovery struct {
+	ID        pcm.CellID `json:"id"`
+	Name      string     `json:"name"`
+	Peer      pcm.PeerID `json:"peer"`              // that would go on
+	Possible  bool       `json:"possible"`          // it may
+	Problem   string     `json:"problem,omitempty"` // why it may not
+	Index     uint64     `json:"index"`             // the last entry that it has
+	Keep      []string   `json:"keep"`              // who goes on with it
+	Lost      []string   `json:"lost"`              // who is left behind
+	Warnings  []string   `json:"warnings,omitempty"`
+	Survivors []Survivor `json:"survivors"`
+}
+
+// RecoverRequest confirms what was shown.
+type RecoverRequest struct {
+	Lost   []string `json:"lost" maxItems:"256" doc:"Who is left behind, as GET /v1/cell/recovery says it."`
+	Reason string   `json:"reason,omitempty" maxLength:"500" doc:"Why; it stands in the ledger."`
+}
+
+func (s *Server) recoveryRoutes() {
+	route(s, false, http.MethodGet, "/v1/cell/recovery", "get-cell-recovery", "What is left of the cell when a majority of its voters is gone", func(ctx context.Context, _ *none) (CellRecovery, error) {
+		return s.node.CellRecovery(ctx)
+	})
+	type recovery struct{ Body RecoverRequest }
+	route(s, true, http.MethodPost, "/v1/cell/recovery", "recover-cell", "Go on without a majority of the voters; what only those knew is lost", func(ctx context.Context, in *recovery) (Ack, error) {
+		return s.node.RecoverCell(ctx, in.Body.Lost, in.Body.Reason)
+	})
+}
+
+// CellRecovery tells what is left of the cell.
+func (c *Client) CellRecovery(ctx context.Context) (CellRecovery, error) {
+	return get[CellRecovery](ctx, c, "/v1/cell/recovery")
+}
+
+// RecoverCell has the node's peer go on without those that are lost.
+func (c *Client) RecoverCell(ctx context.Context, lost []string, reason string) (Ack, error) {
+	return post[Ack](ctx, c, "/v1/cell/recovery", RecoverRequest{Lost: lost, Reason: reason})
 }
 
 // CellHealth tells how the peers of the node's cell are.

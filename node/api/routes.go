@@ -140,6 +140,7 @@ func (s *Server) routes() {
 	s.sessionRoutes()
 	s.operatorRoutes()
 	s.cellRoutes()
+	s.recoveryRoutes()
 	s.checkupRoutes()
 }
 

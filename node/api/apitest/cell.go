@@ -2,6 +2,7 @@ package apitest
 
 import (
 	"context"
+	"strings"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/node/api"
@@ -9,7 +10,8 @@ import (
 
 // Cell is the part of the fake that is about its cell.
 type Cell struct {
-	HealthView api.CellHealth
+	HealthView   api.CellHealth
+	RecoveryView api.CellRecovery
 }
 
 func (n *Node) CellHealth(context.Context) (api.CellHealth, error) { return read(n, &n.HealthView) }
@@ -53,4 +55,15 @@ func (n *Node) AddPeer(_ context.Context, who string) (api.CellHealth, error) {
 
 func (n *Node) RemovePeer(_ context.Context, who string) (api.CellHealth, error) {
 	return n.orderCell("remove", who)
+}
+
+func (n *Node) CellRecovery(context.Context) (api.CellRecovery, error) {
+	return read(n, &n.RecoveryView)
+}
+
+func (n *Node) RecoverCell(_ context.Context, lost []string, reason string) (api.Ack, error) {
+	n.Lock()
+	defer n.Unlock()
+	n.Operations = append(n.Operations, "recover without "+strings.Join(lost, ",")+": "+reason)
+	return api.Ack{ID: string(n.RecoveryView.ID), Text: "restarts"}, n.Err
 }

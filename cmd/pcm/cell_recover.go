@@ -1,0 +1,115 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/node/api"
+)
+
+const recoverLong = `When a majority of a cell's voters is gone for good, the cell decides nothing any
+more. This command shows what each survivor has, and what would be lost; if a
+person confirms it, this node goes on alone with all that it has, as the one
+voter, and the other survivors follow it. It refuses where the cell has a
+leader, where a majority answers, and where another survivor has more.
+
+What only the lost voters knew is lost. They must never come up again with their
+old folders. That the cell was recovered, by whom and why, stands in the ledger.`
+
+func (a *app) cellRecoverCommand() *cobra.Command {
+	var yes, dry bool
+	var reason string
+	c := &cobra.Command{
+		Use: "recover", Short: "Go on without a majority of the voters that is gone for good", Long: recoverLong, Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), viewTimeout)
+			v, err := c.CellRecovery(ctx)
+			cancel()
+			if err != nil {
+				return err
+			}
+			if dry || !v.Possible {
+				if err := a.print(v, func(t *table) { drawRecovery(t, v) }); err != nil || dry {
+					return err
+				}
+				return pcm.Errorf(pcm.Refused, "%s", v.Problem)
+			}
+			if !yes {
+				t := &table{wide: a.format == "wide", now: a.now()}
+				drawRecovery(t, v)
+				fmt.Fprint(a.errOut, t.String())
+				if err := a.confirm("recover the cell", v.Name); err != nil {
+					return err
+				}
+			}
+			ctx, cancel = context.WithTimeout(cmd.Context(), viewTimeout)
+			defer cancel()
+			ack, err := c.RecoverCell(ctx, v.Lost, reason)
+			if err != nil {
+				return err
+			}
+			if err := a.print(ack, func(t *table) { t.text("%s: %s", pcm.Short(ack.ID), ack.Text) }); err != nil {
+				return err
+			}
+			a.hint("Next: %s cell members; when more peers are back or joined, they vote by themselves", a.self())
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&yes, "yes", false, "don't ask: what is lost is known")
+	c.Flags().BoolVar(&dry, "dry-run", false, "only show what each survivor has")
+	c.Flags().StringVar(&reason, "reason", "", "why; it stands in the ledger")
+	return c
+}
+
+// confirm has a person type a word before something that can't be undone.
+func (a *app) confirm(what, word string) error {
+	fmt.Fprintf(a.errOut, "To %s, type its name (%s): ", what, plain(word))
+	line, err := bufio.NewReader(a.in).ReadString('\n')
+	if strings.TrimSpace(line) == word && word != "" {
+		return nil
+	}
+	if err != nil && strings.TrimSpace(line) == "" {
+		fmt.Fprintln(a.errOut)
+		return pcm.Errorf(pcm.Refused, "nobody confirmed: nothing was done; --yes does it without asking")
+	}
+	return pcm.Errorf(pcm.Refused, "that is not %q: nothing was done", word)
+}
+
+func drawRecovery(t *table, v api.CellRecovery) {
+	t.pair("Cell", "%s (%s)", v.Name, v.ID)
+	if v.Possible {
+		t.pair("Goes on", "this peer, with its log up to entry %d; with it %s", v.Index, or(strings.Join(v.Keep, ", "), "nobody"))
+		t.pair("Lost", "%s", or(strings.Join(v.Lost, ", "), "nobody"))
+	} else {
+		t.pair("Not now", "%s", v.Problem)
+	}
+	for _, w := range v.Warnings {
+		t.pair("Beware", "%s", w)
+	}
+	t.text("")
+	t.row("MEMBER", "PEER", "ROLE", "ANSWERS", "LOG ENDS", "TERM", "APPLIED", "HISTORY")
+	for _, s := range v.Survivors {
+		row := []string{or(s.Name, "-"), id(t, s.ID), s.Role, "no", "?", "?", "?", "?"}
+		if s.Answers {
+			history := "whole"
+			switch {
+			case s.Forgot:
+				history = "none: its folder is new"
+			case !s.Complete:
+				history = "not whole"
+			}
+			row = []string{row[0], row[1], row[2], "yes", fmt.Sprint(s.Last), fmt.Sprint(s.Term), fmt.Sprint(s.Applied), history}
+		}
+		t.row(row...)
+	}
+	t.flush()
+}
