@@ -229,6 +229,7 @@ type Abandon struct {
 	// Of a trade abroad, of which the job's cell knows nothing:
 	Results []Result `json:"results,omitempty" cbor:"7,keyasint,omitempty"` // with FaultTask: what is paid for
 	Over    bool     `json:"over,omitempty" cbor:"8,keyasint,omitempty"`    // with FaultSeller: nothing will be paid; else the hold stays until Clear
+	Unsold  bool     `json:"unsold,omitempty" cbor:"9,keyasint,omitempty"`  // with Over: it was never awarded, so the attempt is not counted
 }
 
 // Void has the seller's cell refuse every award on terms of a trade abroad from

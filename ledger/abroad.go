@@ -204,6 +204,9 @@ func (a *applying) abandonAbroad(o *pcm.Op, j *Job, p *Placement) (pcm.Spans, er
 	if err := checkTasks(op.Tasks); err != nil {
 		return nil, err
 	}
+	if op.Unsold && (!op.Over || op.Fault != pcm.FaultSeller) {
+		return nil, pcm.Errorf(pcm.Invalid, "what was never sold is over, and not the task's own fault")
+	}
 	results, err := byIndex(op.Results)
 	if err != nil {
 		return nil, err
@@ -229,6 +232,14 @@ func (a *applying) abandonAbroad(o *pcm.Op, j *Job, p *Placement) (pcm.Spans, er
 			r = nil
 		}
 		a.decideAbroad(j, p, i, r, op.Fault == pcm.FaultSeller && !op.Over)
+		if op.Unsold { // a full cell must not use up the tries of what waits
+			tk.Attempt--
+			tk.Trade, tk.Seller, tk.State, tk.Reason = "", "", pcm.TaskWaiting, op.Reason
+			if j.Stopping {
+				tk.State = pcm.TaskCancelled
+			}
+			return nil
+		}
 		j.again(tk, p.Step, op.Reason)
 		return nil
 	})

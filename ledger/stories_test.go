@@ -432,7 +432,7 @@ func (s *story) ops(l line) []pcm.Op {
 		return []pcm.Op{{Accept: &pcm.Accept{Job: l.job(), Term: term(l.job()), Trade: t.Trade(), Results: results}}}
 	case "abandon":
 		_, t := l.trade()
-		return []pcm.Op{{Abandon: &pcm.Abandon{Job: l.job(), Term: term(l.job()), Trade: t.Trade(), Tasks: l.spans(), Fault: pcm.Fault(l.str("fault", "seller")), Reason: reason, Over: l.HasArg("over"), Results: s.told(l)}}}
+		return []pcm.Op{{Abandon: &pcm.Abandon{Job: l.job(), Term: term(l.job()), Trade: t.Trade(), Tasks: l.spans(), Fault: pcm.Fault(l.str("fault", "seller")), Reason: reason, Over: l.HasArg("over"), Unsold: l.HasArg("unsold"), Results: s.told(l)}}}
 	case "stop":
 		_, t := l.trade()
 		return []pcm.Op{{Stop: &pcm.Stop{Trade: t.Trade(), Tasks: l.spans(), Reason: reason}}}

@@ -53,6 +53,9 @@ func (a *awards) after(index uint64) []latestAward {
 func (n *Node) freshSites(buyer pcm.AccountID) []placement.Site {
 	index := n.cell.Applied()
 	sites := n.sites()
+	if buyer == n.account { // a driver of another account can't buy in other cells
+		sites = append(sites, n.sitesAbroad()...)
+	}
 	for _, l := range n.awards.after(index) {
 		for i := range sites {
 			if s := &sites[i]; s.Peer == l.key.Peer && s.Pool.ID == l.key.Pool {

@@ -34,6 +34,7 @@ type driver struct {
 	mu      sync.Mutex
 	inbox   []pcm.Event
 	arrived []arrival           // results whose outputs are here, or can't be had
+	news    []tidings           // of other cells
 	shares  map[pcm.PeerID]bool // sellers, who may read the job's inputs
 	noRoom  string              // why results can't be fetched: this peer's own store is full
 	why     string              // why tasks wait
@@ -46,6 +47,11 @@ type driver struct {
 	batch    map[placeKey]int // bound on a portion, where credit is short
 	specSent map[pcm.PeerID]bool
 	restarts map[pcm.TaskRef]restart // of services
+
+	began  time.Time
+	abroad map[pcm.TradeID]*abroadTrade
+	envoys map[pcm.CellID]*envoy
+	turned map[placeKey]int // how often a site abroad has refused, one time after another
 }
 
 // jobModel is what a driver knows of its job.
@@ -102,6 +108,7 @@ func newDriver(n *Node, job pcm.JobID, h heldSpec) *driver {
 		n: n, job: job, held: h, wake: make(chan struct{}, 1), shares: map[pcm.PeerID]bool{},
 		trades: map[pcm.TradeID]*tradeModel{}, avoid: map[placeKey]avoidance{}, batch: map[placeKey]int{},
 		specSent: map[pcm.PeerID]bool{}, restarts: map[pcm.TaskRef]restart{},
+		began: time.Now(), abroad: map[pcm.TradeID]*abroadTrade{}, envoys: map[pcm.CellID]*envoy{}, turned: map[placeKey]int{},
 	}
 }
 
@@ -315,6 +322,7 @@ func (n *Node) takeOver(ctx context.Context) error {
 			n.drivers.take(ctx, o.job, o.term)
 		}
 		n.settleEnded(ctx)
+		n.clearEnded()
 	}
 	return nil
 }
@@ -330,15 +338,17 @@ func (d *driver) load(ctx context.Context, index uint64) error {
 		if !ok {
 			d.model.ended = true
 			d.trades = map[pcm.TradeID]*tradeModel{}
+			d.abroad = map[pcm.TradeID]*abroadTrade{}
 			return
 		}
 		if j.EndedAt == 0 && (j.Driver != d.n.self || j.Term != d.term) {
 			err = pcm.Errorf(pcm.Conflict, "%s is driven by peer %s in term %d now", d.job, pcm.Short(j.Driver), j.Term)
 			return
 		}
-		if err = d.held.fits(j); err != nil {
+		if err = d.held.fits(j); err != nil && j.EndedAt == 0 { // of one that has ended nothing is planned
 			return
 		}
+		err = nil
 		d.index = max(index, d.n.cell.Applied())
 		d.read(j)
 	})
@@ -357,7 +367,10 @@ func (d *driver) read(j *ledger.Job) {
 		d.model.stopping = orElse(j.Reason, "cancelled")
 	}
 	for n, st := range j.Steps {
-		s := stepModel{retries: st.Retries, tasks: make([]taskModel, len(st.Tasks)), service: d.held.spec.Steps[n].Service, scale: st.Scale}
+		s := stepModel{retries: st.Retries, tasks: make([]taskModel, len(st.Tasks)), scale: st.Scale}
+		if n < len(d.held.spec.Steps) {
+			s.service = d.held.spec.Steps[n].Service
+		}
 		for i := range st.Tasks {
 			tk := &st.Tasks[i]
 			s.tasks[i] = taskModel{tk.State, tk.Attempt, tk.Failures, tk.Trade}
@@ -365,9 +378,13 @@ func (d *driver) read(j *ledger.Job) {
 		}
 		d.model.steps = append(d.model.steps, s)
 	}
+	d.readAbroad(j)
 	open, now := map[pcm.TradeID]bool{}, d.n.cell.LogTime()
+	for id := range d.abroad {
+		open[id] = true
+	}
 	for _, t := range d.n.state.Trades() {
-		if t.Terms.Job != d.job {
+		if t.Terms.Job != d.job || t.Terms.Abroad() {
 			continue
 		}
 		open[t.ID] = true
@@ -463,6 +480,7 @@ func (d *driver) placed(trade pcm.TradeID, step, i int) bool {
 func (d *driver) run(ctx context.Context) {
 	log := d.n.log.With("job", d.job, "term", d.term)
 	d.fetchAll(ctx)
+	defer d.recallEnvoys()
 	var proposed time.Time
 	for ctx.Err() == nil {
 		if deposed := d.absorb(ctx); deposed {
@@ -473,7 +491,9 @@ func (d *driver) run(ctx context.Context) {
 			d.sleep(ctx, paceFor(live)-time.Since(proposed)) // more results will come soon: they go along
 			continue
 		}
+		d.sendEnvoys()
 		round := d.decide()
+		round = append(round, d.decideAbroad()...)
 		round = append(round, d.halt()...)
 		round = append(round, d.shrink()...)
 		wait := 30 * time.Second
@@ -483,9 +503,12 @@ func (d *driver) run(ctx context.Context) {
 			round = append(round, places...)
 		}
 		if len(round) == 0 {
-			if d.model.ended && len(d.trades) == 0 {
+			if d.model.ended && len(d.trades)+len(d.abroad) == 0 {
 				d.n.jobEnded(d.job)
 				return
+			}
+			if d.openAbroad() {
+				wait = min(wait, time.Second) // silence makes no noise
 			}
 			d.sleep(ctx, wait)
 			continue
@@ -581,8 +604,8 @@ func (d *driver) reload(ctx context.Context) error {
 // absorb takes events into the model. It tells whether the driver is deposed.
 func (d *driver) absorb(ctx context.Context) (deposed bool) {
 	d.mu.Lock()
-	events, arrived := d.inbox, d.arrived
-	d.inbox, d.arrived = nil, nil
+	events, arrived, news := d.inbox, d.arrived, d.news
+	d.inbox, d.arrived, d.news = nil, nil, nil
 	d.mu.Unlock()
 	for i := range events {
 		e := &events[i]
@@ -601,7 +624,14 @@ func (d *driver) absorb(ctx context.Context) (deposed bool) {
 		d.learn(ctx, e)
 	}
 	for _, a := range arrived {
-		d.arrive(a)
+		if t := d.abroad[a.trade]; t != nil {
+			t.arrive(a)
+		} else {
+			d.arrive(a)
+		}
+	}
+	for _, t := range news {
+		d.hear(t)
 	}
 	return false
 }

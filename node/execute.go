@@ -333,11 +333,19 @@ func (s *seller) inputs(x *execution, need []pcm.Digest) error {
 }
 
 // sources are the peers that may have a job's spec and inputs: the one that
-// drives it now comes first.
+// drives it now comes first. Of a job in another cell it is not known who that is:
+// other peers of the buyer are asked too.
 func (s *seller) sources(t pcm.Terms) []pcm.PeerID {
 	var all []pcm.PeerID
 	s.n.cell.View(func() {
-		if j, ok := s.n.state.Job(t.Job); ok {
+		if t.Abroad() {
+			all = append(all, t.Driver)
+			for _, m := range s.n.state.Members() {
+				if m.Account == t.Buyer && len(all) < 8 {
+					all = append(all, m.Peer)
+				}
+			}
+		} else if j, ok := s.n.state.Job(t.Job); ok {
 			all = append(all, j.Driver, j.Submitter)
 		}
 	})
@@ -499,21 +507,21 @@ func (s *seller) extend(ctx context.Context, sent adapters.BootTime) {
 	wg.Wait()
 }
 
-// jobOf is the job of an open trade of this seller.
-func (s *seller) jobOf(id pcm.TradeID) (job pcm.JobID, ok bool) {
+// termsOf are those of an open trade of this seller.
+func (s *seller) termsOf(id pcm.TradeID) (terms pcm.Terms, ok bool) {
 	s.mu.Lock()
 	x := s.trades[id]
 	s.mu.Unlock()
 	if x != nil {
-		return x.terms.Job, true
+		return x.terms, true
 	}
 	// Not yet taken up after a restart, or about to be closed.
 	s.n.cell.View(func() {
 		if t, open := s.n.state.Trade(id); open {
-			job, ok = t.Terms.Job, true
+			terms, ok = t.Terms, true
 		}
 	})
-	return job, ok
+	return terms, ok
 }
 
 // busy counts the attempts that run or wait here.

@@ -20,7 +20,7 @@ type avoidance struct {
 
 // sites are the pools that can be bought from: what the offer book says of
 // them, and what the cell's ledger knows of their room and their seller's life.
-// Offers of other cells are not among them: this node's cell can't judge them.
+// Those of other cells are not among them: see sitesAbroad.
 func (n *Node) sites() []placement.Site {
 	rows := n.mesh.Offers()
 	now := n.cell.LogTime()
@@ -75,7 +75,9 @@ func (d *driver) match(s int, sites []placement.Site) (placement.Request, []plac
 	now := time.Now()
 	for i := range sites {
 		k := placeKey{Peer: sites[i].Peer, Pool: sites[i].Pool.ID}
-		sites[i].Avoid = ""
+		if !sites[i].Away {
+			sites[i].Avoid = ""
+		}
 		if a, ok := d.avoid[k]; ok {
 			if now.Before(a.until) {
 				sites[i].Avoid = fmt.Sprintf("%s; asked again %s", a.why, in(a.until.Sub(now)))

@@ -82,6 +82,8 @@ type Node struct {
 	drivers *drivers
 	seller  *seller
 	rankers rankers
+	rooms   *rooms // in other cells
+	ears    *ears
 	offer   *selling
 	glass   *transparency
 	aways   *aways
@@ -177,6 +179,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	n.seller = newSeller(n)
 	n.offer = newSelling(n)
 	n.aways = newAways(n)
+	n.rooms, n.ears = newRooms(n), newEars(n)
 	n.cell, err = consensus.Open(consensus.Config{
 		Dir: filepath.Join(cfg.Dir, "cell"), Cell: member.Cell, Mesh: member.Mesh, Self: n.self,
 		Host: n.mesh.Host(), Machine: n.state, Bootstrap: member.Founded && !member.Begun, Profile: consensus.Profile(cfg.Profile),

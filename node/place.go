@@ -16,7 +16,7 @@ func (d *driver) place(most int) ([]step, time.Duration) {
 	}
 	var round []step
 	wait := idle
-	why, blocked, active := "", false, len(d.trades) > 0
+	why, blocked, active := "", false, len(d.trades)+len(d.abroad) > 0
 	var sites []placement.Site
 	for s := range d.model.steps {
 		if d.model.steps[s].waiting == 0 {
@@ -68,7 +68,11 @@ func (d *driver) place(most int) ([]step, time.Duration) {
 				if service { // none may wait for another one's end: that does not come
 					p.Tasks = p.Width
 				}
-				round = append(round, d.award(d.terms(r, s, attempt, tasks[:p.Tasks], p)))
+				if p.Away {
+					round = append(round, d.placeAbroad(d.termsAbroad(r, s, attempt, tasks[:p.Tasks], p)))
+				} else {
+					round = append(round, d.award(d.terms(r, s, attempt, tasks[:p.Tasks], p)))
+				}
 				tasks = tasks[p.Tasks:]
 				placed += p.Tasks
 				takeRoom(sites, ranked, p, r.Each)
@@ -151,4 +155,14 @@ func (d *driver) terms(r placement.Request, s, attempt int, tasks []int, p place
 		Buyer: d.model.buyer, Spec: d.held.digest, Driver: d.n.self, Cell: p.Cell, Seller: p.Peer, Pool: p.Pool.ID,
 		Offer: p.Offer, Price: p.Pool.Price, Each: r.Each, Width: p.Width, LimitMS: r.Limit.Milliseconds(), Adapter: p.Pool.Adapter,
 	}
+}
+
+// termsAbroad are terms for a seller in another cell.
+func (d *driver) termsAbroad(r placement.Request, s, attempt int, tasks []int, p placement.Portion) pcm.Terms {
+	t := d.terms(r, s, attempt, tasks, p)
+	t.Home = d.n.id.Mesh.Cell
+	if away, err := d.n.aways.to(p.Cell); err == nil {
+		t.AwardBy = away.LogTime() + pcm.CommandWindow/2
+	}
+	return t
 }

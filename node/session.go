@@ -239,7 +239,7 @@ func (s *seller) authorised(x *execution, who asker) error {
 	}
 	driver := x.terms.Driver
 	s.n.cell.View(func() {
-		if j, ok := s.n.state.Job(x.terms.Job); ok {
+		if j, ok := s.n.state.Job(x.terms.Job); ok && !x.terms.Abroad() {
 			driver = j.Driver
 		}
 	})

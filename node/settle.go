@@ -54,7 +54,7 @@ func (n *Node) settleEnded(ctx context.Context) {
 				continue
 			}
 			for _, t := range n.state.Trades() {
-				if t.Terms.Job != j.ID {
+				if t.Terms.Job != j.ID || t.Terms.Abroad() {
 					continue
 				}
 				b := debt{trade: t.ID}
@@ -74,6 +74,37 @@ func (n *Node) settleEnded(ctx context.Context) {
 		if _, err := n.must(ctx, pcm.Op{Settle: &pcm.Settle{Trade: b.trade, Tasks: pcm.SpansOf(b.tasks), Amount: b.amount}}); err != nil && ctx.Err() == nil {
 			n.log.Info("can't settle a trade of an ended job yet", "trade", b.trade, "reason", err)
 		}
+	}
+}
+
+// clearEnded looks after trades in other cells of jobs that have ended and that
+// nobody drives any more.
+func (n *Node) clearEnded() {
+	type ended struct {
+		job  pcm.JobID
+		term uint64
+	}
+	var jobs []ended
+	now := n.cell.LogTime()
+	n.cell.View(func() {
+		for _, j := range n.state.Jobs() {
+			if j.EndedAt != 0 && len(j.Places) > 0 && j.Buyer == n.account && (j.Driver == n.self || now >= n.state.DriverSilentAt(j)) {
+				jobs = append(jobs, ended{j.ID, j.Term})
+			}
+		}
+	})
+	for _, j := range jobs {
+		h, _ := n.specs.find(j.job)
+		d, err := n.drivers.prepare(j.job, h)
+		if err != nil {
+			continue // driven here
+		}
+		d.term = j.term
+		if err := d.load(n.run, 0); err != nil {
+			n.drivers.cancelPrepared(j.job)
+			continue
+		}
+		n.drivers.start(d)
 	}
 }
 

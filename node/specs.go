@@ -333,7 +333,7 @@ func (s *specs) concerned(from pcm.Passport, job pcm.JobID) bool {
 		ok = from.Account == j.Buyer || from.Peer == j.Driver || j.MayDrive(from.Peer, from.Account) == nil
 		for i := 0; !ok && i < len(j.Places); i++ {
 			t, open := s.n.state.Trade(j.Places[i].Trade)
-			ok = open && t.Terms.Seller == from.Peer
+			ok = open && t.Terms.Seller == from.Peer || j.Places[i].Terms != nil && j.Places[i].Terms.Seller == from.Peer
 		}
 	})
 	if ok {
@@ -352,10 +352,14 @@ func (s *specs) mayRead(from pcm.Passport, root pcm.Digest) bool {
 	for _, owner := range s.n.owners.of(root) {
 		job, ok := jobOfOwner(owner)
 		id, traded := tradeOfOwner(owner)
+		var t pcm.Terms
 		if traded {
-			job, ok = s.n.seller.jobOf(id)
+			t, ok = s.n.seller.termsOf(id)
+			job = t.Job
 		}
-		if ok && s.concerned(from, job) {
+		// The job of a trade abroad is not known here: the trade says whom it concerns.
+		concerned := ok && t.Abroad() && (from.Account == t.Buyer || from.Peer == t.Driver)
+		if concerned || ok && !t.Abroad() && s.concerned(from, job) {
 			if !traded {
 				return true
 			}

@@ -52,6 +52,8 @@ type Site struct {
 	Rules   []pcm.Rule    // of the seller, as far as they are public
 	Credit  pcm.Micro     // the most that one other account may owe the seller
 
+	Away bool // in another cell than the job's: preferred to none that is as good
+
 	Reserved pcm.Resources // by the buyer, beside what the ledger shows yet
 	Tasks    int           // at once, of those
 }
@@ -301,6 +303,12 @@ func Rank(r Request, sites []Site) ([]Candidate, error) {
 	slices.SortFunc(list, func(a, b Candidate) int {
 		if a.OK() != b.OK() {
 			if a.OK() {
+				return -1
+			}
+			return 1
+		}
+		if a.Score == b.Score && a.Away != b.Away {
+			if b.Away {
 				return -1
 			}
 			return 1

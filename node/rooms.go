@@ -1,0 +1,133 @@
+package node
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/node/placement"
+)
+
+// rooms are what other cells said last of the room that their sellers have, so that
+// a driver need not ask in vain: each placement that is refused there costs two
+// records here. Who looks gets what is known, and has it asked for anew.
+type rooms struct {
+	n  *Node
+	mu sync.Mutex
+	by map[pcm.CellID]*cellRoom
+}
+
+// cellRoom is the room of one cell.
+type cellRoom struct {
+	asking bool
+	at     time.Time // of the last answer; zero: there was none
+	tried  time.Time
+	pools  map[placeKey]summaryPool
+}
+
+// Bounds of what is known of the room in other cells.
+const (
+	roomFresh = time.Second
+	roomGood  = 15 * time.Second // longer ago, the cell counts as silent
+	roomAgain = 2 * time.Second  // after a failure
+	maxRooms  = 256
+)
+
+func newRooms(n *Node) *rooms { return &rooms{n: n, by: map[pcm.CellID]*cellRoom{}} }
+
+// look tells of a pool in another cell; why says why it can't be bought from just now.
+func (r *rooms) look(cell pcm.CellID, k placeKey, offer uint64) (p summaryPool, why string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.by[cell]
+	if c == nil {
+		if len(r.by) >= maxRooms {
+			clear(r.by) // what is needed is asked for again
+		}
+		c = &cellRoom{}
+		r.by[cell] = c
+	}
+	if !c.asking && time.Since(c.at) > roomFresh && time.Since(c.tried) > roomAgain {
+		c.asking, c.tried = true, time.Now()
+		go r.ask(cell, c)
+	}
+	switch {
+	case c.at.IsZero():
+		return p, "its cell has not said yet what is free"
+	case time.Since(c.at) > roomGood:
+		return p, "its cell does not answer"
+	}
+	p, ok := c.pools[k]
+	switch {
+	case !ok:
+		return p, "its cell does not know the pool"
+	case p.Offer != offer:
+		return p, "its offer is changing"
+	}
+	return p, ""
+}
+
+// ask asks a cell, and has those look again who wait for room.
+func (r *rooms) ask(cell pcm.CellID, c *cellRoom) {
+	ctx, cancel := context.WithTimeout(r.n.run, envoyPatience)
+	defer cancel()
+	s, err := r.n.summaryOf(ctx, cell)
+	r.mu.Lock()
+	c.asking = false
+	if err == nil {
+		c.at, c.tried = time.Now(), time.Time{}
+		c.pools = map[placeKey]summaryPool{}
+		for _, p := range s.Pools {
+			c.pools[placeKey{Peer: p.Peer, Pool: p.Pool}] = p
+		}
+	}
+	r.mu.Unlock()
+	if err != nil {
+		r.n.log.Debug("another cell does not say what is free", "cell", cell, "error", err)
+		return
+	}
+	r.n.drivers.nudgeAll()
+}
+
+// take takes out what was just placed there.
+func (r *rooms) take(t pcm.Terms) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c := r.by[t.Cell]; c != nil {
+		k := placeKey{Peer: t.Seller, Pool: t.Pool}
+		if p, ok := c.pools[k]; ok {
+			p.Free, p.Slots = p.Free.Minus(t.Each.Times(t.Width)), p.Slots-t.Width
+			c.pools[k] = p
+		}
+	}
+}
+
+// stale has a cell asked anew at the next look.
+func (r *rooms) stale(cell pcm.CellID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c := r.by[cell]; c != nil && !c.at.IsZero() && time.Since(c.at) > 100*time.Millisecond {
+		c.at, c.tried = time.Now().Add(-roomFresh), time.Time{}
+	}
+}
+
+// sitesAbroad are the pools of other cells, as offers and those cells tell of them.
+func (n *Node) sitesAbroad() []placement.Site {
+	var sites []placement.Site
+	for _, row := range n.mesh.Offers() {
+		o := row.Offer
+		if o.Cell == n.id.Mesh.Cell || !o.Cell.Valid() || o.Peer == n.self {
+			continue
+		}
+		for _, pool := range o.Pools {
+			p, why := n.rooms.look(o.Cell, placeKey{Peer: o.Peer, Pool: pool.ID}, o.Number)
+			sites = append(sites, placement.Site{
+				Peer: o.Peer, Name: o.Name, Account: o.Account, Cell: o.Cell, Labels: o.Labels, Rules: o.Rules, Credit: p.Credit,
+				Offer: o.Number, Pool: pool, Free: p.Free, Slots: p.Slots, Away: true, Avoid: why,
+				Silent: time.Duration(max(0, p.SilentMS)) * time.Millisecond,
+			})
+		}
+	}
+	return sites
+}
