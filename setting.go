@@ -122,7 +122,11 @@ type Upgrade struct {
 // Level is the first level at which the operation may be proposed.
 func (o Op) Level() int {
 	switch {
-	case o.Net != nil, o.Resolve != nil, o.Set != nil, o.Recovered != nil:
+	case o.Net != nil, o.Resolve != nil, o.Set != nil, o.Recovered != nil, o.Void != nil, o.Clear != nil:
+		return 2
+	case o.Place != nil && o.Place.Terms.Abroad(), o.Award != nil && o.Award.Terms.Abroad():
+		return 2
+	case o.Abandon != nil && (len(o.Abandon.Results) > 0 || o.Abandon.Over || o.Abandon.Unsold):
 		return 2
 	}
 	return 1
