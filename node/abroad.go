@@ -29,6 +29,7 @@ type abroadTrade struct {
 	awarded bool          // for certain
 	refused *pcm.Error    // for certain
 	void    bool          // it is not open, and can't be awarded any more
+	gone    bool          // it never came into being, and never will
 	seen    *ledger.Trade // as the cell told it last; nil: not yet, or not there
 
 	// Here.
@@ -86,9 +87,55 @@ func (t *abroadTrade) plausible(v *ledger.Trade) error {
 	return nil
 }
 
+// learnResult takes in what became of an errand: of an award, or of what asks for
+// its outcome. What became of others is seen by how the trade stands. It returns
+// why the errand was refused, if it was for certain.
+func (t *abroadTrade) learnResult(r errandResult) *pcm.Error {
+	certain := r.err == nil && r.result.Err == nil && len(r.result.Ops) > 0
+	var refusal *pcm.Error
+	if certain {
+		refusal = r.result.Ops[0].Err
+	}
+	switch op := r.ops[0]; {
+	case op.Award != nil:
+		t.fresh = false // if it isn't certain what became of it, a Void finds out
+		t.awarded = certain && refusal == nil
+		if certain {
+			t.refused = refusal
+		}
+	case op.Void != nil && certain:
+		t.void = refusal == nil
+		t.awarded = refusal != nil && refusal.Code == pcm.Conflict
+	}
+	return refusal
+}
+
+// learnTrade takes in how the trade stands in its cell, as of a log time there; nil:
+// the cell does not know it.
+func (t *abroadTrade) learnTrade(v *ledger.Trade, stamp int64) error {
+	if v == nil {
+		t.seen = nil
+		switch {
+		case t.void || stamp > t.terms.AwardBy:
+			t.gone = true
+		case t.awarded: // it was there, for all that was known: a Void finds out
+			t.awarded = false
+		}
+		return nil
+	}
+	if err := t.plausible(v); err != nil {
+		return err
+	}
+	t.seen, t.awarded, t.fresh = v, true, false
+	if age := time.Duration(max(0, stamp-v.AwardedAt)) * time.Millisecond; time.Since(t.since) < age {
+		t.since = time.Now().Add(-age)
+	}
+	return nil
+}
+
 // over tells whether nothing of it is open in its cell, now and for good.
 func (t *abroadTrade) over() bool {
-	return t.void || t.refused != nil || t.seen != nil && t.seen.ClosedAt != 0
+	return t.gone || t.refused != nil || t.seen != nil && t.seen.ClosedAt != 0
 }
 
 // open tells whether a task of the trade is undecided.
@@ -119,7 +166,7 @@ func (t *abroadTrade) wants(j abroadJob) []pcm.Result {
 // there are the commands that are to be proposed in the trade's cell now.
 func (t *abroadTrade) there(j abroadJob, now time.Time) []pcm.Op {
 	switch {
-	case t.over() || t.awarded && t.seen == nil:
+	case t.over() || t.seen == nil && (t.awarded || t.void):
 		return nil
 	case t.seen == nil && t.fresh:
 		return []pcm.Op{{Award: &pcm.Award{Terms: t.terms}}}
@@ -198,7 +245,7 @@ func (t *abroadTrade) home(j abroadJob, silent string) []pcm.Op {
 		switch {
 		case t.refused != nil:
 			why = t.refused.Message
-		case t.void:
+		case t.gone:
 			why = "it was not awarded"
 		case silent == "":
 			return nil

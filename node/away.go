@@ -268,28 +268,32 @@ func (n *Node) summary() summaryAnswer {
 }
 
 // tradesIn asks another cell for trades. Those that it doesn't know are missing
-// in the answer: with all that was committed there before the call, they did not exist.
-func (n *Node) tradesIn(ctx context.Context, cell pcm.CellID, ids []pcm.TradeID) (map[pcm.TradeID]*ledger.Trade, error) {
+// in the answer: with all that was committed there before the call, they did not
+// exist. Stamp is the log time of the last entry that the answer knows.
+func (n *Node) tradesIn(ctx context.Context, cell pcm.CellID, ids []pcm.TradeID) (found map[pcm.TradeID]*ledger.Trade, stamp int64, err error) {
 	away, err := n.aways.to(cell)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	found := map[pcm.TradeID]*ledger.Trade{}
+	found = map[pcm.TradeID]*ledger.Trade{}
 	for len(ids) > 0 {
 		part := ids[:min(len(ids), maxAskedTrades)]
 		var answer tradesAnswer
 		if err := away.Query(ctx, queryTrades, part, &answer); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		if answer.Left < 0 || answer.Left >= len(part) || len(answer.Trades)+len(answer.Unknown)+answer.Left != len(part) {
-			return nil, pcm.Errorf(pcm.Unavailable, "%s answered for %d trades of %d", pcm.Short(cell), len(answer.Trades)+len(answer.Unknown), len(part))
+			return nil, 0, pcm.Errorf(pcm.Unavailable, "%s answered for %d trades of %d", pcm.Short(cell), len(answer.Trades)+len(answer.Unknown), len(part))
 		}
 		for _, t := range answer.Trades {
 			found[t.ID] = t
 		}
+		if stamp == 0 || answer.Stamp < stamp {
+			stamp = answer.Stamp
+		}
 		ids = ids[len(part)-answer.Left:]
 	}
-	return found, nil
+	return found, stamp, nil
 }
 
 // summaryOf asks another cell what is sold in it.

@@ -74,7 +74,7 @@ func TestCellOfItsOwn(t *testing.T) {
 	if err != nil || s.Name != a.id.Mesh.CellName || s.Records == 0 || s.Stamp == 0 {
 		t.Errorf("summary %+v: %v", s, err)
 	}
-	trades, err := b.tradesIn(ctx, home, []pcm.TradeID{pcm.NewTradeID(pcm.NewJobID(), 1)})
+	trades, _, err := b.tradesIn(ctx, home, []pcm.TradeID{pcm.NewTradeID(pcm.NewJobID(), 1)})
 	if err != nil || len(trades) != 0 {
 		t.Errorf("trades %v: %v", trades, err)
 	}

@@ -138,32 +138,18 @@ func (d *driver) hear(news tidings) {
 	}
 }
 
-// hearResult takes in what became of an award, or of what asks for its outcome. What
-// became of other errands is seen by how the trade stands.
+// hearResult takes in what became of an errand.
 func (d *driver) hearResult(t *abroadTrade, r errandResult) {
-	certain := r.err == nil && r.result.Err == nil && len(r.result.Ops) > 0
-	var refusal *pcm.Error
-	if certain {
-		refusal = r.result.Ops[0].Err
-	}
-	switch op := r.ops[0]; {
-	case op.Award != nil:
-		t.fresh = false // if it isn't certain what became of it, a Void finds out
-		switch {
-		case certain && refusal == nil:
-			t.awarded = true
-			delete(d.batch, placeKey{Peer: t.terms.Seller, Pool: t.terms.Pool})
-			delete(d.turned, placeKey{Peer: t.terms.Seller, Pool: t.terms.Pool})
-		case certain:
-			t.refused = refusal
-			d.refusedAbroad(t.terms, refusal)
-		}
-	case op.Void != nil && certain && refusal == nil:
-		t.void = true
-	case op.Void != nil && certain && refusal.Code == pcm.Conflict:
-		t.awarded = true
-	case certain && refusal != nil:
-		d.n.log.Debug("a command of the driver was refused in another cell", "job", d.job, "trade", t.id, "op", op.Kind(), "reason", refusal)
+	k := placeKey{Peer: t.terms.Seller, Pool: t.terms.Pool}
+	refused := t.learnResult(r)
+	switch {
+	case refused == nil && t.awarded:
+		delete(d.batch, k)
+		delete(d.turned, k)
+	case refused != nil && r.ops[0].Award != nil:
+		d.refusedAbroad(t.terms, refused)
+	case refused != nil:
+		d.n.log.Debug("a command of the driver was refused in another cell", "job", d.job, "trade", t.id, "op", r.ops[0].Kind(), "reason", refused)
 	}
 }
 
@@ -181,20 +167,13 @@ func (d *driver) refusedAbroad(t pcm.Terms, err *pcm.Error) {
 
 // hearTrade takes in how a trade stands in its cell.
 func (d *driver) hearTrade(t *abroadTrade, v *ledger.Trade, stamp int64) {
-	if v == nil {
-		if t.awarded { // it was there, for all that is known: a Void finds out
-			t.awarded, t.seen = false, nil
-		}
-		return
-	}
-	if err := t.plausible(v); err != nil {
+	before := t.seen
+	if err := t.learnTrade(v, stamp); err != nil {
 		d.n.log.Warn("another cell tells what can't be", "job", d.job, "trade", t.id, "error", err)
 		return
 	}
-	before := t.seen
-	t.seen, t.awarded, t.fresh = v, true, false
-	if age := time.Duration(max(0, stamp-v.AwardedAt)) * time.Millisecond; time.Since(t.since) < age {
-		t.since = time.Now().Add(-age)
+	if v == nil {
+		return
 	}
 	j := d.abroadJob(t)
 	for i, at := range v.All {

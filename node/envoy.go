@@ -44,7 +44,7 @@ type tidings struct {
 	cycle   int
 	results map[pcm.TradeID]errandResult
 	seen    map[pcm.TradeID]*ledger.Trade // of those asked for; nil: not there
-	stamp   int64                         // log time there
+	stamp   int64                         // log time of the cell's last entry by then
 }
 
 // errandResult is what became of a command: err is set if that is not known.
@@ -180,17 +180,15 @@ func (e *envoy) send(ctx context.Context, errands []errand, news *tidings) error
 func (e *envoy) look(ctx context.Context, watched []pcm.TradeID, told map[pcm.TradeID]pcm.Digest, news *tidings) error {
 	try, cancel := context.WithTimeout(ctx, envoyPatience)
 	defer cancel()
-	found, err := e.n.tradesIn(try, e.cell, watched)
+	found, stamp, err := e.n.tradesIn(try, e.cell, watched)
 	if err != nil {
 		return err
 	}
-	if away, err := e.n.aways.to(e.cell); err == nil {
-		news.stamp = away.LogTime()
-	}
+	news.stamp = stamp
 	news.seen = map[pcm.TradeID]*ledger.Trade{}
 	for _, id := range watched {
 		digest := pcm.DigestOf(pcm.MustMarshal(found[id]))
-		if told[id] != digest {
+		if told[id] != digest || found[id] == nil { // of what is missing, the time is news
 			told[id] = digest
 			news.seen[id] = found[id]
 		}
