@@ -33,11 +33,12 @@ type driver struct {
 
 	mu      sync.Mutex
 	inbox   []pcm.Event
-	arrived []arrival           // results whose outputs are here, or can't be had
-	news    []tidings           // of other cells
-	shares  map[pcm.PeerID]bool // sellers, who may read the job's inputs
-	noRoom  string              // why results can't be fetched: this peer's own store is full
-	why     string              // why tasks wait
+	arrived []arrival                     // results whose outputs are here, or can't be had
+	news    []tidings                     // of other cells
+	told    map[pcm.TradeID]*ledger.Trade // trades as other cells told them last; not to be changed
+	shares  map[pcm.PeerID]bool           // sellers, who may read the job's inputs
+	noRoom  string                        // why results can't be fetched: this peer's own store is full
+	why     string                        // why tasks wait
 	wake    chan struct{}
 
 	index    uint64 // Raft index up to which the model stands
@@ -108,7 +109,7 @@ func newDriver(n *Node, job pcm.JobID, h heldSpec) *driver {
 		n: n, job: job, held: h, wake: make(chan struct{}, 1), shares: map[pcm.PeerID]bool{},
 		trades: map[pcm.TradeID]*tradeModel{}, avoid: map[placeKey]avoidance{}, batch: map[placeKey]int{},
 		specSent: map[pcm.PeerID]bool{}, restarts: map[pcm.TaskRef]restart{},
-		began: time.Now(), abroad: map[pcm.TradeID]*abroadTrade{}, envoys: map[pcm.CellID]*envoy{}, turned: map[placeKey]int{},
+		began: time.Now(), abroad: map[pcm.TradeID]*abroadTrade{}, told: map[pcm.TradeID]*ledger.Trade{}, envoys: map[pcm.CellID]*envoy{}, turned: map[placeKey]int{},
 	}
 }
 

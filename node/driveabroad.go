@@ -8,6 +8,7 @@ import (
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/ledger"
+	"github.com/jointcloud/pcm/node/api"
 )
 
 // abroadJob is what a trade abroad has to know of the driver's job.
@@ -175,6 +176,9 @@ func (d *driver) hearTrade(t *abroadTrade, v *ledger.Trade, stamp int64) {
 	if v == nil {
 		return
 	}
+	d.mu.Lock()
+	d.told[t.id] = v
+	d.mu.Unlock()
 	j := d.abroadJob(t)
 	for i, at := range v.All {
 		if before != nil && before.Attempt(i).State == at.State || !j.undecided(i) {
@@ -312,6 +316,9 @@ func (d *driver) decidedAbroad(t *abroadTrade, ops []pcm.Op, r pcm.CommandResult
 			}
 		case op.Clear != nil:
 			delete(d.abroad, t.id)
+			d.mu.Lock()
+			delete(d.told, t.id)
+			d.mu.Unlock()
 		}
 	}
 	return false
@@ -325,4 +332,38 @@ func (d *driver) openAbroad() bool {
 		}
 	}
 	return false
+}
+
+// tradesAbroad are the trades in other cells of the jobs of this one: as their cell
+// has told it to this peer, where it drives the job; else as they were placed.
+func (n *Node) tradesAbroad(names map[pcm.PeerID]string) []api.Trade {
+	var list []api.Trade
+	n.cell.View(func() {
+		for _, j := range n.state.Jobs() {
+			for k := range j.Places {
+				p := &j.Places[k]
+				if p.Terms == nil {
+					continue
+				}
+				t := n.drivers.toldOf(j.ID, p.Trade)
+				if t == nil {
+					t = &ledger.Trade{ID: p.Trade, Terms: *p.Terms, Held: pcm.MulMicro(p.HoldEach, p.Open+p.Doubt), Paid: p.Counted}
+				}
+				list = append(list, tradeView(t, p.Terms.Cell, names))
+			}
+		}
+	})
+	return list
+}
+
+func (ds *drivers) toldOf(job pcm.JobID, trade pcm.TradeID) *ledger.Trade {
+	ds.mu.Lock()
+	d := ds.jobs[job]
+	ds.mu.Unlock()
+	if d == nil {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.told[trade]
 }

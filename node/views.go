@@ -341,6 +341,11 @@ func (n *Node) names() map[pcm.PeerID]string {
 			names[m.Peer] = m.Name
 		}
 	})
+	for _, p := range n.mesh.Peers() { // of other cells
+		if names[p.Passport.Peer] == "" {
+			names[p.Passport.Peer] = p.Passport.Name
+		}
+	}
 	return names
 }
 
@@ -409,6 +414,9 @@ func (n *Node) placeOf(id pcm.JobID, step, index int) (taskPlace, error) {
 }
 
 func tradeView(t *ledger.Trade, cell pcm.CellID, names map[pcm.PeerID]string) api.Trade {
+	if t.Terms.Abroad() {
+		cell = t.Terms.Cell
+	}
 	v := api.Trade{
 		ID: t.ID, Cell: cell, Job: t.Terms.Job, Step: t.Terms.Step, Tasks: t.Terms.Tasks.Len(), Attempt: t.Terms.Attempt,
 		Buyer: t.Terms.Buyer, Seller: t.Terms.Seller, SellerName: names[t.Terms.Seller], SellerAccount: t.SellerAccount,
@@ -442,6 +450,7 @@ func (n *Node) Trades(ctx context.Context) ([]api.Trade, error) {
 			list = append(list, tradeView(t, n.id.Mesh.Cell, names))
 		}
 	})
+	list = append(list, n.tradesAbroad(names)...)
 	slices.SortStableFunc(list, func(a, b api.Trade) int { return b.At.Compare(a.At) })
 	seen := map[pcm.TradeID]bool{}
 	return slices.DeleteFunc(list, func(t api.Trade) bool {

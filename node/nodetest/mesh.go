@@ -112,10 +112,7 @@ type Peer struct {
 // test failed, the logs are shown.
 func New(t testing.TB, specs ...Spec) *Mesh {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("it starts real peers")
-	}
-	m := &Mesh{T: t, Dir: tempDir(t)}
+	m := Empty(t)
 	for i, s := range specs {
 		p := m.Add(s)
 		if i == 0 {
@@ -127,6 +124,18 @@ func New(t testing.TB, specs ...Spec) *Mesh {
 	m.AwaitWhole()
 	return m
 }
+
+// Empty is a mesh that has no peers yet; with -short it skips the test instead.
+func Empty(t testing.TB) *Mesh {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("it starts real peers")
+	}
+	return &Mesh{T: t, Dir: tempDir(t)}
+}
+
+// Sells tells whether the peer sells anything.
+func (p *Peer) Sells() bool { return !strings.HasPrefix(p.spec.Config, Buyer) }
 
 // tempDir is a folder with a short name, for the sockets' sake.
 func tempDir(t testing.TB) string {
