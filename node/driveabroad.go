@@ -159,6 +159,7 @@ func (d *driver) hearResult(t *abroadTrade, r errandResult) {
 func (d *driver) refusedAbroad(t pcm.Terms, err *pcm.Error) {
 	k := placeKey{Peer: t.Seller, Pool: t.Pool}
 	d.turned[k]++
+	d.n.log.Info("a seller in another cell can't be had", "job", d.job, "seller", pcm.Short(t.Seller), "cell", t.Cell, "reason", err.Message)
 	if n := t.Tasks.Len(); n > 1 && err.Code != pcm.Conflict {
 		d.batch[k] = n / 2
 	}

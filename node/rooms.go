@@ -20,8 +20,9 @@ type rooms struct {
 
 // cellRoom is the room of one cell.
 type cellRoom struct {
-	asking bool
-	at     time.Time // of the last answer; zero: there was none
+	asking chan struct{} // closed when it has answered, or did not; nil: it isn't asked
+	waited bool          // for an answer, since the last one
+	at     time.Time     // of the last answer; zero: there was none
 	tried  time.Time
 	pools  map[placeKey]summaryPool
 }
@@ -31,6 +32,7 @@ const (
 	roomFresh = time.Second
 	roomGood  = 15 * time.Second // longer ago, the cell counts as silent
 	roomAgain = 2 * time.Second  // after a failure
+	roomWait  = time.Second
 	maxRooms  = 256
 )
 
@@ -48,8 +50,15 @@ func (r *rooms) look(cell pcm.CellID, k placeKey, offer uint64) (p summaryPool, 
 		c = &cellRoom{}
 		r.by[cell] = c
 	}
-	if !c.asking && time.Since(c.at) > roomFresh && time.Since(c.tried) > roomAgain {
-		c.asking, c.tried = true, time.Now()
+	timed := false
+	if away, err := r.n.aways.to(cell); err == nil {
+		timed = away.LogTime() > 0
+	}
+	if !timed {
+		c.at = time.Time{}
+	}
+	if c.asking == nil && time.Since(c.at) > roomFresh && time.Since(c.tried) > roomAgain {
+		c.asking, c.tried = make(chan struct{}), time.Now()
 		go r.ask(cell, c)
 	}
 	switch {
@@ -73,10 +82,14 @@ func (r *rooms) ask(cell pcm.CellID, c *cellRoom) {
 	ctx, cancel := context.WithTimeout(r.n.run, envoyPatience)
 	defer cancel()
 	s, err := r.n.summaryOf(ctx, cell)
+	if away, gone := r.n.aways.to(cell); err == nil && gone == nil && away.LogTime() == 0 {
+		_, err = away.Locate(ctx) // terms name a log time of that cell
+	}
 	r.mu.Lock()
-	c.asking = false
+	close(c.asking)
+	c.asking = nil
 	if err == nil {
-		c.at, c.tried = time.Now(), time.Time{}
+		c.at, c.tried, c.waited = time.Now(), time.Time{}, false
 		c.pools = map[placeKey]summaryPool{}
 		for _, p := range s.Pools {
 			c.pools[placeKey{Peer: p.Peer, Pool: p.Pool}] = p
@@ -112,10 +125,46 @@ func (r *rooms) stale(cell pcm.CellID) {
 	}
 }
 
+// await waits a moment for cells that are being asked and of which nothing is known,
+// so that what is first placed need not do without them; once for each.
+func (r *rooms) await() {
+	var asked []chan struct{}
+	r.mu.Lock()
+	for _, c := range r.by {
+		if c.asking != nil && time.Since(c.at) > roomGood && !c.waited {
+			c.waited = true
+			asked = append(asked, c.asking)
+		}
+	}
+	r.mu.Unlock()
+	patience := time.After(roomWait)
+	for _, done := range asked {
+		select {
+		case <-done:
+		case <-patience:
+			return
+		case <-r.n.run.Done():
+			return
+		}
+	}
+}
+
 // sitesAbroad are the pools of other cells, as offers and those cells tell of them.
 func (n *Node) sitesAbroad() []placement.Site {
 	var sites []placement.Site
-	for _, row := range n.mesh.Offers() {
+	level := 0
+	n.cell.View(func() { level = n.state.Level() })
+	if level < (pcm.Op{Void: &pcm.Void{}}).Level() {
+		return nil // not all peers of this cell know of trade across cells
+	}
+	rows := n.mesh.Offers()
+	for _, row := range rows {
+		if o := row.Offer; o.Cell != n.id.Mesh.Cell && o.Cell.Valid() && len(o.Pools) > 0 {
+			n.rooms.look(o.Cell, placeKey{}, 0)
+		}
+	}
+	n.rooms.await()
+	for _, row := range rows {
 		o := row.Offer
 		if o.Cell == n.id.Mesh.Cell || !o.Cell.Valid() || o.Peer == n.self {
 			continue
