@@ -5,7 +5,7 @@
 // fail the run, since figures depend on the machine, but a wrong result does. The parts backends and tracked are run only when
 // they are named: they start the servers of other back ends, as root, and take long.
 //
-//	go run ./cmd/bench -pcm bin/pcm [-only up,job,array,module,loss,cells,backends,tracked] [-servers slurm] [-quick]
+//	go run ./cmd/bench -pcm bin/pcm [-only up,job,array,module,loss,cells,failover,growth,crowd,backends,tracked] [-servers slurm] [-quick]
 package main
 
 import (
@@ -39,6 +39,9 @@ type bench struct {
 	each    time.Duration // of one load on a cell
 	checks  []int         // signatures of a command that are checked, each in a cell of its own
 	callers int           // measured alone; 0: all
+	kills   int           // of a leader
+	records int           // of a cell that has grown
+	crowded int           // cells at rest
 	etcd    string        // a built cmd/bench/etcd; "": it is built
 	store   string        // of Raft's log
 	profile string        // where CPU profiles of a cell's processes go
@@ -60,7 +63,7 @@ func main() {
 	var only, servers, checks string
 	var quick bool
 	flag.StringVar(&b.pcm, "pcm", "bin/pcm", "the program to measure")
-	flag.StringVar(&only, "only", "", "parts to run, separated by commas: up, job, array, module, loss, cells (default: these), backends, tracked")
+	flag.StringVar(&only, "only", "", "parts to run, separated by commas: up, job, array, module, loss, cells, failover, growth, crowd (default: these), backends, tracked")
 	flag.StringVar(&servers, "servers", "", "back ends to measure, separated by commas: process, slurm, container, kubernetes (default: all)")
 	flag.IntVar(&b.tasks, "tasks", 0, "tasks of an array on a back end, a tenth of those tracked (default: 1000)")
 	flag.IntVar(&b.rounds, "rounds", 3, "how often each back end runs it")
@@ -68,6 +71,9 @@ func main() {
 	flag.DurationVar(&b.each, "for", 3*time.Second, "how long each load on a cell lasts")
 	flag.StringVar(&checks, "signatures", "0,1,2", "signatures of a command that are checked, each number in a cell of its own")
 	flag.IntVar(&b.callers, "callers", 0, "measure cells with so many callers only: 1, 64 or 1024")
+	flag.IntVar(&b.kills, "kills", 20, "how often the leader of a cell is killed")
+	flag.IntVar(&b.records, "records", 1_000_000, "of a cell that has grown, beside one with a hundredth; the goals are for 10000000")
+	flag.IntVar(&b.crowded, "crowd", 100, "cells at rest")
 	flag.StringVar(&b.etcd, "etcd", "", "the built program of cmd/bench/etcd (default: it is built)")
 	flag.StringVar(&b.store, "store", "", "of a cell's Raft log (default: the usual one)")
 	flag.StringVar(&b.profile, "profile", "", "write CPU profiles of a cell's processes to files that begin so")
@@ -77,6 +83,7 @@ func main() {
 	if quick {
 		b.idle, b.jobs, b.many, b.mods = 6*time.Second, 20, 200, 20
 		b.rounds, b.each = 1, time.Second
+		b.kills, b.records, b.crowded = 3, b.records/10, 20
 	}
 	if b.tasks <= 0 {
 		b.tasks = b.many / 2
@@ -111,7 +118,7 @@ type part struct {
 }
 
 func (b *bench) run(ctx context.Context, only string) error {
-	parts := []part{{"up", b.up}, {"job", b.job}, {"array", b.array}, {"module", b.module}, {"loss", b.loss}, {"cells", b.cells}, {"backends", b.backends}, {"tracked", b.tracked}}
+	parts := []part{{"up", b.up}, {"job", b.job}, {"array", b.array}, {"module", b.module}, {"loss", b.loss}, {"cells", b.cells}, {"failover", b.failover}, {"growth", b.growth}, {"crowd", b.crowd}, {"backends", b.backends}, {"tracked", b.tracked}}
 	wanted := map[string]bool{}
 	for name := range strings.SplitSeq(only, ",") {
 		if name != "" {

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/pprof"
 	"time"
 
@@ -97,17 +98,22 @@ func (p plan) sign(key pcm.Key, self pcm.PeerID, logTime int64, ops ...pcm.Op) p
 // work is a command of about 400 bytes, signature and all, that takes effect: a
 // job is submitted and withdrawn, and goes from the hot state to the documents.
 func (p plan) work(key pcm.Key, self pcm.PeerID, logTime int64) pcm.Signed {
-	job := pcm.NewJobID()
-	return p.sign(key, self, logTime,
-		pcm.Op{Submit: &pcm.Submit{Job: job, Name: "bench", Spec: pcm.DigestOf([]byte(job)), Steps: []pcm.Shape{{Count: 1}}, Unit: "credit", Takeover: pcm.TakeoverNone}},
-		pcm.Op{Cancel: &pcm.Cancel{Job: job, Reason: "measured"}})
+	return p.sign(key, self, logTime, submitAndCancel(pcm.NewJobID())...)
+}
+
+func submitAndCancel(job pcm.JobID) []pcm.Op {
+	return []pcm.Op{
+		{Submit: &pcm.Submit{Job: job, Name: "bench", Spec: pcm.DigestOf([]byte(job)), Steps: []pcm.Shape{{Count: 1}}, Unit: "credit", Takeover: pcm.TakeoverNone}},
+		{Cancel: &pcm.Cancel{Job: job, Reason: "measured"}},
+	}
 }
 
 // order is what the bench asks of one of its processes, a line of JSON each.
 type order struct {
-	Do    string   `json:"do"`              // meet, open, status, grow, enrol, load
+	Do    string   `json:"do"`              // see member.serve
 	Peers []string `json:"peers,omitempty"` // meet: addresses of the others
 	Load  loading  `json:"load,omitzero"`
+	N     int      `json:"n,omitempty"`
 }
 
 // answer is what a process says to an order.
@@ -124,7 +130,9 @@ type state struct {
 	Voters  int        `json:"voters"`
 	Applied uint64     `json:"applied"`
 	Records uint64     `json:"records"`
-	Hot     int        `json:"hot,omitempty"` // bytes of a snapshot; measured when asked for
+	Hot     int        `json:"hot,omitempty"`    // bytes of a snapshot
+	Allocs  uint64     `json:"allocs,omitempty"` // objects, since the start
+	Seen    int        `json:"seen,omitempty"`   // commands of the bench in the records
 }
 
 // report is the outcome of a load.
@@ -134,8 +142,8 @@ type report struct {
 	Seconds      float64 `json:"seconds"`
 	P50MS        float64 `json:"p50_ms"`
 	P99MS        float64 `json:"p99_ms"`
-	MaxMS        float64 `json:"max_ms"`
-	Bytes        int     `json:"bytes"` // of a command
+	GapMS        float64 `json:"gap_ms"` // longest time without an acknowledgement
+	Bytes        int     `json:"bytes"`  // of a command
 }
 
 // member is one process of a cell, or its caller.
@@ -149,6 +157,8 @@ type member struct {
 	state  *ledger.State
 	cell   *consensus.Cell
 	client *consensus.Away
+	cells  []*consensus.Cell // of a crowd
+	signed []pcm.Signed      // for the next load
 }
 
 // runMember serves orders until standard input ends.
@@ -202,6 +212,11 @@ func (m *member) close() {
 		defer cancel()
 		m.cell.Close(ctx)
 	}
+	for _, c := range m.cells {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel() // nobody has to lead on
+		c.Close(ctx)
+	}
 	if m.plan.Profile != "" {
 		pprof.StopCPUProfile()
 	}
@@ -217,6 +232,7 @@ func (m *member) serve(o order) (a answer, err error) {
 			if err != nil {
 				return a, err
 			}
+			m.host.Peerstore().ClearAddrs(info.ID)
 			m.host.Peerstore().AddAddrs(info.ID, info.Addrs, peerstore.PermanentAddrTTL)
 		}
 		return a, nil
@@ -238,8 +254,32 @@ func (m *member) serve(o order) (a answer, err error) {
 			}
 		}
 		return a, m.cell.Err()
+	case "hot":
+		var data []byte
+		m.cell.View(func() { data, err = m.state.Snapshot() })
+		a.Status = state{Hot: len(data)}
+		return a, err
+	case "allocs":
+		var ms runtime.MemStats
+		runtime.ReadMemStats(&ms)
+		a.Status.Allocs = ms.Mallocs
+		return a, nil
+	case "count":
+		a.Status.Seen, err = m.count()
+		return a, err
+	case "fill":
+		a.Report, err = m.fill(o.N)
+		return a, err
+	case "crowd":
+		return a, m.crowd(ctx, o.N)
+	case "touch":
+		a.Report, err = m.touch(ctx)
+		return a, err
 	case "enrol":
 		return a, m.enrol(ctx)
+	case "sign":
+		m.signed, err = m.commands(ctx, o.N)
+		return a, err
 	case "load":
 		a.Report, err = m.load(o.Load)
 		return a, err
