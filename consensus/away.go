@@ -32,9 +32,9 @@ const (
 	awayTry    = 5 * time.Second // for one peer to answer; a stopped leader must not hold a caller up for ever
 	awayLook   = 2 * time.Second // for those who are asked who leads
 	awaySettle = 50 * time.Millisecond
-	awayAsked  = 8 // peers that are asked at a time
-	awayMost   = time.Second
-	awayShun   = 3 * time.Second // a peer that failed is not taken for the leader for so long, if another one may be
+	awayAsked  = 8                      // peers that are asked at a time
+	awayMost   = 300 * time.Millisecond // between tries: while a leader is being elected, each adds to what a caller waits
+	awayShun   = 3 * time.Second        // a peer that failed is not taken for the leader for so long, if another one may be
 )
 
 // Away is this peer as a client of a cell that it is not in: it proposes, asks

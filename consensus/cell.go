@@ -169,7 +169,7 @@ func (cfg *Config) raftConfig(log *raftLogger) *raft.Config {
 	rc.MaxAppendEntries = 1024
 	rc.BatchApplyCh = true
 	rc.ShutdownOnRemove = false
-	rc.TrailingLogs = 10240
+	rc.TrailingLogs = trailingMost
 	rc.SnapshotThreshold = 8192
 	rc.SnapshotInterval = 2 * time.Minute
 	if n := cfg.SnapshotEvery; n > 0 {
@@ -179,12 +179,12 @@ func (cfg *Config) raftConfig(log *raftLogger) *raft.Config {
 	rc.HeartbeatTimeout = time.Second
 	rc.ElectionTimeout = time.Second
 	rc.LeaderLeaseTimeout = time.Second
-	rc.CommitTimeout = 50 * time.Millisecond
+	rc.CommitTimeout = 500 * time.Millisecond
 	if cfg.Profile == WAN {
 		rc.HeartbeatTimeout = 5 * time.Second
 		rc.ElectionTimeout = 5 * time.Second
 		rc.LeaderLeaseTimeout = 5 * time.Second
-		rc.CommitTimeout = 250 * time.Millisecond
+		rc.CommitTimeout = time.Second
 	}
 	if cfg.tune != nil {
 		cfg.tune(rc)
@@ -284,7 +284,7 @@ func Open(cfg Config) (_ *Cell, err error) {
 	c.serve(protoRecords, 4, c.isMember, c.answerRecords)
 	c.serve(protoQuery, 64, c.anybody, newQueries(c).answer)
 	c.handleStreams(protoEvents, c.anybody, c.hub.push)
-	for _, run := range []func(){c.watch.run, c.proposer.run, c.hub.follow, c.members.run, c.history.run, c.keepTiles} {
+	for _, run := range []func(){c.watch.run, c.proposer.run, c.hub.follow, c.members.run, c.history.run, c.keepTiles, c.keepSnapshots} {
 		c.start(run)
 	}
 	return c, nil
@@ -445,6 +445,7 @@ func (c *Cell) Close(ctx context.Context) error {
 	c.closeOnce.Do(func() {
 		if c.Err() == nil {
 			c.handOver(ctx)
+			c.snapshotAtEnd(ctx)
 		}
 		c.closeErr = c.release()
 	})

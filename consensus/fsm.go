@@ -30,6 +30,7 @@ type fsm struct {
 	more       chan struct{}
 
 	restoring atomic.Bool // a snapshot is taken over
+	backlog   *backlog
 }
 
 // applied is what Raft hands to the proposer for its entry.
@@ -38,7 +39,9 @@ type applied struct {
 	results []pcm.CommandResult
 }
 
-func newFSM(c *Cell, m Machine) *fsm { return &fsm{c: c, machine: m, more: make(chan struct{})} }
+func newFSM(c *Cell, m Machine) *fsm {
+	return &fsm{c: c, machine: m, more: make(chan struct{}), backlog: newBacklog()}
+}
 
 // progress is the last applied index and a channel that is closed when it grows.
 func (f *fsm) progress() (uint64, <-chan struct{}) {
@@ -167,6 +170,7 @@ func (f *fsm) applyOne(l *raft.Log, e pcm.Entry) (resp any, err error) {
 		led = l.Term
 	}
 	f.c.hub.applied(l.Index, led, effects.Events)
+	f.backlog.applied(e, len(l.Data))
 	return &applied{index: l.Index, results: effects.Results}, nil
 }
 
@@ -226,6 +230,7 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	if err != nil {
 		return nil, pcm.Errorf(pcm.Internal, "the state can't be encoded: %w", err)
 	}
+	f.backlog.taken(len(state))
 	index, _ := f.progress()
 	head := binary.BigEndian.AppendUint64([]byte(snapshotMagic), index)
 	head = binary.BigEndian.AppendUint16(head, uint16(len(f.c.cfg.Cell)))
@@ -282,6 +287,7 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 		}
 		f.c.history.wake()
 	}
+	f.backlog.taken(len(state))
 	f.c.hub.jumped(index)
 	f.advance(index)
 	return nil

@@ -32,8 +32,16 @@ func (l *Log) load(number uint64, last bool) error {
 			return err
 		}
 	}
-	data, err := io.ReadAll(f)
+	info, err := f.Stat()
 	if err != nil {
+		return err
+	}
+	// One buffer for all segments: they are a few large pieces of memory.
+	if int64(cap(l.buf)) < info.Size() {
+		l.buf = make([]byte, info.Size())
+	}
+	data := l.buf[:info.Size()]
+	if _, err := io.ReadFull(f, data); err != nil {
 		return err
 	}
 	damaged := func(format string, args ...any) error { return &DamagedError{path, fmt.Sprintf(format, args...)} }

@@ -145,6 +145,7 @@ func Open(dir string) (_ *Log, err error) {
 			return nil, err
 		}
 	}
+	l.buf = nil // what was loaded
 	start, err := readStart(dir)
 	if err != nil {
 		return nil, err

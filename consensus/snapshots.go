@@ -1,0 +1,115 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/jointcloud/pcm"
+)
+
+// Raft counts entries, but what a restart costs are the commands in them, to be
+// applied again, and the bytes of the log, to be read. So snapshots are taken by
+// those as well. To encode the state costs as much as it has, so a larger one is
+// encoded less often: in all, a small part of what it costs to apply.
+const (
+	snapshotCommands = 40_000   // since the last one, and one more for each snapshotShare bytes that it had
+	snapshotShare    = 64       //
+	snapshotBytes    = 64 << 20 // of the log, since the last one
+	trailingBytes    = 64 << 20 // of the log that is kept behind a snapshot, for followers that lag
+	trailingLeast    = 64       // entries
+	trailingMost     = 10240    //
+	closingCommands  = 1_000    // an orderly end is worth a snapshot
+	closingTime      = 5 * time.Second
+)
+
+// backlog is what was applied since the last snapshot.
+type backlog struct {
+	entries, commands, bytes atomic.Int64
+	size                     atomic.Int64  // of the last snapshot's state
+	due                      chan struct{} // has room for one
+}
+
+func newBacklog() *backlog { return &backlog{due: make(chan struct{}, 1)} }
+
+// applied counts an entry.
+func (b *backlog) applied(e pcm.Entry, bytes int) {
+	b.entries.Add(1)
+	n := b.commands.Add(int64(len(e.Commands)))
+	if b.bytes.Add(int64(bytes)) < snapshotBytes && n < snapshotCommands+b.size.Load()/snapshotShare {
+		return
+	}
+	select {
+	case b.due <- struct{}{}:
+	default:
+	}
+}
+
+// taken begins anew with a snapshot of a state of some size.
+func (b *backlog) taken(size int) {
+	b.entries.Store(0)
+	b.commands.Store(0)
+	b.bytes.Store(0)
+	b.size.Store(int64(size))
+}
+
+// trailing is how many entries are to be kept behind a snapshot.
+func (b *backlog) trailing() uint64 {
+	n, bytes := b.entries.Load(), b.bytes.Load()
+	if n == 0 {
+		return trailingMost
+	}
+	return uint64(min(max(trailingBytes/max(bytes/n, 1), trailingLeast), trailingMost))
+}
+
+// keepSnapshots takes snapshots when they are due.
+func (c *Cell) keepSnapshots() {
+	for {
+		select {
+		case <-c.fsm.backlog.due:
+			if err := c.snapshot(); err != nil && c.ctx.Err() == nil {
+				c.log.Warn("no snapshot was taken; one is tried again later", "cell", c.cfg.Cell, "error", err)
+			}
+		case <-c.ctx.Done():
+			return
+		}
+	}
+}
+
+// snapshot has Raft take one, and cut the log behind it.
+func (c *Cell) snapshot() error {
+	if c.cfg.SnapshotEvery == 0 && c.cfg.tune == nil {
+		rc := c.raft.ReloadableConfig()
+		if rc.TrailingLogs = c.fsm.backlog.trailing(); rc.TrailingLogs != c.raft.ReloadableConfig().TrailingLogs {
+			if err := c.raft.ReloadConfig(rc); err != nil {
+				return err
+			}
+		}
+	}
+	if err := c.raft.Snapshot().Error(); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
+		return err
+	}
+	return nil
+}
+
+// snapshotAtEnd saves the next start from applying much again. It is no error that
+// there is none.
+func (c *Cell) snapshotAtEnd(ctx context.Context) {
+	if c.fsm.backlog.commands.Load() < closingCommands {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, closingTime)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- c.snapshot() }() // ends with Raft at the latest
+	select {
+	case err := <-done:
+		if err != nil {
+			c.log.Debug("no snapshot was taken at the end", "cell", c.cfg.Cell, "error", err)
+		}
+	case <-ctx.Done():
+	}
+}
