@@ -125,6 +125,9 @@ func (c *changes) observe(n *Node, e *pcm.Event) {
 		ch.Kind, ch.Text = "closed", "the trade is closed, paid "+e.Fact.Closed.Paid.String()
 	case e.Fact != nil && e.Fact.Overdue != nil:
 		ch.Kind, ch.Text = "overdue", "the job's deadline is over"
+	case e.Fact != nil && e.Fact.Cleared != nil:
+		ch.Kind = "cleared"
+		ch.Text = fmt.Sprintf("nobody told for %d days what the trade has cost in %s: its job goes by what it has accepted", pcm.ClearFor/(24*time.Hour), pcm.Short(e.Fact.Cleared.Cell))
 	}
 	c.publish(ch)
 }
@@ -163,6 +166,8 @@ func describeOp(e *pcm.Event) string {
 		return fmt.Sprintf("%s disputed: %s", many(op.Dispute.Tasks.Len(), "result"), op.Dispute.Reason)
 	case op.Stop != nil:
 		return fmt.Sprintf("%s to stop: %s", many(op.Stop.Tasks.Len(), "task"), op.Stop.Reason)
+	case op.Clear != nil:
+		return "the trade is over in its cell, and has cost " + op.Clear.Paid.String()
 	case op.Scale != nil:
 		return fmt.Sprintf("step %d is scaled to %d", op.Scale.Step, op.Scale.Count)
 	case op.Cancel != nil:

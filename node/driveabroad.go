@@ -231,10 +231,19 @@ func (t *abroadTrade) arrive(a arrival) {
 	}
 }
 
+// abroadGrace is how much longer than its attempts can take a trade may be undecided
+// in another cell: longer than the graces that a cell gives, so only one that lies, or
+// decides nothing, is given up by it.
+const abroadGrace = 2 * time.Hour
+
 // silent says why the cell of a trade counts as gone; "" if it doesn't yet. Lease and
 // margin are waited for since it was heard of: by then, a seller that can't reach it
 // either has ended what it runs.
 func (d *driver) silent(t *abroadTrade, now time.Time) string {
+	rounds := (t.terms.Tasks.Len() + t.terms.Width - 1) / t.terms.Width
+	if most := time.Duration(int64(rounds)*t.terms.LimitMS)*time.Millisecond + abroadGrace; t.ran(now) > most {
+		return fmt.Sprintf("its cell, %s, has not ended it in the %s that the trade can take", pcm.Short(t.terms.Cell), most)
+	}
 	heard := d.began
 	if away, err := d.n.aways.to(t.terms.Cell); err == nil && away.Heard().After(heard) {
 		heard = away.Heard()

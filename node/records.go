@@ -66,6 +66,8 @@ func factKind(f pcm.Fact) string {
 		return "closed"
 	case f.Overdue != nil:
 		return "overdue"
+	case f.Cleared != nil:
+		return "cleared"
 	}
 	return ""
 }
