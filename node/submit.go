@@ -197,11 +197,14 @@ func (n *Node) findStandbys(ctx context.Context, job pcm.JobID, h heldSpec) {
 	}
 }
 
-// standbyCandidates are connected members of the cell that may drive a job of this peer's account.
+// standbyCandidates are connected peers of the cell that may drive a job of this peer's
+// account. The ledger also knows peers of other cells, who buy here: they have no copy.
 func (n *Node) standbyCandidates(t pcm.Takeover) []pcm.PeerID {
 	connected := map[pcm.PeerID]bool{}
+	roles := n.roles()
 	for _, p := range n.mesh.Peers() {
-		connected[p.Passport.Peer] = p.Connected
+		_, here := roles[p.Passport.Peer]
+		connected[p.Passport.Peer] = p.Connected && here
 	}
 	var list []pcm.PeerID
 	n.cell.View(func() {
