@@ -15,7 +15,7 @@ import (
 
 func testLogs(b *bench) {
 	t := b.t
-	task := b.task("out", "first", "sleep", b.times(1), "out", "second", "err", "late")
+	task := b.task("out", "first", "sleep", b.times(4), "out", "second", "err", "late")
 	k := b.start(task)
 	r, err := b.ins.Adapter.Logs(b.ctx, k, adapters.Stdout, 0, true)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -48,17 +49,33 @@ func note(t *testing.T, s Subject, c Capability) {
 	case t.Skipped():
 		f.Result = Unsupported
 	}
-	line, err := json.Marshal(f)
-	if err == nil {
-		var file *os.File
-		if file, err = os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644); err == nil {
-			_, err = file.Write(append(line, '\n'))
-			file.Close()
-		}
-	}
-	if err != nil {
+	if err := appendTo(name, Matrix{f.Subject: {f.Capability: f}}); err != nil {
 		t.Errorf("can't add to the matrix: %v", err)
 	}
+}
+
+// Add adds what 'pcm adapter test' has found to the matrix of the run that has called
+// it, if there is one: as a subject that not every run has.
+func Add(subject string, row map[string]Finding) error {
+	name := os.Getenv(envMatrix)
+	if name == "" || subject == "" {
+		return nil
+	}
+	all := map[string]Finding{}
+	for c, f := range row {
+		f.Subject, f.Long = subject, true
+		all[c] = f
+	}
+	return appendTo(name, Matrix{subject: all})
+}
+
+func appendTo(name string, m Matrix) error {
+	file, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(m.Encode())
+	return errors.Join(err, file.Close())
 }
 
 // Matrix is what the suite found of every subject, by its name and the capability's.
@@ -111,10 +128,10 @@ func places() map[string]int {
 }
 
 // Differences says in what a run differs from what is kept. A subject that takes
-// long need not be in the run.
-func (m Matrix) Differences(run Matrix) (all []string) {
+// long need not be in the run, nor any if the run is of some only.
+func (m Matrix) Differences(run Matrix, some bool) (all []string) {
 	for _, subject := range sorted(m) {
-		if run[subject] == nil {
+		if run[subject] == nil && !some {
 			long := false
 			for _, f := range m[subject] {
 				long = long || f.Long
@@ -199,7 +216,7 @@ func (m Matrix) Page(written []Lines) string {
 	var b strings.Builder
 	b.WriteString(`# What each adapter can do
 
-Written by ` + "`make test-backends`" + ` from what the conformance suite (` + "`adapters/adaptertest`" + `) found with the real servers; not by hand.
+Written by ` + "`make test-backends` and, of plug-ins in Python and TypeScript, `make test-plugins`" + `, from what the conformance suite (` + "`adapters/adaptertest`" + `) found with the real servers; not by hand.
 **yes**: tested and passed. A number: not supported, for the reason below. **FAIL**: it should, and doesn't.
 
 ## Operations on running tasks

@@ -1,6 +1,7 @@
 package adaptertest
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -101,10 +102,13 @@ func TestMatrixDifferences(t *testing.T) {
 		return all
 	}
 	kept := Matrix{"a": row("a", false, nil), "b": row("b", true, nil), "c": row("c", false, nil)}
-	if d := kept.Differences(Matrix{"a": kept["a"], "c": kept["c"]}); len(d) != 0 {
+	if d := kept.Differences(Matrix{"a": kept["a"], "c": kept["c"]}, false); len(d) != 0 {
 		t.Errorf("without what takes long: %q", d)
 	}
-	d := kept.Differences(Matrix{"a": row("a", false, map[string]Result{"exec": Fail, "logs": ""}), "b": kept["b"]})
+	if d := kept.Differences(Matrix{"b": kept["b"]}, true); len(d) != 0 {
+		t.Errorf("of some only: %q", d)
+	}
+	d := kept.Differences(Matrix{"a": row("a", false, map[string]Result{"exec": Fail, "logs": ""}), "b": kept["b"]}, false)
 	if want := []string{"c was not tested", "a: logs was not tested", `a: exec is "fail" , was "pass" `}; !slices.Equal(d, want) {
 		t.Errorf("differences: %q, want %q", d, want)
 	}
@@ -119,5 +123,19 @@ func TestMatrixDifferences(t *testing.T) {
 	}
 	if page := again.Page(nil); !strings.Contains(page, "| logs | **FAIL** | yes | yes |") {
 		t.Errorf("the page is\n%s", page)
+	}
+}
+
+// What 'pcm adapter test' found is a subject of the run that called it.
+func TestMatrixAdd(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "matrix")
+	t.Setenv(envMatrix, name)
+	row := map[string]Finding{"logs": {Subject: "plugin", Capability: "logs", Result: Pass}}
+	if err := errors.Join(Add("", row), Add("generate (Go, jobs)", row)); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(name)
+	if want := `{"subject":"generate (Go, jobs)","capability":"logs","result":"pass","long":true}` + "\n"; err != nil || string(data) != want {
+		t.Errorf("%s, %v; want %s", data, err, want)
 	}
 }

@@ -43,17 +43,21 @@ func (t adapterTrial) subject(spec string) adaptertest.Subject {
 		Patience: patience, Pace: pace, Many: t.Many, Parallel: t.Parallel,
 		New: func(tt *testing.T) adaptertest.Instance { return t.instance(tt, spec) },
 		Script: func(tt *testing.T, task *adapters.Task, steps ...string) {
-			self, err := os.Executable()
-			if err != nil {
-				tt.Fatal(err)
+			program := t.Task
+			if program == "" {
+				self, err := os.Executable()
+				if err != nil {
+					tt.Fatal(err)
+				}
+				program = self
 			}
-			task.Command = append([]string{"./task", "adapter-script"}, steps...)
-			task.Inputs = []adapters.Mount{{Path: self, Target: "task"}}
+			task.Command = t.steps(steps)
+			task.Inputs = []adapters.Mount{{Path: program, Target: "task"}}
 			if t.Pool != "" {
 				task.Pool = pcm.PoolID(t.Pool)
 			}
 		},
-		Exec: func(steps ...string) []string { return append([]string{"./task", "adapter-script"}, steps...) },
+		Exec: func(steps ...string) []string { return t.steps(steps) },
 	}
 	if t.Missing != "" {
 		s.Missing = func(task *adapters.Task) { task.Command, task.Inputs = []string{t.Missing}, nil }
@@ -62,6 +66,14 @@ func (t adapterTrial) subject(spec string) adaptertest.Subject {
 		s.GPU = func(_ *testing.T, task *adapters.Task) { task.Resources.GPU = t.GPUs }
 	}
 	return s
+}
+
+// steps is the command of a task.
+func (t adapterTrial) steps(steps []string) []string {
+	if t.Task != "" {
+		return append([]string{"./task"}, steps...)
+	}
+	return append([]string{"./task", "adapter-script"}, steps...)
 }
 
 // instance is the plug-in under a supervisor of its own.

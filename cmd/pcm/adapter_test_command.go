@@ -38,6 +38,8 @@ type adapterTrial struct {
 	Image       string            `json:"image"`       // one whose /image.txt says "of the image", without its tag
 	GPUs        int64             `json:"gpus"`        // that a task may ask for
 	Missing     string            `json:"missing"`     // a program that isn't there
+	Task        string            `json:"task"`        // a small program that runs the steps of tasks in place of this one; looked for as command is
+	Subject     string            `json:"subject"`     // what PCM's own matrix of adapters calls it, where one is kept
 	Pool        string            `json:"pool"`        // that all tests use; empty: as the plug-in likes
 	Patience    string            `json:"patience"`    // how long what must happen is waited for
 	Pace        string            `json:"pace"`        // how long it takes until something shows
@@ -69,6 +71,7 @@ COMMAND is the plug-in's, or that of the file that --config names:
   settings: {endpoint: http://127.0.0.1:8080}
   secrets: {token: env:TOKEN}
   missing: no-such-program   # a program that the back end doesn't have
+  task: ./task               # a smaller program for tasks: adapters/adaptertest/task of PCM's source
   pace: 400ms                # how long it takes until something shows
   unsupported:               # by capability: why not
     images: it runs programs of its own machines
@@ -160,6 +163,17 @@ func readTrial(file string, args []string) (adapterTrial, error) {
 		return t, pcm.Errorf(pcm.NotFound, "there is no program %s", program)
 	}
 	t.Command = append([]string{program}, t.Command[1:]...)
+	if t.Task != "" {
+		if !filepath.IsAbs(t.Task) {
+			t.Task = filepath.Join(dir, t.Task)
+		}
+		if info, err := os.Stat(t.Task); err != nil || !info.Mode().IsRegular() {
+			return t, pcm.Errorf(pcm.NotFound, "task: there is no program %s", t.Task)
+		}
+		if t.Task, err = filepath.Abs(t.Task); err != nil {
+			return t, pcm.Errorf(pcm.Invalid, "task %q: %w", t.Task, err)
+		}
+	}
 	for _, d := range []string{t.Patience, t.Pace} {
 		if _, err := time.ParseDuration(d); d != "" && err != nil {
 			return t, pcm.Errorf(pcm.Invalid, "%q is not a duration like 400ms or 2m", d)
@@ -215,6 +229,9 @@ func (a *app) try(ctx context.Context, t adapterTrial, run string, verbose bool)
 	matrix, err := adaptertest.ReadFindings(data)
 	if err != nil {
 		return report, pcm.Errorf(pcm.Internal, "can't read what was found: %w", err)
+	}
+	if err := adaptertest.Add(t.Subject, matrix[t.Name]); err != nil {
+		return report, pcm.Errorf(pcm.Internal, "can't add what was found to the matrix: %w", err)
 	}
 	report = reportOf(matrix[t.Name], why)
 	unsaid := slices.ContainsFunc(report.Findings, func(f adaptertest.Finding) bool { return f.Result == adaptertest.Fail && f.Reason == noWhy })

@@ -20,8 +20,8 @@ func TestReadTrial(t *testing.T) {
 		return p
 	}
 	program := file("adapter", "#!/bin/sh\n")
-	good, err := readTrial(file("good.yaml", "command: [./adapter, --loud]\nsettings: {a: \"1\"}\npace: 1s\n"), nil)
-	if err != nil || good.Command[0] != program || good.Command[1] != "--loud" || good.Name != "plugin" || good.Settings["a"] != "1" {
+	good, err := readTrial(file("good.yaml", "command: [./adapter, --loud]\nsettings: {a: \"1\"}\npace: 1s\ntask: adapter\n"), nil)
+	if err != nil || good.Command[0] != program || good.Task != program || !slices.Equal(good.steps([]string{"exit", "1"}), []string{"./task", "exit", "1"}) || good.Command[1] != "--loud" || good.Name != "plugin" || good.Settings["a"] != "1" {
 		t.Errorf("%+v, %v", good, err)
 	}
 	for text, words := range map[string]string{
@@ -30,6 +30,7 @@ func TestReadTrial(t *testing.T) {
 		"command: [./adapter]\npace: soon\n":             `"soon" is not a duration`,
 		"command: [./adapter]\nname: slurm\n":            "built in",
 		"command: [./adapter]\nsecrets: {token: open}\n": "no reference to a secret",
+		"command: [./adapter]\ntask: ./none\n":           "there is no program " + filepath.Join(dir, "none"),
 		"command: [./adapter]\nunsuported: {}\n":         "unsuported",
 	} {
 		_, err := readTrial(file("bad.yaml", text), nil)
