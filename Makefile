@@ -43,10 +43,11 @@ test-backends:
 	$(call gotest,-count=1 -timeout 20m -parallel 3 -run '^Test(Docker|Slurm|Kube)',./node/nodetest) || tests=$$?; \
 		$(GO) run ./adapters/adaptertest/matrix -run bin/matrix.json $(MATRIX) && exit $$tests
 
-# Generated plug-ins in Python and TypeScript, by their own languages' tools: fetches some packages of theirs.
+# Generated plug-ins in Python and TypeScript, by their own languages' tools: fetches some packages of theirs. One of them
+# is tested with a server of OpenSSH on loopback.
 test-plugins: build
 	.ci/backends plugins
-	PCM=$(CURDIR)/bin/pcm PCM_TEST_REQUIRE=python,typescript $(call gotest,-count=1 -timeout 20m -run '^Test(ToolChains|Queue)',./adapters/generate)
+	PCM=$(CURDIR)/bin/pcm PCM_TEST_REQUIRE=python,typescript $(call gotest,-count=1 -timeout 40m -run '^Test(ToolChains|Queue|SSHHost)',./adapters/generate)
 
 # The fake ModelArts and its object store, held against the clients that Huawei Cloud publishes, and the fake
 # OpenStack against gophercloud: modules of their own, since the former have 250 MB, which are fetched once.

@@ -68,14 +68,19 @@ func build(to, dir, pkg string) (string, error) {
 	return to, err
 }
 
-func steps(t *testing.T, task *adapters.Task, steps ...string) {
+func taskProgram(t *testing.T) string {
 	t.Helper()
 	file, err := program()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return file
+}
+
+func steps(t *testing.T, task *adapters.Task, steps ...string) {
+	t.Helper()
 	task.Command = append([]string{"./task"}, steps...)
-	task.Inputs = []adapters.Mount{{Path: file, Target: "task"}}
+	task.Inputs = []adapters.Mount{{Path: taskProgram(t), Target: "task"}}
 }
 
 // site serves a fake cloud, and can go away for a while.

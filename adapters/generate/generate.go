@@ -135,6 +135,7 @@ func newProject(o Options, lang *language) (*Project, error) {
 	}
 	p.About = "runs tasks of PCM on " + o.Name
 	if o.From == nil {
+		p.From = ""
 		return p, nil
 	}
 	if isOpenAPI(o.From) {
@@ -262,7 +263,11 @@ func (p *Project) folders(root string) (all []string) {
 		sort = "openapi"
 	}
 	for _, kind := range []Kind{Generated, Support, Stubs, Once} {
-		for _, dir := range []string{root + "/" + string(kind), root + "/" + string(kind) + "-" + sort} {
+		own := sort
+		if kind == Support && sort == "openapi" {
+			own = "bare" // as much is the author's
+		}
+		for _, dir := range []string{root + "/" + string(kind), root + "/" + string(kind) + "-" + own} {
 			if _, err := fs.Stat(templates, dir); err == nil {
 				all = append(all, dir)
 			}

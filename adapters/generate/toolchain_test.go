@@ -16,17 +16,19 @@ import (
 
 // toolChain is what a language's authors build and test with.
 type toolChain struct {
-	needs  [][]string // commands that must succeed
-	author string     // file with the author's region "unsupported"
-	line   func(what, why string) string
-	states string // file with the table of states
-	steps  [][]string
+	subject string     // what the matrix calls the project
+	needs   [][]string // commands that must succeed
+	author  string     // file with the author's region "unsupported"
+	line    func(what, why string) string
+	states  string // file with the table of states
+	steps   [][]string
 }
 
 var toolChains = map[string]toolChain{
 	"python": {
-		needs:  [][]string{{"python3", "-c", "import ensurepip, venv"}},
-		author: "tests/test_conformance.py", states: "src/gen/states.py",
+		subject: "generate (Python, openi)",
+		needs:   [][]string{{"python3", "-c", "import ensurepip, venv"}},
+		author:  "tests/test_conformance.py", states: "src/gen/states.py",
 		line: func(what, why string) string { return "    " + what + ": " + why + ",\n" },
 		steps: [][]string{
 			{"python3", "-m", "venv", ".venv"},
@@ -36,8 +38,9 @@ var toolChains = map[string]toolChain{
 		},
 	},
 	"typescript": {
-		needs:  [][]string{{"node", "--version"}, {"npm", "--version"}},
-		author: "src/conformance.test.ts", states: "src/states.ts",
+		subject: "generate (TypeScript, openi)",
+		needs:   [][]string{{"node", "--version"}, {"npm", "--version"}},
+		author:  "src/conformance.test.ts", states: "src/states.ts",
 		line: func(what, why string) string { return "  " + what + ": " + why + ",\n" },
 		steps: [][]string{
 			{"npm", "ci", "--no-audit", "--no-fund"},
@@ -112,7 +115,7 @@ func (c toolChain) test(t *testing.T, lang string) {
 		t.Fatal(err)
 	}
 	trial, err := json.Marshal(map[string]any{
-		"patience": "2m", "pace": "1s", "many": 12, "parallel": 6, "gpus": 2, "missing": "no-such-program",
+		"patience": "2m", "pace": "1s", "many": 12, "parallel": 6, "gpus": 2, "missing": "no-such-program", "task": taskProgram(t), "subject": c.subject,
 		"env": []string{"OCTOPUS_*", "NVIDIA_VISIBLE_DEVICES", "OLDPWD", "SHLVL", "_"},
 	})
 	if err != nil {

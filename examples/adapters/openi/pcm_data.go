@@ -3,13 +3,11 @@ package main
 // Files to and from jobs: by URLs that the back end hands out, packed by tar.
 
 import (
-	"archive/tar"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -18,8 +16,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
-
-const maxFiles = 100_000
 
 // upload brings the inputs to where the description says.
 func (b *described) upload(ctx context.Context, a *Attempt) (map[string]any, error) {
@@ -66,7 +62,7 @@ func (b *described) send(ctx context.Context, a *Attempt, local, target string, 
 	if err == nil {
 		defer os.Remove(f.Name())
 		defer f.Close()
-		err = pack(f, local, target)
+		err = pack(f, []packed{{local, target}})
 	}
 	if err != nil {
 		return status.Errorf(codes.Internal, "input %s can't be packed: %v", target, err)
@@ -242,138 +238,6 @@ func (b *described) discard(ctx context.Context, a *Attempt) error {
 		}
 		object["name"] = m["key"]
 		if _, err := b.http().call(ctx, b.d.Data.Discard, b.of(a).with(Vars{"object": object})); err != nil && !isAbsent(err) {
-			return err
-		}
-	}
-	return nil
-}
-
-// pack writes a file or folder as a tar, under its target.
-func pack(to io.Writer, local, target string) error {
-	w := tar.NewWriter(to)
-	err := filepath.WalkDir(local, func(name string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(local, name)
-		if err != nil {
-			return err
-		}
-		info, err := os.Stat(name)
-		if err != nil {
-			return err
-		}
-		if !info.Mode().IsRegular() && !info.IsDir() {
-			return nil
-		}
-		h := &tar.Header{Name: filepath.Join(target, rel), Mode: int64(info.Mode().Perm()), ModTime: info.ModTime(), Typeflag: tar.TypeDir}
-		if !info.IsDir() {
-			h.Typeflag, h.Size = tar.TypeReg, info.Size()
-		} else {
-			h.Name += "/"
-		}
-		if err := w.WriteHeader(h); err != nil || info.IsDir() {
-			return err
-		}
-		f, err := os.Open(name)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		_, err = io.Copy(w, io.LimitReader(f, info.Size()))
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	return w.Close()
-}
-
-// unpack takes the declared outputs out of a tar: files and folders, within dir.
-func unpack(from io.Reader, dir string, declared []string) error {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	r := tar.NewReader(from)
-	links := map[string]string{}
-	for n := 0; ; n++ {
-		h, err := r.Next()
-		if err == io.EOF {
-			return follow(root, links)
-		}
-		if err != nil {
-			return err
-		}
-		if n > maxFiles {
-			return fmt.Errorf("there are more than %d files", maxFiles)
-		}
-		name := filepath.Clean(h.Name)
-		asked := false
-		for _, d := range declared {
-			d = filepath.Clean(d)
-			asked = asked || d == "." || name == d || strings.HasPrefix(name, d+"/")
-		}
-		if !asked || !filepath.IsLocal(name) {
-			continue
-		}
-		switch h.Typeflag {
-		case tar.TypeDir:
-			if err := makeAll(root, name); err != nil {
-				return err
-			}
-		case tar.TypeSymlink:
-			if to := filepath.Join(filepath.Dir(name), h.Linkname); !filepath.IsAbs(h.Linkname) && filepath.IsLocal(to) {
-				links[name] = to
-			}
-		case tar.TypeReg:
-			if err := makeAll(root, filepath.Dir(name)); err != nil {
-				return err
-			}
-			f, err := root.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, fs.FileMode(h.Mode)&0o755|0o600)
-			if err != nil {
-				return err
-			}
-			_, err = io.Copy(f, r)
-			if cerr := f.Close(); err == nil {
-				err = cerr
-			}
-			if err != nil {
-				return err
-			}
-		}
-	}
-}
-
-// follow puts files in the place of links to them.
-func follow(root *os.Root, links map[string]string) error {
-	for name, to := range links {
-		info, err := root.Lstat(to)
-		if err != nil || !info.Mode().IsRegular() {
-			continue
-		}
-		data, err := root.ReadFile(to)
-		if err == nil {
-			err = makeAll(root, filepath.Dir(name))
-		}
-		if err == nil {
-			err = root.WriteFile(name, data, info.Mode().Perm())
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func makeAll(root *os.Root, name string) error {
-	at := ""
-	for _, part := range strings.Split(name, "/") {
-		if at = filepath.Join(at, part); at == "." {
-			continue
-		}
-		if err := root.Mkdir(at, 0o755); err != nil && !os.IsExist(err) {
 			return err
 		}
 	}

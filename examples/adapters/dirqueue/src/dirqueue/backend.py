@@ -8,9 +8,9 @@ from .states import state  # noqa: F401
 # pcm:begin imports
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
+from .pcm_tool import call, task_words
 from .pcm_values import fShell
 # pcm:end imports
 
@@ -25,13 +25,7 @@ class Dirqueue(Backend):
 
     def dirq(self, *args: str) -> str:
         env = {**os.environ, "DIRQ": self.config.settings["folder"], "DIRQ_SLOTS": self.config.settings.get("slots", "4")}
-        try:
-            done = subprocess.run([self.config.settings["dirq"], *args], env=env, capture_output=True, text=True, timeout=20, check=False)
-        except (OSError, subprocess.TimeoutExpired) as e:
-            raise CallError(Code.UNAVAILABLE, f"dirq {args[0]}: {e}") from e
-        if done.returncode != 0:
-            raise CallError(Code.UNAVAILABLE, f"dirq {args[0]}: {done.stderr.strip()}")
-        return done.stdout
+        return call(self.config.settings["dirq"], *args, env=env).decode()
 
     def jobs(self) -> dict[str, list[str]]:
         return {line.split()[0]: line.split()[1:] for line in self.dirq("list").splitlines()}
@@ -74,10 +68,8 @@ class Dirqueue(Backend):
                 shutil.copytree(x.path, target, dirs_exist_ok=True)
             else:
                 shutil.copy(x.path, target)
-        env = [f"{k}={v}" for k, v in r.env.items()] + [f"HOME={work}", "PATH=/usr/local/bin:/usr/bin:/bin"]
-        run = fShell(["env", "-i", *env, *r.command, *r.args])
         script = a.folder / "script"
-        script.write_text(f"cd {fShell(str(work))} && exec {run} >>{fShell(str(a.folder / 'stdout'))} 2>>{fShell(str(a.folder / 'stderr'))}\n")
+        script.write_text(f"cd {fShell(str(work))} && exec {task_words(r, work)} >>{fShell(str(a.folder / 'stdout'))} 2>>{fShell(str(a.folder / 'stderr'))}\n")
         self.dirq("submit", self.name(a), str(script))
         return self.name(a)
         # pcm:end start

@@ -5,6 +5,7 @@ import { dirname, join, posix } from "node:path";
 
 const block = 512;
 const maxFiles = 100_000;
+const cutOff = "the archive is cut off";
 
 function header(name: string, mode: number, size: number, type: string): Buffer {
   const h = Buffer.alloc(block);
@@ -30,8 +31,8 @@ function longName(name: string): Buffer {
   return Buffer.concat([header("PaxHeader", 0o644, data.length, "x"), data, Buffer.alloc((block - (data.length % block)) % block)]);
 }
 
-/** Writes a file or folder, under its target; gives the size. */
-export async function pack(to: string, local: string, target: string): Promise<number> {
+/** Writes files and folders, each under its target; gives the size. */
+export async function pack(to: string, all: { path: string; target: string }[]): Promise<number> {
   const out = await fs.open(to, "w", 0o600);
   try {
     const add = async (name: string, as: string): Promise<void> => {
@@ -57,7 +58,7 @@ export async function pack(to: string, local: string, target: string): Promise<n
       if (left !== 0) throw new Error(`${name} changes while it is read`);
       await out.write(Buffer.alloc((block - (info.size % block)) % block));
     };
-    await add(local, target);
+    for (const { path, target } of all) await add(path, target);
     await out.write(Buffer.alloc(2 * block));
     return (await out.stat()).size;
   } finally {
@@ -65,22 +66,21 @@ export async function pack(to: string, local: string, target: string): Promise<n
   }
 }
 
-/** Takes the declared outputs out of an archive, within dir. */
+/** Takes the declared outputs out of an archive, within dir: of one that is cut off, what there is, before it fails. */
 export async function unpack(from: string, dir: string, declared: string[]): Promise<void> {
   const asked = declared.map((d) => posix.normalize(d).replace(/\/$/, ""));
   const links = new Map<string, string>();
   const f = await fs.open(from);
   try {
-    const { size: whole } = await f.stat();
     let at = 0;
     let given: string | undefined; // by a record before the entry
-    for (let n = 0; at + block <= whole; n++) {
+    for (let n = 0; ; n++) {
       if (n > maxFiles) throw new Error(`there are more than ${maxFiles} files`);
       const h = await read(f, at, block);
       at += block;
       if (h.every((b) => b === 0)) break;
       const size = octal(h, 124, 12);
-      if (!(size >= 0) || at + size > whole) throw new Error("the archive is damaged");
+      if (!(size >= 0)) throw new Error("the archive is damaged");
       const type = String.fromCharCode(h[156] ?? 0);
       const data = at;
       at += Math.ceil(size / block) * block;
@@ -101,7 +101,12 @@ export async function unpack(from: string, dir: string, declared: string[]): Pro
         await fs.mkdir(dirname(join(dir, name)), { recursive: true });
         const to = await fs.open(join(dir, name), "w", (octal(h, 100, 8) & 0o755) | 0o600);
         try {
-          for (let done = 0; done < size; done += 1 << 20) await to.write(await read(f, data + done, Math.min(size - done, 1 << 20)));
+          for (let done = 0; done < size; ) {
+            const part = await some(f, data + done, Math.min(size - done, 1 << 20));
+            if (part.length === 0) throw new Error(cutOff);
+            await to.write(part);
+            done += part.length;
+          }
         } finally {
           await to.close();
         }
@@ -130,8 +135,12 @@ function octal(h: Buffer, at: number, n: number): number {
 }
 
 async function read(f: fs.FileHandle, at: number, n: number): Promise<Buffer> {
-  const data = Buffer.alloc(n);
-  const { bytesRead } = await f.read(data, 0, n, at);
-  if (bytesRead !== n) throw new Error("the archive is cut off");
+  const data = await some(f, at, n);
+  if (data.length !== n) throw new Error(cutOff);
   return data;
+}
+
+async function some(f: fs.FileHandle, at: number, n: number): Promise<Buffer> {
+  const data = Buffer.alloc(n);
+  return data.subarray(0, (await f.read(data, 0, n, at)).bytesRead);
 }
