@@ -8,6 +8,16 @@ type Entry struct {
 	Wall     int64    `cbor:"3,keyasint"`           // leader's wall clock, Unix ms: for passports, invites and offers only
 	NewTerm  bool     `cbor:"4,keyasint,omitempty"` // the first entry of a leader: re-grants every lease
 	Commands []Signed `cbor:"5,keyasint,omitempty"` // none in a tick
+
+	Digest *StateDigest `cbor:"6,keyasint,omitempty"` // compares the replicas' states
+}
+
+// StateDigest compares the states of a cell's replicas. Without Sum it is a mark:
+// each replica hashes its state ahead of the entry. With it, it is the leader's
+// hash at the mark in entry Index; a replica that has another one stops.
+type StateDigest struct {
+	Index uint64 `cbor:"1,keyasint,omitempty"`
+	Sum   []byte `cbor:"2,keyasint,omitempty"`
 }
 
 // EntryVersion is what this release writes.

@@ -72,6 +72,7 @@ type Config struct {
 	LogStore  string                // of Raft's log: StoreWAL or StoreBolt; "": StoreWAL
 	Profile   Profile               // "": LAN
 	MaxVoters int                   // 1, 3 or 5; 0: 3
+	Settled   func() int            // what the cell has settled MaxVoters to be, if it did; nil: nothing
 	Eligible  func(pcm.PeerID) bool // who may become a voter; nil: everybody
 	// Owner tells to whom a peer belongs: voters are spread over owners where
 	// there is a choice. nil: each peer to itself.
@@ -88,6 +89,7 @@ type Config struct {
 	SnapshotEvery uint64
 
 	maxQueued   int                // tests: bound of the proposer's queue
+	digestEvery int                // tests: entries between marks
 	memberEvery time.Duration      // tests: between rounds of the member loop
 	tune        func(*raft.Config) // tests
 	silent      bool               // tests: commits are not announced
@@ -152,6 +154,9 @@ func (cfg *Config) complete() error {
 	}
 	if cfg.maxQueued == 0 {
 		cfg.maxQueued = maxQueued
+	}
+	if cfg.digestEvery == 0 {
+		cfg.digestEvery = digestEvery
 	}
 	if cfg.memberEvery == 0 {
 		cfg.memberEvery = time.Second
@@ -587,4 +592,14 @@ func (w *leaderWatch) run() {
 			return
 		}
 	}
+}
+
+// maxVoters is how many voters the cell wants: what it has settled, or else the configuration.
+func (c *Cell) maxVoters() int {
+	if c.cfg.Settled != nil {
+		if n := c.cfg.Settled(); slices.Contains([]int{1, 3, 5}, n) {
+			return n
+		}
+	}
+	return c.cfg.MaxVoters
 }

@@ -31,6 +31,8 @@ type fsm struct {
 
 	restoring atomic.Bool // a snapshot is taken over
 	backlog   *backlog
+
+	digests digests
 }
 
 // applied is what Raft hands to the proposer for its entry.
@@ -144,6 +146,11 @@ func (f *fsm) decode(l *raft.Log) (pcm.Entry, error) {
 
 // applyOne applies an entry. Its error halts the replica.
 func (f *fsm) applyOne(l *raft.Log, e pcm.Entry) (resp any, err error) {
+	if e.Digest != nil {
+		if err := f.compare(l.Index, e.Digest); err != nil {
+			return nil, err
+		}
+	}
 	var effects pcm.Effects
 	func() {
 		f.mu.Lock()
@@ -156,6 +163,9 @@ func (f *fsm) applyOne(l *raft.Log, e pcm.Entry) (resp any, err error) {
 		effects = f.machine.Apply(l.Index, e)
 		f.c.archive.reserve()
 	}()
+	if err == nil && effects.Halt != nil {
+		err = effects.Halt
+	}
 	if err == nil && len(effects.Results) != len(e.Commands) {
 		err = fmt.Errorf("the state machine returned %d results for %d commands", len(effects.Results), len(e.Commands))
 	}
@@ -280,6 +290,7 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	if err != nil {
 		return err
 	}
+	f.digests.forget()
 	a := f.c.archive
 	if have := a.current(); size > have.Count {
 		if err := a.do(&archiveOp{open: &gap{To: size, Root: root, Index: index}}); err != nil {

@@ -32,6 +32,8 @@ type tally struct {
 	stamps []int64 // of the entries applied since start, for tests
 	terms  int     // entries with NewTerm
 	due    int64   // a tick is wanted at this log time; 0: never
+	level  int     // of its rules
+	bent   byte    // differs from what the entries made
 	ticks  int
 }
 
@@ -75,6 +77,13 @@ func (m *tally) Apply(index uint64, e pcm.Entry) pcm.Effects {
 func (m *tally) Stamp() int64         { return m.stamp }
 func (m *tally) Due(stamp int64) bool { return m.due != 0 && stamp >= m.due }
 
+func (m *tally) Level() int { return m.level }
+
+func (m *tally) Digest() ([32]byte, error) {
+	size, root := m.Root()
+	return sha256.Sum256(append(binary.BigEndian.AppendUint64(root[:], size), m.bent)), nil
+}
+
 func (m *tally) Root() (uint64, [32]byte) {
 	tree := merkle.NewEmptyRange(0)
 	for _, l := range m.leaves {
@@ -108,7 +117,7 @@ func (m *tally) Restore(data []byte) error {
 		return err
 	}
 	n := newTally()
-	n.stamp, n.leaves = s.Stamp, s.Leaves
+	n.stamp, n.leaves, n.level = s.Stamp, s.Leaves, m.level
 	for i, id := range s.IDs {
 		n.seen[pcm.CommandID(id)] = s.At[i]
 	}

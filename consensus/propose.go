@@ -351,7 +351,7 @@ func (p *proposer) lead(leads <-chan bool) (again bool) {
 	// Log time goes on while nobody leads: attempts that run meanwhile are paid by it.
 	_, now := p.c.committed.read()
 	st := newStamper(max(last, now), p.c.cfg.Now())
-	first := true
+	first, since := true, 0 // entries since the last mark
 	made := time.Now()
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
@@ -393,7 +393,11 @@ func (p *proposer) lead(leads <-chan bool) (again bool) {
 		if first {
 			p.c.clock.observe(p.c.raft.CurrentTerm(), stamp)
 		}
-		p.launch(pcm.Entry{Version: pcm.EntryVersion, Stamp: stamp, Wall: p.c.cfg.Now().UnixMilli(), NewTerm: first}, units)
+		digest := p.c.fsm.nextDigest(since)
+		if since++; digest != nil && len(digest.Sum) == 0 {
+			since = 0
+		}
+		p.launch(pcm.Entry{Version: pcm.EntryVersion, Stamp: stamp, Wall: p.c.cfg.Now().UnixMilli(), NewTerm: first, Digest: digest}, units)
 		first, made = false, time.Now()
 		p.ready.Store(true)
 	}

@@ -102,7 +102,7 @@ func (m *members) mend(servers []raft.Server) (calm bool) {
 		return false // an operator's change is under way
 	}
 	defer m.changing.Unlock()
-	p := planVoters(m.view(servers), m.c.cfg.MaxVoters)
+	p := planVoters(m.view(servers), m.c.maxVoters())
 	m.mu.Lock()
 	m.last = p
 	m.mu.Unlock()
@@ -174,7 +174,7 @@ func (m *members) order(ctx context.Context, method string, req adminRequest) er
 	var p plan
 	var err error
 	if method == "promote" {
-		p, err = planPromote(view, m.c.cfg.MaxVoters, req.Peer, req.Instead)
+		p, err = planPromote(view, m.c.maxVoters(), req.Peer, req.Instead)
 	} else {
 		p, err = planDemote(view, req.Peer, req.Force)
 	}
@@ -236,7 +236,7 @@ func (m *members) report() Health {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now()
-	r := Health{Leader: leader, MaxVoters: m.c.cfg.MaxVoters, Plan: m.last.Why}
+	r := Health{Leader: leader, MaxVoters: m.c.maxVoters(), Plan: m.last.Why}
 	for _, s := range view {
 		h := MemberHealth{
 			Peer: s.Peer, Role: RoleReplica, Answers: s.Answers, Ready: s.Ready, Eligible: s.Eligible || held.has(s.Peer),

@@ -211,6 +211,7 @@ func (n *Node) serve() {
 	n.mesh.HandleLimited(protoSession, mesh.Limits{Concurrent: maxSessionsPeer}, n.serveSession)
 	n.mesh.HandleCall(protoAsk, mesh.Limits{Request: maxAsk, Concurrent: 4}, n.serveAsk)
 	n.mesh.HandleCall(protoClock, mesh.Limits{Concurrent: 8}, serveClock)
+	n.mesh.HandleCall(protoLevel, mesh.Limits{Concurrent: 4}, serveLevel)
 	n.mesh.HandleCall(protoCheckpoint, mesh.Limits{Request: maxCheckpointRequest, Concurrent: 8}, n.glass.serve)
 }
 
@@ -242,6 +243,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{"peers", n.watchPeers},
 		{"transparency", n.glass.run},
 		{"recovery", n.tellRecovery},
+		{"levels", n.raiseLevel},
 	} {
 		g.Go(func() error {
 			err := loop.run(gctx)
