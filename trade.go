@@ -1,7 +1,10 @@
 package pcm
 
 import (
+	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -182,6 +185,40 @@ func (s Spans) Valid(count int) bool {
 		at = r.Hi
 	}
 	return len(s) > 0
+}
+
+// String writes the set as 0-3,7.
+func (s Spans) String() string {
+	parts := make([]string, 0, len(s))
+	for _, r := range s {
+		if r.Hi == r.Lo+1 {
+			parts = append(parts, strconv.Itoa(r.Lo))
+		} else {
+			parts = append(parts, fmt.Sprintf("%d-%d", r.Lo, r.Hi-1))
+		}
+	}
+	return strings.Join(parts, ",")
+}
+
+// ParseSpans reads what String writes.
+func ParseSpans(text string) (Spans, error) {
+	var s Spans
+	for part := range strings.SplitSeq(text, ",") {
+		lo, hi, found := strings.Cut(part, "-")
+		if !found {
+			hi = lo
+		}
+		a, err := strconv.Atoi(lo)
+		b, err2 := strconv.Atoi(hi)
+		if err != nil || err2 != nil {
+			return nil, Errorf(Invalid, "%.40q names no tasks: write like 0-3,7", text)
+		}
+		s = append(s, Span{a, b + 1})
+	}
+	if !s.Valid(MaxTasks) {
+		return nil, Errorf(Invalid, "%.40q names no tasks: write them in order and once, like 0-3,7", text)
+	}
+	return s, nil
 }
 
 // MaxBatch bounds the attempts in one trade.

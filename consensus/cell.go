@@ -72,7 +72,7 @@ type Config struct {
 	LogStore  string                // of Raft's log: StoreWAL or StoreBolt; "": StoreWAL
 	Profile   Profile               // "": LAN
 	MaxVoters int                   // 1, 3 or 5; 0: 3
-	Settled   func() int            // what the cell has settled MaxVoters to be, if it did; nil: nothing
+	Settled   func() int            // what the machine's state says MaxVoters to be, 0 if nothing; called within View
 	Eligible  func(pcm.PeerID) bool // who may become a voter; nil: everybody
 	// Owner tells to whom a peer belongs: voters are spread over owners where
 	// there is a choice. nil: each peer to itself.
@@ -597,7 +597,9 @@ func (w *leaderWatch) run() {
 // maxVoters is how many voters the cell wants: what it has settled, or else the configuration.
 func (c *Cell) maxVoters() int {
 	if c.cfg.Settled != nil {
-		if n := c.cfg.Settled(); slices.Contains([]int{1, 3, 5}, n) {
+		n := 0
+		c.View(func() { n = c.cfg.Settled() })
+		if slices.Contains([]int{1, 3, 5}, n) {
 			return n
 		}
 	}

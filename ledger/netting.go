@@ -51,6 +51,17 @@ func (a *applying) net(op *pcm.Net) (bool, error) {
 	return true, nil
 }
 
+// Netted tells whether a netting took effect here, as long as the cell remembers it.
+func (s *State) Netted(id pcm.NettingID) bool { _, ok := s.nettings[id]; return ok }
+
+// BalanceOf is what a buyer owes a seller, and what is held.
+func (s *State) BalanceOf(k BalanceKey) Balance {
+	if b := s.balances[k]; b != nil {
+		return *b
+	}
+	return Balance{}
+}
+
 // strike takes an amount off what is owed.
 func (a *applying) strike(k BalanceKey, by pcm.Micro) {
 	b := a.balances[k]

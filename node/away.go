@@ -138,6 +138,8 @@ func (n *Node) proposeIn(ctx context.Context, cell pcm.CellID, ops ...pcm.Op) (p
 const (
 	queryTrades  = "trades"
 	querySummary = "summary"
+
+	queryBalances = "balances"
 )
 
 // Bounds of questions and answers.
@@ -187,6 +189,8 @@ func (n *Node) answerQuery(from pcm.PeerID, method string, body []byte) ([]byte,
 			return nil, pcm.Errorf(pcm.TooLarge, "%d trades are asked for: at most %d at a time", len(ids), maxAskedTrades)
 		}
 		return n.answerTrades(from, ids)
+	case queryBalances:
+		return n.answerBalances(from, body)
 	case querySummary:
 		return pcm.Marshal(n.summary())
 	}

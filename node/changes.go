@@ -168,6 +168,8 @@ func describeOp(e *pcm.Event) string {
 		return fmt.Sprintf("%s to stop: %s", many(op.Stop.Tasks.Len(), "task"), op.Stop.Reason)
 	case op.Clear != nil:
 		return "the trade is over in its cell, and has cost " + op.Clear.Paid.String()
+	case op.Resolve != nil:
+		return "a dispute was resolved by both sides"
 	case op.Scale != nil:
 		return fmt.Sprintf("step %d is scaled to %d", op.Scale.Step, op.Scale.Count)
 	case op.Cancel != nil:

@@ -99,6 +99,7 @@ type Node struct {
 	book        rules.Book                // compiled, of all peers
 	operator    *operator
 	audit       *auditLog
+	deals       *deals
 	latest      atomic.Uint64 // highest Raft index that this peer has heard of
 	lastRenewal atomic.Int64  // adapters.BootTime at which the last committed renewal was sent
 
@@ -183,7 +184,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	n.cell, err = consensus.Open(consensus.Config{
 		Dir: filepath.Join(cfg.Dir, "cell"), Cell: member.Cell, Mesh: member.Mesh, Self: n.self,
 		Host: n.mesh.Host(), Machine: n.state, Bootstrap: member.Founded && !member.Begun, Profile: consensus.Profile(cfg.Profile),
-		Check: checkCommand, Answer: n.answerQuery, Trust: member.vouched(), Eligible: n.eligible, Owner: n.owner, Site: n.site, Logger: n.log,
+		Check: checkCommand, Answer: n.answerQuery, Trust: member.vouched(), Eligible: n.eligible, Owner: n.owner, Site: n.site, Settled: n.state.MaxVoters, Logger: n.log,
 	})
 	if err != nil {
 		return nil, err
@@ -196,6 +197,9 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 		}
 	}
 	if n.glass, err = openTransparency(n); err != nil {
+		return nil, err
+	}
+	if n.deals, err = openDeals(n); err != nil {
 		return nil, err
 	}
 	n.serve()
@@ -211,6 +215,7 @@ func (n *Node) serve() {
 	n.mesh.HandleLimited(protoSession, mesh.Limits{Concurrent: maxSessionsPeer}, n.serveSession)
 	n.mesh.HandleCall(protoAsk, mesh.Limits{Request: maxAsk, Concurrent: 4}, n.serveAsk)
 	n.mesh.HandleCall(protoClock, mesh.Limits{Concurrent: 8}, serveClock)
+	n.mesh.HandleCall(protoAgree, mesh.Limits{Request: maxAgreement, Concurrent: 4}, n.deals.serve)
 	n.mesh.HandleCall(protoLevel, mesh.Limits{Concurrent: 4}, serveLevel)
 	n.mesh.HandleCall(protoCheckpoint, mesh.Limits{Request: maxCheckpointRequest, Concurrent: 8}, n.glass.serve)
 }
@@ -244,6 +249,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{"transparency", n.glass.run},
 		{"recovery", n.tellRecovery},
 		{"levels", n.raiseLevel},
+		{"agreements", n.deals.run},
 	} {
 		g.Go(func() error {
 			err := loop.run(gctx)

@@ -20,7 +20,7 @@ account, may buy. What runs already goes on.`,
 	}
 	c.RunE = a.group(c)
 	c.AddCommand(a.accountListCommand(), a.accountRuleCommand("allow", "Let an account or peer buy here, and nobody else who is not allowed"),
-		a.accountRuleCommand("deny", "Don't sell to an account or peer"), a.accountRemoveCommand())
+		a.accountRuleCommand("deny", "Don't sell to an account or peer"), a.accountRemoveCommand(), a.accountNetCommand())
 	return c
 }
 

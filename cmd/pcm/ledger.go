@@ -75,6 +75,7 @@ func (a *app) cellCommand() *cobra.Command {
 	c := &cobra.Command{Use: "cell", Short: "Look at the cell that keeps this node's ledger, and say who votes there", Long: cellLong}
 	c.RunE = a.group(c)
 	c.AddCommand(a.cellOrders()...)
+	c.AddCommand(a.cellGetCommand(), a.cellSetCommand())
 	c.AddCommand(&cobra.Command{
 		Use: "status", Short: "Show the cells that this node knows, with their members", Args: noArgs,
 		RunE: view(a, func(ctx context.Context, c *api.Client) (api.List[api.Cell], error) { return c.Cells(ctx) }, drawCells),

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/node/api"
 )
@@ -81,6 +83,19 @@ func opLine(op pcm.Op) recordLine {
 		l.Job, l.Text = op.Cancel.Job, op.Cancel.Reason
 	case op.NoteKey != nil:
 		l.Peer = op.NoteKey.Peer
+	case op.Net != nil:
+		if n, err := pcm.ReadNetting(op.Net.Netting); err == nil {
+			byA, byB := n.Struck()
+			l.Unit, l.Amount, l.Text = n.Unit, pcm.AddMicro(byA, byB).String(), string(n.ID)
+		}
+	case op.Resolve != nil:
+		if r, err := pcm.ReadResolution(op.Resolve.Resolution); err == nil {
+			l.Trade, l.Tasks, l.Amount = r.Trade, r.Tasks.Len(), r.Amount.String()
+		}
+	case op.Set != nil:
+		l.Text = op.Set.Key + "=" + op.Set.Value
+	case op.Upgrade != nil:
+		l.Text = fmt.Sprintf("level %d", op.Upgrade.Level)
 	}
 	return l
 }

@@ -102,7 +102,7 @@ Begin with 'pcm up' in one terminal and 'pcm run -- echo hello' in another.`,
 	add("node", a.upCommand(), a.downCommand(), a.inviteCommand(), a.joinCommand(), a.leaveCommand(), a.statusCommand(), a.doctorCommand())
 	add("work", a.runCommand(), a.jobCommand(), a.execCommand(), a.copyCommand(), a.forwardCommand())
 	add("sell", a.poolCommand(), a.adapterCommand(), a.taskCommand(), a.accountCommand(), a.rulesCommand(), a.auditCommand())
-	add("mesh", a.peersCommand(), a.offersCommand(), a.classCommand(), a.tradesCommand(), a.balancesCommand(), a.cellCommand(), a.ledgerCommand())
+	add("mesh", a.peersCommand(), a.offersCommand(), a.classCommand(), a.tradesCommand(), a.tradeCommand(), a.balancesCommand(), a.cellCommand(), a.ledgerCommand())
 	root.AddCommand(a.versionCommand(), a.superviseCommand(), a.adapterSuiteCommand(), a.adapterSuperviseCommand(), adapterScriptCommand())
 	root.RunE = a.group(root)
 	root.InitDefaultCompletionCmd("completion")

@@ -269,7 +269,23 @@ func fakeNode() *apitest.Node {
 	n.Output[string(live)+"/0/0/out/deep/a/b.txt"] = []byte("b\n")
 	n.AutoRun = runFake
 	sellFake(n, price)
+	dealFake(n)
 	return n
+}
+
+// dealFake gives the fake offers between accounts, and settings.
+func dealFake(n *apitest.Node) {
+	n.AgreementList = []api.Agreement{
+		{ID: "net-aaaaaaaaaaaaaaaa", Kind: api.AgreeNetting, State: api.AgreementOffered, From: "acc-alphaalphaalpha", To: "acc-betabetabeta", Unit: "credit",
+			Lines: []api.AgreementLine{{Cell: "cell-aaaaaaaaaaaaaaaa", From: "0.3", To: "0.2"}}, Payer: "acc-alphaalphaalpha", Rest: "0.1", At: apitest.Now, Until: apitest.Now.Add(time.Hour), Text: "handed to peer beta", Line: "pcm-netting-AAAA"},
+		{ID: "res-bbbbbbbbbbbbbbbb", Kind: api.AgreeResolution, State: api.AgreementAsked, From: "acc-betabetabeta", To: "acc-alphaalphaalpha", Unit: "credit",
+			Trade: "trd-cccccccccccccccc", Tasks: "0-1", Amount: "0.05", At: apitest.Now, Note: "half was good", Line: "pcm-resolution-BBBB"},
+	}
+	voters := []api.CellVoter{{Account: "acc-alphaalphaalpha", Name: "alpha"}, {Account: "acc-betabetabeta", Name: "beta"}}
+	n.SettingList = []api.CellSetting{
+		{ID: "keep", Value: "all", Default: "all", Form: "all, or a number of days like 90d", Needs: 2, Voters: voters, Wanted: []api.CellVote{{Account: "acc-betabetabeta", Value: "90d"}}},
+		{ID: "max_voters", Value: "5", Version: 2, Default: "3", Form: "1, 3 or 5", Needs: 2, Voters: voters},
+	}
 }
 
 // sellFake gives the fake what an operator looks at.

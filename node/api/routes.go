@@ -142,6 +142,7 @@ func (s *Server) routes() {
 	s.cellRoutes()
 	s.recoveryRoutes()
 	s.checkupRoutes()
+	s.dealRoutes()
 }
 
 // listRoute registers a list that the node returns whole.

@@ -308,6 +308,7 @@ type Submission struct {
 type Node interface {
 	Operator
 	CellOperator
+	Deals
 
 	Status(ctx context.Context) (Status, error)
 	Peers(ctx context.Context) ([]Peer, error)

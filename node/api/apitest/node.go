@@ -23,6 +23,7 @@ type Node struct {
 	sync.Mutex
 	Seller
 	Cell
+	Deals
 	StatusView   api.Status
 	PeerList     []api.Peer
 	OfferList    []api.Offer

@@ -1,0 +1,262 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/ledger"
+	"github.com/jointcloud/pcm/node/api"
+)
+
+// How long an offer to net can be accepted.
+const (
+	nettingFor  = 7 * 24 * time.Hour
+	nettingMost = 30 * 24 * time.Hour
+)
+
+// Agreements lists offers between this account and others.
+func (n *Node) Agreements(context.Context) ([]api.Agreement, error) {
+	n.deals.mu.Lock()
+	defer n.deals.mu.Unlock()
+	list := []api.Agreement{}
+	for _, k := range n.deals.list {
+		list = append(list, n.deals.view(k))
+	}
+	slices.SortFunc(list, func(a, b api.Agreement) int {
+		if c := b.At.Compare(a.At); c != 0 {
+			return c
+		}
+		return strings.Compare(a.ID, b.ID)
+	})
+	return list, nil
+}
+
+// offered keeps an offer of this account and hands it to the other one.
+func (n *Node) offered(ctx context.Context, k *deal) (api.Agreement, error) {
+	if _, err := n.deals.keep(k); err != nil {
+		return api.Agreement{}, err
+	}
+	text := n.deals.deliver(ctx, k)
+	if k.both() {
+		n.deals.carry(ctx, k.id())
+	}
+	n.deals.mu.Lock()
+	defer n.deals.mu.Unlock()
+	kept := n.deals.list[k.id()]
+	if kept == nil {
+		return api.Agreement{}, pcm.Errorf(pcm.Internal, "%s was dropped meanwhile", k.id())
+	}
+	v := n.deals.view(kept)
+	if v.Text == "" {
+		v.Text = text
+	}
+	return v, nil
+}
+
+// debts are what two accounts owe each other in a cell.
+type debts struct {
+	Cell pcm.CellID `cbor:"-"`
+	AB   pcm.Micro  `cbor:"1,keyasint"` // what the asking account owes
+	BA   pcm.Micro  `cbor:"2,keyasint"` // what it is owed
+}
+
+type balancesQuery struct {
+	With pcm.AccountID `cbor:"1,keyasint"`
+	Unit string        `cbor:"2,keyasint"`
+}
+
+func (n *Node) debtsHere(a, b pcm.AccountID, unit string) (d debts) {
+	n.cell.View(func() {
+		d.AB = n.state.BalanceOf(ledger.BalanceKey{Buyer: a, Seller: b, Unit: unit}).Owed
+		d.BA = n.state.BalanceOf(ledger.BalanceKey{Buyer: b, Seller: a, Unit: unit}).Owed
+	})
+	d.Cell = n.id.Mesh.Cell
+	return d
+}
+
+// answerBalances tells a peer outside the cell what its account owes another, and is owed.
+func (n *Node) answerBalances(from pcm.PeerID, body []byte) ([]byte, error) {
+	var q balancesQuery
+	if err := pcm.Unmarshal(body, &q); err != nil {
+		return nil, err
+	}
+	p, ok := n.mesh.Passport(from)
+	if !ok {
+		return nil, pcm.Errorf(pcm.Forbidden, "the account of peer %s is not known here", pcm.Short(from))
+	}
+	return pcm.Marshal(n.debtsHere(p.Account, q.With, q.Unit))
+}
+
+// debtsWith are this account's with another one, in all cells that either sells in.
+func (n *Node) debtsWith(ctx context.Context, with pcm.AccountID, unit string) (all []debts, silent []string) {
+	all = append(all, n.debtsHere(n.account, with, unit))
+	cells := map[pcm.CellID]bool{n.id.Mesh.Cell: true}
+	for _, row := range n.mesh.Offers() {
+		p, ok := n.mesh.Passport(row.Offer.Peer)
+		if !ok || cells[row.Offer.Cell] || p.Account != with && p.Account != n.account || len(cells) >= pcm.MaxNettingLines {
+			continue
+		}
+		cells[row.Offer.Cell] = true
+		d := debts{}
+		away, err := n.aways.to(row.Offer.Cell)
+		if err == nil {
+			err = away.Query(ctx, queryBalances, balancesQuery{with, unit}, &d)
+		}
+		if d.Cell = row.Offer.Cell; err != nil || d.AB < 0 || d.BA < 0 {
+			silent = append(silent, pcm.Short(row.Offer.Cell))
+			continue
+		}
+		all = append(all, d)
+	}
+	slices.SortFunc(all, func(a, b debts) int { return strings.Compare(string(a.Cell), string(b.Cell)) })
+	return all, silent
+}
+
+// strikes are the lines of a netting: what both owe each other is set off, and
+// besides what the one that owes more has paid.
+func strikes(all []debts, paid pcm.Micro, everything bool) ([]pcm.NettingLine, error) {
+	var ab, ba pcm.Micro
+	for _, d := range all {
+		ab, ba = pcm.AddMicro(ab, d.AB), pcm.AddMicro(ba, d.BA)
+	}
+	left := max(ab, ba) - min(ab, ba)
+	if everything {
+		paid = left
+	}
+	if paid < 0 || paid > left {
+		return nil, pcm.Errorf(pcm.Invalid, "%s can't have been paid: what is left when both debts are set off is %s", paid, left)
+	}
+	byA, byB := min(ab, ba), min(ab, ba)
+	if ab >= ba {
+		byA += paid
+	} else {
+		byB += paid
+	}
+	if byA+byB == 0 {
+		return nil, pcm.Errorf(pcm.Refused, "nothing can be set off: this account owes %s, and is owed %s; say with --paid what was paid outside", ab, ba)
+	}
+	var lines []pcm.NettingLine
+	for _, d := range all {
+		l := pcm.NettingLine{Cell: d.Cell, ByA: min(d.AB, byA), ByB: min(d.BA, byB)}
+		byA, byB = byA-l.ByA, byB-l.ByB
+		if l.ByA+l.ByB > 0 {
+			lines = append(lines, l)
+		}
+	}
+	return lines, nil
+}
+
+// ProposeNetting offers an account to strike what both owe each other.
+func (n *Node) ProposeNetting(ctx context.Context, r api.NettingRequest) (api.Agreement, error) {
+	n.fresh(ctx)
+	ctx, cancel := context.WithTimeout(ctx, dealsWait)
+	defer cancel()
+	typed, err := n.party(r.With)
+	if err != nil {
+		return api.Agreement{}, err
+	}
+	with := pcm.AccountID(typed)
+	if len(with.Public()) == 0 { // a peer
+		n.cell.View(func() {
+			if m, ok := n.state.Member(pcm.PeerID(typed)); ok {
+				with = m.Account
+			}
+		})
+	}
+	valid, err := r.ValidFor.Get(nettingFor)
+	if err != nil {
+		return api.Agreement{}, err
+	}
+	unit := orElse(r.Unit, pcm.DefaultUnit)
+	var paid pcm.Micro
+	if r.Paid != "" && r.Paid != "all" {
+		if paid, err = pcm.ParseMicro(r.Paid); err != nil {
+			return api.Agreement{}, err
+		}
+	}
+	switch {
+	case with == n.account:
+		return api.Agreement{}, pcm.Errorf(pcm.Invalid, "%s is this account itself: trade within one account moves no money", r.With)
+	case valid < time.Minute || valid > nettingMost:
+		return api.Agreement{}, pcm.Errorf(pcm.Invalid, "an offer can't be valid for %s: 1m to %s", valid, nettingMost)
+	case len(with.Public()) == 0 || !pcm.ValidName(unit):
+		return api.Agreement{}, pcm.Errorf(pcm.Invalid, "there is no account %.40q, or no unit %.40q", r.With, unit)
+	}
+	if err := checkNote("note", r.Note); err != nil {
+		return api.Agreement{}, err
+	}
+	all, silent := n.debtsWith(ctx, with, unit)
+	lines, err := strikes(all, paid, r.Paid == "all")
+	if err != nil {
+		return api.Agreement{}, err
+	}
+	k := &deal{Domain: pcm.DomainNetting, At: time.Now().UTC(), Agreed: pcm.Netting{
+		Mesh: n.id.Mesh.Mesh, ID: pcm.NewNettingID(), A: n.account, B: with, Unit: unit, Lines: lines,
+		NotAfter: time.Now().Add(valid).UnixMilli(), Note: r.Note,
+	}.Offer(n.id.Account)}
+	if len(silent) > 0 {
+		k.Text = "left out, as they did not answer: " + strings.Join(silent, ", ")
+	}
+	n.audit.operator(ctx, "offer", api.AuditEntry{Subject: string(with), Reason: "to net debts"})
+	return n.offered(ctx, k)
+}
+
+// Agree accepts an offer.
+func (n *Node) Agree(ctx context.Context, offer string) (api.Agreement, error) {
+	k, err := n.deals.find(offer)
+	if err != nil {
+		return api.Agreement{}, err
+	}
+	from, to := k.parties()
+	if !k.both() {
+		if to != n.account {
+			return api.Agreement{}, pcm.Errorf(pcm.Refused, "%s is this account's own offer: account %s has to accept it", k.id(), pcm.Short(to))
+		}
+		if s := k.state(n.account, time.Now()); s == api.AgreementOver {
+			return api.Agreement{}, pcm.Errorf(pcm.Conflict, "%s can't be accepted any more: %s", k.id(), orElse(k.Over, "it has expired; ask for a new one"))
+		}
+		k = &deal{Domain: k.Domain, At: k.At, Agreed: k.Agreed.Accept(k.Domain, n.id.Account)}
+		n.audit.operator(ctx, "agree", api.AuditEntry{Subject: string(from), Reason: fmt.Sprintf("to %s", offer[:min(len(offer), 24)])})
+	}
+	return n.offered(ctx, k)
+}
+
+// find looks an offer up by its ID, or reads it.
+func (d *deals) find(typed string) (*deal, error) {
+	if strings.HasPrefix(strings.TrimSpace(typed), "pcm-") {
+		a, domain, err := pcm.ParseAgreed(typed)
+		if err != nil {
+			return nil, err
+		}
+		k := &deal{Agreed: a, Domain: domain, At: time.Now().UTC()}
+		if _, err := d.keep(k); err != nil {
+			return nil, err
+		}
+		typed = k.id()
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var found []*deal
+	for id, k := range d.list {
+		_, bare, _ := strings.Cut(id, "-")
+		if id == typed {
+			return k.copy(), nil
+		}
+		if typed != "" && (strings.HasPrefix(id, typed) && strings.Contains(typed, "-") || strings.HasPrefix(bare, typed)) {
+			found = append(found, k)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, pcm.Errorf(pcm.NotFound, "there is no offer %.40q here; see 'pcm account net list', or give the line that the other account has passed on", typed)
+	case 1:
+		return found[0].copy(), nil
+	}
+	return nil, pcm.Errorf(pcm.Invalid, "%.40q could be any of %d offers: give more of the ID", typed, len(found))
+}
+
+func (k *deal) copy() *deal { c := *k; return &c }
