@@ -28,7 +28,7 @@ test:
 
 # Every adapter against its real server, then peers whose back ends fail. What it finds is what docs/adapters.md
 # says, or it fails; with MATRIX=-write it writes that page anew. The long form takes
-# podman and what else not every run has: make test-backends LONG=podman
+# podman and what else not every run has: make test-backends LONG="podman keystone"
 BACKENDS = docker slurm kubernetes
 LONG =
 MATRIX =
