@@ -64,7 +64,7 @@ leaves in better order by 'pcm leave' on itself. 'pcm cell add' takes it in agai
 		func(ctx context.Context, c *api.Client, args []string) (api.CellHealth, error) {
 			return c.RemovePeer(ctx, args[0])
 		})
-	return []*cobra.Command{members, transfer, promote, demote, add, remove, a.cellRecoverCommand()}
+	return []*cobra.Command{members, transfer, promote, demote, add, remove, a.cellRecoverCommand(), a.snapshotCommand()}
 }
 
 func drawHealth(t *table, h api.CellHealth) {

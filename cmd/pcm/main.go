@@ -99,7 +99,7 @@ Begin with 'pcm up' in one terminal and 'pcm run -- echo hello' in another.`,
 			root.AddCommand(c)
 		}
 	}
-	add("node", a.upCommand(), a.downCommand(), a.inviteCommand(), a.joinCommand(), a.leaveCommand(), a.statusCommand(), a.doctorCommand())
+	add("node", a.upCommand(), a.downCommand(), a.inviteCommand(), a.joinCommand(), a.leaveCommand(), a.statusCommand(), a.doctorCommand(), a.backupCommand(), a.restoreCommand(), a.rootKeyCommand())
 	add("work", a.runCommand(), a.jobCommand(), a.execCommand(), a.copyCommand(), a.forwardCommand())
 	add("sell", a.poolCommand(), a.adapterCommand(), a.taskCommand(), a.accountCommand(), a.rulesCommand(), a.auditCommand())
 	add("mesh", a.peersCommand(), a.offersCommand(), a.classCommand(), a.tradesCommand(), a.tradeCommand(), a.balancesCommand(), a.cellCommand(), a.ledgerCommand())

@@ -230,6 +230,7 @@ func fakeNode() *apitest.Node {
 			{ID: beta, Name: "beta", Role: "replica", Answers: true, Applied: 40, Last: 40, Complete: true, Ready: true, CaughtMS: 95_000, Eligible: true, Account: "acc-betabetabeta"},
 		},
 	}
+	n.SavedFile = []byte("saved")
 	n.RecoveryView = api.CellRecovery{
 		ID: "cell-aaaaaaaaaaaaaaaa", Name: "alpha", Peer: alpha, Possible: true, Index: 40, Keep: []string{}, Lost: []string{"beta"}, Warnings: []string{"what only beta knew is lost"},
 		Survivors: []api.Survivor{

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"net/url"
 
@@ -67,6 +68,10 @@ type CellOperator interface {
 	RemovePeer(ctx context.Context, who string) (CellHealth, error)
 	CellRecovery(ctx context.Context) (CellRecovery, error)
 	RecoverCell(ctx context.Context, lost []string, reason string) (Ack, error)
+	// SaveCell writes a snapshot file of the cell, with its whole history.
+	SaveCell(ctx context.Context, w io.Writer) error
+	// Backup writes a backup of the peer; root says whether the mesh's root key is to be in it.
+	Backup(ctx context.Context, root bool, w io.Writer) error
 }
 
 func (s *Server) cellRoutes() {

@@ -141,6 +141,7 @@ func (s *Server) routes() {
 	s.operatorRoutes()
 	s.cellRoutes()
 	s.recoveryRoutes()
+	s.backupRoutes()
 	s.checkupRoutes()
 	s.dealRoutes()
 }

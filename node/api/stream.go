@@ -73,7 +73,7 @@ func (s *Server) streamRoutes() {
 // ends with the client, or when the server shuts down.
 func streamRoute[I any](s *Server, path, id, summary, contentType string, secret bool, run func(context.Context, *I, io.Writer) error) {
 	schema := &huma.Schema{Type: huma.TypeString}
-	if contentType == "application/x-tar" {
+	if strings.HasPrefix(contentType, "application/") {
 		schema.Format = "binary"
 	}
 	op := huma.Operation{

@@ -2,6 +2,7 @@ package apitest
 
 import (
 	"context"
+	"io"
 	"strings"
 
 	"github.com/jointcloud/pcm"
@@ -12,6 +13,7 @@ import (
 type Cell struct {
 	HealthView   api.CellHealth
 	RecoveryView api.CellRecovery
+	SavedFile    []byte // what a snapshot or a backup is
 }
 
 func (n *Node) CellHealth(context.Context) (api.CellHealth, error) { return read(n, &n.HealthView) }
@@ -66,4 +68,16 @@ func (n *Node) RecoverCell(_ context.Context, lost []string, reason string) (api
 	defer n.Unlock()
 	n.Operations = append(n.Operations, "recover without "+strings.Join(lost, ",")+": "+reason)
 	return api.Ack{ID: string(n.RecoveryView.ID), Text: "restarts"}, n.Err
+}
+
+func (n *Node) SaveCell(_ context.Context, w io.Writer) error { return n.save(w) }
+
+func (n *Node) Backup(_ context.Context, _ bool, w io.Writer) error { return n.save(w) }
+
+func (n *Node) save(w io.Writer) error {
+	file, err := read(n, &n.SavedFile)
+	if err == nil {
+		_, err = w.Write(file)
+	}
+	return err
 }

@@ -1,0 +1,189 @@
+package nodetest_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/jointcloud/pcm/node/nodetest"
+)
+
+// TestCellRecoveredFromLostQuorum: two of three voters are gone for good. The
+// third goes on with what it has, on a person's word, and says so in the ledger;
+// one of the lost, whose folder is gone, is taken in again.
+func TestCellRecoveredFromLostQuorum(t *testing.T) {
+	t.Parallel()
+	m, anna, bert, carl := three(t)
+	anna.Done(anna.Send(nodetest.Command(1, "true"), "").ID)
+	nodetest.Eventually(t, "three peers vote", func(context.Context) error {
+		if r := anna.PCM("cell", "members"); strings.Count(r.Stdout, "votes")+strings.Count(r.Stdout, "leads") < 3 {
+			return errors.New(r.Stdout + r.Stderr)
+		}
+		return nil
+	})
+	if r := anna.PCM("cell", "recover", "--yes"); r.Code != 3 || !strings.Contains(r.Stderr, "nothing to recover") {
+		t.Fatalf("a cell that is well: %+v", r)
+	}
+	bert.Kill()
+	carl.Kill()
+	nodetest.Eventually(t, "anna may go on alone", func(context.Context) error {
+		if r := anna.PCM("cell", "recover", "--dry-run"); !strings.Contains(r.Stdout, "Goes on") {
+			return errors.New(r.Stdout + r.Stderr)
+		}
+		return nil
+	})
+	if r := anna.PCM("cell", "recover", "--yes", "--reason", "both halls burnt"); r.Code != 0 {
+		t.Fatalf("recover: %+v", r)
+	}
+	nodetest.Eventually(t, "the recovery stands in the ledger", func(context.Context) error {
+		if r := anna.PCM("ledger", "records", "--limit", "0"); !strings.Contains(r.Stdout, "recovered") {
+			return errors.New(r.Stderr)
+		}
+		return nil
+	})
+	anna.Done(anna.Send(nodetest.Command(1, "true"), "").ID)
+
+	if err := os.RemoveAll(filepath.Join(carl.Dir, "cell")); err != nil {
+		t.Fatal(err)
+	}
+	if err := carl.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if r := anna.PCM("cell", "add", "carl"); r.Code != 0 {
+		t.Fatalf("add: %+v", r)
+	}
+	nodetest.Eventually(t, "carl is a replica", func(ctx context.Context) error {
+		st, err := carl.Status(ctx)
+		if err == nil && (st.Role != "replica" || !st.Ready) {
+			err = fmt.Errorf("it is a %s: %s", st.Role, st.Reason)
+		}
+		return err
+	})
+	anna.Done(anna.Send(nodetest.Command(1, "true"), "").ID)
+	m.Verify()
+}
+
+// TestRestoredVoterIsTakenInAgain: a voter that comes back from a backup, older
+// than what it voted and stored since, is made a replica first, fetches what it
+// missed, and sells and buys as before.
+func TestRestoredVoterIsTakenInAgain(t *testing.T) {
+	t.Parallel()
+	m, anna, _, carl := three(t)
+	before, err := carl.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(m.Dir, "carl.backup")
+	if r := carl.PCM("backup", file); r.Code != 0 {
+		t.Fatalf("backup: %+v", r)
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the backup: %v, %v", info.Mode(), err)
+	}
+	j := carl.Send(nodetest.Command(1, "echo since the backup"), "")
+	carl.Done(j.ID)
+	carl.Kill()
+	if r := carl.PCM("restore", file); r.Code == 0 || !strings.Contains(r.Stderr, "is not empty") {
+		t.Errorf("over what is there: %+v", r)
+	}
+	if err := os.RemoveAll(carl.Dir); err != nil {
+		t.Fatal(err)
+	}
+	if r := carl.PCM("restore", file); r.Code != 0 {
+		t.Fatalf("restore: %+v", r)
+	}
+	carl.Up()
+	after, err := carl.Status(t.Context())
+	if err != nil || after.ID != before.ID || after.Account != before.Account || after.Cell != before.Cell {
+		t.Errorf("it is %+v, %v", after, err)
+	}
+	nodetest.Eventually(t, "carl has its history again, and its vote", func(ctx context.Context) error {
+		got, err := carl.Job(ctx, string(j.ID))
+		if err == nil && got.Counts.Done != 1 {
+			err = fmt.Errorf("the job is %+v", got)
+		}
+		if err != nil {
+			return err
+		}
+		if r := anna.PCM("cell", "members"); strings.Count(r.Stdout, "votes")+strings.Count(r.Stdout, "leads") < 3 {
+			err = errors.New(r.Stdout + r.Stderr)
+		}
+		return err
+	})
+	carl.Done(carl.Send(nodetest.Command(1, "true"), "").ID)
+	m.Verify()
+}
+
+// TestLonePeerRestored: a peer without others goes on from its backup, and from a
+// snapshot of its cell, with a ledger that is good and says so; its root key may
+// lie elsewhere meanwhile.
+func TestLonePeerRestored(t *testing.T) {
+	t.Parallel()
+	m := nodetest.New(t, nodetest.Spec{Name: "anna", Config: nodetest.Bare("0.002", 0)})
+	anna := m.Peer("anna")
+	run := func(code int, args ...string) nodetest.Result {
+		t.Helper()
+		r := anna.PCM(args...)
+		if r.Code != code {
+			t.Fatalf("%v: %+v", args, r)
+		}
+		return r
+	}
+	recoveries := func() int {
+		return strings.Count(run(0, "ledger", "records", "--limit", "0").Stdout, "recovered")
+	}
+	anna.Done(anna.Send(nodetest.Command(1, "true"), "").ID)
+	backup, snapshot, key := filepath.Join(m.Dir, "backup"), filepath.Join(m.Dir, "snapshot"), filepath.Join(m.Dir, "key")
+	run(0, "backup", backup, "--root-key=false")
+	run(0, "root-key", "export", key)
+	if r := run(3, "root-key", "remove", "--exported", key); !strings.Contains(r.Stderr, "in use") {
+		t.Errorf("while the node runs: %+v", r)
+	}
+	lost := anna.Send(nodetest.Command(1, "true"), "").ID
+	anna.Done(lost)
+	if _, err := anna.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(anna.Dir); err != nil {
+		t.Fatal(err)
+	}
+	run(0, "restore", backup, "--alone", "--yes")
+	if r := run(0, "root-key", "status"); !strings.Contains(r.Stdout, "not here") {
+		t.Errorf("the root key: %+v", r)
+	}
+	anna.Up()
+	nodetest.Eventually(t, "it says that it was restored", func(context.Context) error {
+		if n := recoveries(); n != 1 {
+			return fmt.Errorf("%d records of it", n)
+		}
+		return nil
+	})
+	if _, err := anna.Job(t.Context(), string(lost)); err == nil {
+		t.Error("a job from after the backup is there")
+	}
+	anna.Done(anna.Send(nodetest.Command(1, "true"), "").ID)
+	m.Verify()
+
+	run(0, "cell", "snapshot", "save", snapshot)
+	if r := run(0, "cell", "snapshot", "inspect", snapshot); !strings.Contains(r.Stdout, "anna") {
+		t.Errorf("the snapshot: %+v", r)
+	}
+	if _, err := anna.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	run(0, "root-key", "import", key)
+	run(0, "cell", "snapshot", "restore", snapshot, "--yes")
+	anna.Up()
+	nodetest.Eventually(t, "it says that it was restored again", func(context.Context) error {
+		if n := recoveries(); n != 2 {
+			return fmt.Errorf("%d records of it", n)
+		}
+		return nil
+	})
+	anna.Done(anna.Send(nodetest.Command(1, "true"), "").ID)
+	m.Verify()
+}
