@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -51,12 +52,20 @@ func (a *app) cellRecoverCommand() *cobra.Command {
 					return err
 				}
 			}
-			ctx, cancel = context.WithTimeout(cmd.Context(), viewTimeout)
+			ctx, cancel = context.WithTimeout(cmd.Context(), recoverWait)
 			defer cancel()
+			before, err := c.Status(ctx)
+			if err != nil {
+				return err
+			}
 			ack, err := c.RecoverCell(ctx, v.Lost, reason)
 			if err != nil {
 				return err
 			}
+			if !a.restarted(ctx, before) {
+				return pcm.Errorf(pcm.Unavailable, "the cell is being recovered, but the node was not ready again within %s; its log says why", recoverWait)
+			}
+			ack.Text = "this peer goes on as the one voter of its cell; others follow as they are ready"
 			if err := a.print(ack, func(t *table) { t.text("%s: %s", pcm.Short(ack.ID), ack.Text) }); err != nil {
 				return err
 			}
@@ -68,6 +77,29 @@ func (a *app) cellRecoverCommand() *cobra.Command {
 	c.Flags().BoolVar(&dry, "dry-run", false, "only show what each survivor has")
 	c.Flags().StringVar(&reason, "reason", "", "why; it stands in the ledger")
 	return c
+}
+
+// recoverWait bounds how long 'pcm cell recover' waits for the node to be back.
+const recoverWait = 90 * time.Second
+
+// restarted waits until the node is another run than it was, and ready.
+func (a *app) restarted(ctx context.Context, before api.Status) bool {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if c, err := a.client(); err == nil { // the API may have moved
+			st, err := c.Status(ctx)
+			c.Close()
+			if err == nil && st.Ready && !st.StartedAt.Equal(before.StartedAt) {
+				return true
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return false
+		}
+	}
 }
 
 // confirm has a person type a word before something that can't be undone.

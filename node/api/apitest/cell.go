@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/node/api"
@@ -67,6 +68,7 @@ func (n *Node) RecoverCell(_ context.Context, lost []string, reason string) (api
 	n.Lock()
 	defer n.Unlock()
 	n.Operations = append(n.Operations, "recover without "+strings.Join(lost, ",")+": "+reason)
+	n.StatusView.StartedAt = n.StatusView.StartedAt.Add(time.Second) // as after a restart
 	return api.Ack{ID: string(n.RecoveryView.ID), Text: "restarts"}, n.Err
 }
 
