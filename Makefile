@@ -47,7 +47,10 @@ test-backends:
 # is tested with a server of OpenSSH on loopback.
 test-plugins: build
 	.ci/backends plugins
-	PCM=$(CURDIR)/bin/pcm PCM_TEST_REQUIRE=python,typescript $(call gotest,-count=1 -timeout 40m -run '^Test(ToolChains|Queue|SSHHost)',./adapters/generate)
+	@mkdir -p bin && rm -f bin/plugins.json
+	PCM=$(CURDIR)/bin/pcm PCM_TEST_REQUIRE=python,typescript PCM_TEST_MATRIX=$(CURDIR)/bin/plugins.json \
+	$(call gotest,-count=1 -timeout 40m -run '^Test(ToolChains|Queue|SSHHost)',./adapters/generate)
+	$(GO) run ./adapters/adaptertest/matrix -run bin/plugins.json -some $(MATRIX)
 
 # The fake ModelArts and its object store, held against the clients that Huawei Cloud publishes, and the fake
 # OpenStack against gophercloud: modules of their own, since the former have 250 MB, which are fetched once.
