@@ -3,6 +3,9 @@ package pcm
 import (
 	stded25519 "crypto/ed25519"
 	"crypto/rand"
+	"hash/maphash"
+	"slices"
+	"sync/atomic"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -96,6 +99,30 @@ func Verify(public []byte, d Domain, payload, sig []byte) bool {
 
 // Public is the 32-byte public key inside the peer ID; nil if the ID is not that of an Ed25519 key.
 func (id PeerID) Public() []byte {
+	slot := &publics[maphash.String(publicsSeed, string(id))%uint64(len(publics))]
+	if p := slot.Load(); p != nil && p.id == id {
+		return slices.Clone(p.public)
+	}
+	public := id.public()
+	if public != nil {
+		slot.Store(&peerPublic{id, slices.Clone(public)})
+	}
+	return public
+}
+
+// publics remembers what peer IDs decode to: each command names one, and to decode
+// its base 58 takes as long as the rest of the command.
+var (
+	publics     [1024]atomic.Pointer[peerPublic]
+	publicsSeed = maphash.MakeSeed()
+)
+
+type peerPublic struct {
+	id     PeerID
+	public []byte
+}
+
+func (id PeerID) public() []byte {
 	p, err := peer.Decode(string(id))
 	if err != nil {
 		return nil

@@ -112,10 +112,15 @@ func (f *fsm) prepare(logs []*raft.Log) ([]pcm.Entry, error) {
 	for i, l := range logs {
 		var e pcm.Entry
 		if l.Type == raft.LogCommand {
+			var mine bool
+			if e, mine = f.c.proposer.mine(l.Data); mine {
+				entries = append(entries, e)
+				continue
+			}
 			if e, bad = f.decode(l); bad != nil {
 				break
 			}
-			if l.Index > known && !f.c.proposer.mine(l.Data) {
+			if l.Index > known {
 				for range e.Commands {
 					of = append(of, i)
 				}
@@ -176,7 +181,7 @@ func (f *fsm) applyOne(l *raft.Log, e pcm.Entry) (resp any, err error) {
 	f.c.clock.observe(l.Term, e.Stamp)
 	f.c.committed.observe(l.Term, e.Stamp)
 	led := uint64(0)
-	if f.c.proposer.mine(l.Data) {
+	if _, mine := f.c.proposer.mine(l.Data); mine {
 		led = l.Term
 	}
 	f.c.hub.applied(l.Index, led, effects.Events)

@@ -175,7 +175,8 @@ func (u *unit) finish(err error) {
 
 // flight is an entry on its way.
 type flight struct {
-	data  []byte
+	entry pcm.Entry
+	data  []byte // the entry, encoded
 	units []*unit
 }
 
@@ -435,7 +436,7 @@ func (p *proposer) launch(e pcm.Entry, units []*unit) {
 		}
 	}
 	data := pcm.MustMarshal(e)
-	fl := &flight{data, units}
+	fl := &flight{e, data, units}
 	p.mu.Lock()
 	p.flights[&data[0]] = fl
 	p.mu.Unlock()
@@ -493,16 +494,19 @@ func retryCause(err error) error {
 	return &retryable{pcm.Errorf(pcm.Unavailable, "the entry was not committed: %w", err)}
 }
 
-// mine tells whether data is that of an entry that this peer is proposing, and
-// whose signatures it has therefore checked.
-func (p *proposer) mine(data []byte) bool {
+// mine is the entry whose encoding data is, if this peer is proposing it: its
+// signatures are checked then, and it needn't be decoded.
+func (p *proposer) mine(data []byte) (e pcm.Entry, ok bool) {
 	if len(data) == 0 {
-		return false
+		return e, false
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	_, ok := p.flights[&data[0]]
-	return ok
+	fl, ok := p.flights[&data[0]]
+	if ok {
+		e = fl.entry
+	}
+	return e, ok
 }
 
 // drain answers all that is left. Nothing is submitted any more, and Raft has ended.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/metrics"
 	corepeer "github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/peerstore"
 
@@ -133,6 +134,7 @@ type state struct {
 	Hot     int        `json:"hot,omitempty"`    // bytes of a snapshot
 	Allocs  uint64     `json:"allocs,omitempty"` // objects, since the start
 	Seen    int        `json:"seen,omitempty"`   // commands of the bench in the records
+	Sent    int64      `json:"sent,omitempty"`   // bytes in streams
 }
 
 // report is the outcome of a load.
@@ -152,7 +154,10 @@ type member struct {
 	key  pcm.Key
 	name string
 	host host.Host
-	at   int // its place among the members; -1: the caller
+
+	traffic *metrics.BandwidthCounter
+
+	at int // its place among the members; -1: the caller
 
 	state  *ledger.State
 	cell   *consensus.Cell
@@ -167,7 +172,7 @@ func runMember(path string, at int) (err error) {
 	if err != nil {
 		return err
 	}
-	m := &member{at: at, name: "caller"}
+	m := &member{at: at, name: "caller", traffic: metrics.NewBandwidthCounter()}
 	if err := json.Unmarshal(data, &m.plan); err != nil {
 		return err
 	}
@@ -175,7 +180,7 @@ func runMember(path string, at int) (err error) {
 	if at >= 0 {
 		m.key, m.name = keyOf(m.plan.Members[at]), fmt.Sprint("member", at)
 	}
-	m.host, err = libp2p.New(libp2p.Identity(m.key.LibP2P()), libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay())
+	m.host, err = libp2p.New(libp2p.Identity(m.key.LibP2P()), libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay(), libp2p.BandwidthReporter(m.traffic))
 	if err != nil {
 		return err
 	}
@@ -263,6 +268,9 @@ func (m *member) serve(o order) (a answer, err error) {
 		var ms runtime.MemStats
 		runtime.ReadMemStats(&ms)
 		a.Status.Allocs = ms.Mallocs
+		return a, nil
+	case "sent":
+		a.Status.Sent = m.traffic.GetBandwidthTotals().TotalOut
 		return a, nil
 	case "count":
 		a.Status.Seen, err = m.count()

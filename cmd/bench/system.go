@@ -107,12 +107,3 @@ func supervisorOf(data string) int {
 	}
 	return 0
 }
-
-// loopback is the number of bytes that were ever sent over lo.
-func loopback() (int64, error) {
-	data, err := os.ReadFile("/sys/class/net/lo/statistics/tx_bytes")
-	if err != nil {
-		return 0, err
-	}
-	return strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
-}
