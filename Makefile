@@ -89,7 +89,7 @@ verify: build
 	$(GO) test -count=1 -run 'Docs|Example|Arrows|Pure' . ./cmd/pcm
 	$(GO) test -count=1 -run MatrixIsCurrent ./adapters/adaptertest
 
-# Prints each figure beside its target; takes about five minutes.
+# Prints each figure beside its target, those of cells beside etcd, which it fetches; takes about twenty minutes.
 bench: build
 	$(GO) run ./cmd/bench -pcm bin/pcm
 

@@ -18,8 +18,8 @@ import (
 const (
 	maxQueued      = 16384    // commands that wait for an entry or its result, all proposers together
 	maxQueuedBytes = 64 << 20 // the same in bytes
-	maxFlying      = 8        // entries on their way through Raft
-	verifyBatch    = 256      // commands that one verifier takes at a time
+	maxFlying      = 3        // entries on their way through Raft: more would be smaller ones, and cost more
+	verifyBatch    = 256      // commands that are checked at a time, for each core
 	tickEvery      = 200 * time.Millisecond
 	idleTick       = time.Minute // an entry at least so often: what log time may lose with its leader
 	retryLeast     = 10 * time.Millisecond
@@ -180,7 +180,7 @@ type flight struct {
 	units []*unit
 }
 
-// proposer makes entries of commands while this peer leads: verifiers check
+// proposer makes entries of commands while this peer leads: a verifier checks
 // signatures in batches and in parallel, then one goroutine packs all that waits
 // into the next entry. Nothing is delayed for the sake of a fuller entry: while
 // entries are under way, the next one fills.
@@ -232,28 +232,35 @@ func (p *proposer) submit(cmds []pcm.Signed, done func([]pcm.CommandResult, erro
 	}
 }
 
-// verify checks what comes in and passes it on. Several run.
+// verify checks what comes in and passes it on. What comes meanwhile is checked
+// together: in batches a signature costs a third. Batches that are worth it are
+// shared among the cores.
 func (p *proposer) verify() {
+	cores := runtime.GOMAXPROCS(0)
 	for {
 		var units []*unit
+		n := 0
 		select {
 		case u := <-p.intake:
-			units = append(units, u)
-			n := len(u.cmds)
-			for n < verifyBatch {
-				select {
-				case u := <-p.intake:
-					units = append(units, u)
-					n += len(u.cmds)
-					continue
-				default:
-				}
-				break
-			}
+			units, n = append(units, u), len(u.cmds)
 		case <-p.c.ctx.Done():
 			return
 		}
-		p.check(units)
+		for more := true; more && n < verifyBatch*cores; {
+			select {
+			case u := <-p.intake:
+				units, n = append(units, u), n+len(u.cmds)
+			default:
+				more = false
+			}
+		}
+		parts := max(1, min(cores, n/minVerify, len(units)))
+		var wg sync.WaitGroup
+		for i := 1; i < parts; i++ {
+			wg.Go(func() { p.check(units[i*len(units)/parts : (i+1)*len(units)/parts]) })
+		}
+		p.check(units[:len(units)/parts])
+		wg.Wait()
 		for _, u := range units {
 			if u.live == 0 {
 				u.finish(nil)
@@ -303,9 +310,7 @@ func (p *proposer) check(units []*unit) {
 
 // run leads whenever Raft says so. It is the only reader of checked.
 func (p *proposer) run() {
-	for range max(2, runtime.GOMAXPROCS(0)) {
-		p.c.start(p.verify)
-	}
+	p.c.start(p.verify)
 	leads := p.c.raft.LeaderCh()
 	again := false
 	for {

@@ -72,19 +72,28 @@ func (b *bench) cells(ctx context.Context) error {
 				figure(fmt.Sprintf("%d callers, round %d: etcd, puts of 400 bytes", c.callers, round+1), rate(r), "")
 			}
 			for _, checks := range b.checks {
+				before, err := troops[checks].usage()
+				if err != nil {
+					return err
+				}
 				a, err := troops[checks].caller.order(order{Do: "load", Load: loading{Callers: c.callers, Commands: c.commands, For: b.each}})
 				if err != nil {
 					return err
 				}
 				r := a.Report
+				after, err := troops[checks].usage()
+				if err != nil {
+					return err
+				}
+				cost := fmt.Sprintf("; %.0f µs of CPU each, at the voters", float64(after.minus(before).cpu.Microseconds())/float64(max(r.Acknowledged, 1)))
 				name := fmt.Sprintf("  commands of %d bytes, %s", r.Bytes, signatures(checks))
 				if beside == 0 {
-					figure(name, rate(r), "")
+					figure(name, rate(r), cost[2:])
 					continue
 				}
 				ratio := float64(r.Acknowledged) / r.Seconds / beside
 				ratios[checks] = append(ratios[checks], ratio)
-				figure(name, rate(r), fmt.Sprintf("%.2f × etcd", ratio))
+				figure(name, rate(r), fmt.Sprintf("%.2f × etcd", ratio)+cost)
 			}
 		}
 		for _, checks := range b.checks {
@@ -116,8 +125,8 @@ type etcdCluster struct {
 }
 
 // startEtcd builds etcd from its module, which is fetched once, and starts three members.
-func (b *bench) startEtcd(ctx context.Context) (e *etcdCluster, err error) {
-	e = &etcdCluster{program: b.etcd}
+func (b *bench) startEtcd(ctx context.Context) (_ *etcdCluster, err error) {
+	e := &etcdCluster{program: b.etcd}
 	if e.program == "" {
 		e.program = filepath.Join(b.dir, "etcd")
 		build := exec.CommandContext(ctx, "go", "build", "-o", e.program, ".")

@@ -33,13 +33,13 @@ type troop struct {
 }
 
 // troop starts a cell of some voters and its caller.
-func (b *bench) troop(ctx context.Context, members int, change func(*plan)) (t *troop, err error) {
+func (b *bench) troop(ctx context.Context, members int, change func(*plan)) (_ *troop, err error) {
 	dir, err := os.MkdirTemp(b.dir, "cell-")
 	if err != nil {
 		return nil, err
 	}
 	root := pcm.NewKey()
-	t = &troop{path: filepath.Join(dir, "plan.json"), plan: plan{
+	t := &troop{path: filepath.Join(dir, "plan.json"), plan: plan{
 		Dir: dir, Mesh: pcm.NewMeshID(root.Public()), Cell: pcm.NewCellID(), Root: root.Seed(), Members: seeds(members),
 		Caller: pcm.NewKey().Seed(), Signers: seeds(64), Checks: 1, Profile: b.profile,
 	}}
