@@ -193,6 +193,8 @@ func (n *Node) answerQuery(from pcm.PeerID, method string, body []byte) ([]byte,
 		return n.answerBalances(from, body)
 	case querySummary:
 		return pcm.Marshal(n.summary())
+	case queryAccount:
+		return n.answerAccount(from)
 	}
 	return nil, pcm.Errorf(pcm.NotFound, "the question %.40q is not known to this release of pcm: update the peers of %s", method, n.id.Mesh.CellName)
 }

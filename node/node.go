@@ -84,6 +84,7 @@ type Node struct {
 	rankers rankers
 	rooms   *rooms // in other cells
 	ears    *ears
+	owed    owedAbroad
 	offer   *selling
 	glass   *transparency
 	aways   *aways

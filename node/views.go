@@ -460,27 +460,6 @@ func (n *Node) Trades(ctx context.Context) ([]api.Trade, error) {
 	}), nil
 }
 
-// Balances lists what accounts owe each other in this node's cell.
-func (n *Node) Balances(ctx context.Context) ([]api.Balance, error) {
-	n.fresh(ctx)
-	var list []api.Balance
-	n.cell.View(func() {
-		limit := map[pcm.AccountID]pcm.Micro{}
-		for _, m := range n.state.Members() {
-			if l, ok := limit[m.Account]; !ok || m.Offer > 0 && m.Credit < l {
-				limit[m.Account] = m.Credit
-			}
-		}
-		for k, b := range n.state.Balances {
-			list = append(list, api.Balance{
-				ID: fmt.Sprintf("%s/%s/%s", k.Buyer, k.Seller, k.Unit), Cell: n.id.Mesh.Cell, Buyer: k.Buyer, Seller: k.Seller,
-				Unit: k.Unit, Owed: b.Owed.String(), Held: b.Held.String(), Limit: limit[k.Seller].String(),
-			})
-		}
-	})
-	return list, nil
-}
-
 // Cancel ends a job.
 func (n *Node) Cancel(ctx context.Context, id pcm.JobID, reason string) error {
 	j, err := n.Job(ctx, id)
