@@ -163,6 +163,7 @@ type summaryAnswer struct {
 	Stamp   int64         `cbor:"2,keyasint"`
 	Records uint64        `cbor:"3,keyasint"`
 	Pools   []summaryPool `cbor:"4,keyasint,omitempty"`
+	Level   int           `cbor:"5,keyasint,omitempty"` // of the ledger's rules
 }
 
 // summaryPool is a pool as a cell's ledger has it; the offer of that number says what it is.
@@ -253,6 +254,7 @@ func (n *Node) summary() summaryAnswer {
 	n.cell.View(func() {
 		s.Name, s.Stamp = n.state.Genesis().Name, n.state.Stamp()
 		s.Records, _ = n.state.Root()
+		s.Level = n.state.Level()
 		for _, row := range n.mesh.Offers() {
 			m, ok := n.state.Member(row.Offer.Peer)
 			if !ok || row.Offer.Cell != n.id.Mesh.Cell {

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -25,6 +26,7 @@ type cellRoom struct {
 	at     time.Time     // of the last answer; zero: there was none
 	tried  time.Time
 	pools  map[placeKey]summaryPool
+	level  int // of its ledger's rules
 }
 
 // Bounds of what is known of the room in other cells.
@@ -35,6 +37,9 @@ const (
 	roomWait  = time.Second
 	maxRooms  = 256
 )
+
+// levelAbroad is the level of the rules that both cells of a trade must be at.
+var levelAbroad = (pcm.Op{Void: &pcm.Void{}}).Level()
 
 func newRooms(n *Node) *rooms { return &rooms{n: n, by: map[pcm.CellID]*cellRoom{}} }
 
@@ -66,6 +71,8 @@ func (r *rooms) look(cell pcm.CellID, k placeKey, offer uint64) (p summaryPool, 
 		return p, "its cell has not said yet what is free"
 	case time.Since(c.at) > roomGood:
 		return p, "its cell does not answer"
+	case c.level < levelAbroad:
+		return p, fmt.Sprintf("its cell is at level %d of the ledger's rules, and trade across cells needs %d: its peers are yet to be updated", c.level, levelAbroad)
 	}
 	p, ok := c.pools[k]
 	switch {
@@ -90,7 +97,7 @@ func (r *rooms) ask(cell pcm.CellID, c *cellRoom) {
 	c.asking = nil
 	if err == nil {
 		c.at, c.tried, c.waited = time.Now(), time.Time{}, false
-		c.pools = map[placeKey]summaryPool{}
+		c.pools, c.level = map[placeKey]summaryPool{}, s.Level
 		for _, p := range s.Pools {
 			c.pools[placeKey{Peer: p.Peer, Pool: p.Pool}] = p
 		}
@@ -154,7 +161,7 @@ func (n *Node) sitesAbroad() []placement.Site {
 	var sites []placement.Site
 	level := 0
 	n.cell.View(func() { level = n.state.Level() })
-	if level < (pcm.Op{Void: &pcm.Void{}}).Level() {
+	if level < levelAbroad {
 		return nil // not all peers of this cell know of trade across cells
 	}
 	rows := n.mesh.Offers()
