@@ -183,8 +183,8 @@ func (c *Cell) administer(ctx context.Context, from pcm.PeerID, method string, r
 		if c.isMember(id) {
 			return 0, nil
 		}
-		if len(c.servers()) >= maxMembers {
-			return 0, pcm.Errorf(pcm.Refused, "%s has %d peers, the most that a cell may have: join another cell", pcm.Short(c.cfg.Cell), maxMembers)
+		if len(c.servers()) >= MaxMembers {
+			return 0, pcm.Errorf(pcm.Refused, "%s has %d peers, the most that a cell may have: join another cell", pcm.Short(c.cfg.Cell), MaxMembers)
 		}
 		f = c.raft.AddNonvoter(raft.ServerID(id), raft.ServerAddress(id), 0, changeTimeout)
 	case "remove":

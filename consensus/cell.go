@@ -538,6 +538,9 @@ func (c *Cell) Ready() (bool, string) {
 	return true, ""
 }
 
+// Leads tells whether this peer leads the cell now, as far as it knows.
+func (c *Cell) Leads() bool { return c.proposer.ready.Load() }
+
 // leaderWatch knows the leader and wakes those who wait for another one.
 type leaderWatch struct {
 	c *Cell

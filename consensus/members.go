@@ -135,11 +135,10 @@ type health struct {
 	caught   time.Time // since when it is caught up; zero: it isn't
 }
 
-// maxVouched bounds the trusted peers, maxMembers the peers of a cell.
-const (
-	maxVouched = 256
-	maxMembers = 256
-)
+// MaxMembers bounds the peers of a cell.
+const MaxMembers = 256
+
+const maxVouched = 256 // trusted peers
 
 func newMembers(c *Cell) *members {
 	m := &members{c: c, health: map[pcm.PeerID]*health{}, vouch: map[pcm.PeerID]bool{}, poke: make(chan struct{}, 1)}

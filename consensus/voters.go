@@ -273,7 +273,7 @@ const fileHolds = "holds.cbor"
 func (h holds) has(id pcm.PeerID) bool { return slices.Contains(h.Peers, id) }
 
 func (h holds) with(id pcm.PeerID) holds {
-	if h.has(id) || len(h.Peers) >= maxMembers {
+	if h.has(id) || len(h.Peers) >= MaxMembers {
 		return h
 	}
 	return holds{h.Number + 1, append(slices.Clone(h.Peers), id)}
@@ -311,7 +311,7 @@ func (m *members) keep(h holds) {
 
 // learn takes over what the leader knows.
 func (m *members) learn(from pcm.PeerID, h holds) {
-	if leader, _ := m.c.watch.current(); from == leader && h.Number > m.held().Number && len(h.Peers) <= maxMembers {
+	if leader, _ := m.c.watch.current(); from == leader && h.Number > m.held().Number && len(h.Peers) <= MaxMembers {
 		m.keep(h)
 	}
 }

@@ -41,7 +41,7 @@ func (n *Node) openIdentity(ctx context.Context) error {
 		}
 		return n.join(ctx, n.cfg.Join)
 	}
-	cell, err := n.foundingName(n.cfg.Cell)
+	cell, err := foundingName(n.cfg.Cell, n.cfg.Name)
 	if err != nil {
 		return err
 	}

@@ -88,18 +88,6 @@ func (as *aways) close() {
 	}
 }
 
-// peersOf are peers of another cell: first those that sell in it, who have
-// something to lose by a lie about it.
-func (n *Node) peersOf(cell pcm.CellID) []pcm.PeerID {
-	var ids []pcm.PeerID
-	for _, row := range n.mesh.Offers() {
-		if row.Offer.Cell == cell {
-			ids = append(ids, row.Offer.Peer)
-		}
-	}
-	return ids
-}
-
 // proposeIn has operations committed as one command, in this node's cell or in
 // another one. The error is that of the proposal; what became of the operations is
 // in the result. A cell takes commands of peers that it knows: the first

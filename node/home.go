@@ -2,7 +2,10 @@ package node
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/consensus"
@@ -12,9 +15,7 @@ import (
 // newCell begins the wish for a cell that is to be founded: "new:NAME".
 const newCell = "new:"
 
-// foundingName is how a cell is called that this peer founds.
-func (n *Node) foundingName(wish string) (string, error) { return foundingName(wish, n.cfg.Name) }
-
+// foundingName is how a cell is called that a peer founds.
 func foundingName(wish, otherwise string) (string, error) {
 	name, isNew := strings.CutPrefix(wish, newCell)
 	switch {
@@ -36,29 +37,212 @@ type home struct {
 
 // homeFor decides where a newcomer goes that redeems a token here.
 func (n *Node) homeFor(req mesh.JoinRequest) (home, error) {
-	own := home{n.id.Mesh.Cell, n.id.Mesh.CellName}
-	switch {
-	case strings.HasPrefix(req.Cell, newCell):
-		name, err := foundingName(req.Cell, req.Name)
-		return home{name: name}, err
-	case req.Cell == "" || req.Cell == own.name || req.Cell == string(own.cell):
-		return own, nil
+	most, open := n.limits()
+	members := n.cell.Status().Members
+	own := pcm.Descriptor{Cell: n.id.Mesh.Cell, Name: n.id.Mesh.CellName, Members: len(members), MaxMembers: most, Open: open}
+	if slices.ContainsFunc(members, func(m consensus.Member) bool { return m.Peer == req.Peer }) {
+		return home{own.Cell, own.Name}, nil // it was let in before and asks again
 	}
-	return home{}, pcm.Errorf(pcm.NotFound, "no cell %q is known here: see 'pcm cell list', or found one with --cell new:%s", req.Cell, req.Cell)
+	return homeAmong(req.Cell, req.Name, own, n.otherCells())
+}
+
+// homeAmong decides where a newcomer goes: where it wishes, if there is room; else
+// into its inviter's cell, into the roomiest other one, or into one of its own.
+func homeAmong(wish, newcomer string, own pcm.Descriptor, others []pcm.Descriptor) (home, error) {
+	all := append([]pcm.Descriptor{own}, others...)
+	if strings.HasPrefix(wish, newCell) {
+		name, err := foundingName(wish, newcomer)
+		if err == nil && slices.ContainsFunc(all, func(d pcm.Descriptor) bool { return d.Name == name }) {
+			err = pcm.Errorf(pcm.Conflict, "the mesh has a cell %s: join it with --cell %s, or give the new one another name", name, name)
+		}
+		return home{name: name}, err
+	}
+	if wish == "" {
+		if own.Room() > 0 {
+			return home{own.Cell, own.Name}, nil
+		}
+		if roomy := withRoom(others); len(roomy) > 0 {
+			return home{roomy[0].Cell, roomy[0].Name}, nil
+		}
+		return home{name: newcomer}, nil
+	}
+	var found []pcm.Descriptor
+	for _, d := range all {
+		if d.Name == wish || pcm.Short(d.Cell) == wish || string(d.Cell) == wish {
+			found = append(found, d)
+		}
+	}
+	switch {
+	case len(found) == 0:
+		return home{}, pcm.Errorf(pcm.NotFound, "the mesh has no cell %s, as far as the inviting peer knows; it knows %s; found one with --cell new:%s", wish, cellList(all), wish)
+	case len(found) > 1:
+		return home{}, pcm.Errorf(pcm.Conflict, "%d cells are called %s: name the one by its ID: %s", len(found), wish, cellList(found))
+	case found[0].Room() == 0:
+		return home{}, noRoomIn(found[0], all)
+	}
+	return home{found[0].Cell, found[0].Name}, nil
+}
+
+// noRoomIn says why a cell takes nobody, and which cells do.
+func noRoomIn(d pcm.Descriptor, all []pcm.Descriptor) error {
+	why := "takes no newcomers"
+	if d.Open {
+		why = fmt.Sprintf("has %d members, and takes %d at most", d.Members, d.MaxMembers)
+	}
+	where := "no cell has: found one with --cell new:NAME"
+	if roomy := withRoom(all); len(roomy) > 0 {
+		where = cellList(roomy) + " have (--cell NAME), or found one with --cell new:NAME"
+	}
+	return pcm.Errorf(pcm.Refused, "cell %s (%s) has no room: it %s; %s", d.Name, pcm.Short(d.Cell), why, where)
+}
+
+// withRoom are the cells that take newcomers, the roomiest first.
+func withRoom(cells []pcm.Descriptor) []pcm.Descriptor {
+	roomy := slices.DeleteFunc(slices.Clone(cells), func(d pcm.Descriptor) bool { return d.Room() == 0 })
+	slices.SortStableFunc(roomy, func(a, b pcm.Descriptor) int {
+		if a.Room() != b.Room() {
+			return b.Room() - a.Room()
+		}
+		return strings.Compare(string(a.Cell), string(b.Cell))
+	})
+	return roomy
+}
+
+// cellList names some cells, for people.
+func cellList(cells []pcm.Descriptor) string {
+	var names []string
+	for _, d := range cells {
+		if len(names) == 8 {
+			names = append(names, "…")
+			break
+		}
+		names = append(names, fmt.Sprintf("%s (%s)", d.Name, pcm.Short(d.Cell)))
+	}
+	return strings.Join(names, ", ")
 }
 
 // settleIn sees to it that the cell that was decided on takes the newcomer in.
 func (n *Node) settleIn(ctx context.Context, h home, newcomer pcm.PeerID, passport pcm.Signed) (mesh.JoinReply, error) {
 	reply := mesh.JoinReply{Cell: h.cell, CellName: h.name, Peers: n.knownAddrs()}
-	if h.cell == "" {
+	switch h.cell {
+	case "":
 		reply.Found = true
 		return reply, nil
+	case n.id.Mesh.Cell:
+		if err := n.cell.AddReplica(ctx, newcomer); err != nil {
+			return reply, err
+		}
+		reply.Voters = n.voters()
+		return reply, nil
 	}
-	if err := n.cell.AddReplica(ctx, newcomer); err != nil {
+	there, err := n.askIn(ctx, h.cell, passport)
+	if err != nil {
 		return reply, err
 	}
-	reply.Voters = n.voters()
+	reply.CellName, reply.Voters = there.Name, there.Voters
+	for _, a := range there.Peers { // those of its cell first
+		if !slices.Contains(reply.Peers, a) {
+			reply.Peers = append(reply.Peers, a)
+		}
+	}
 	return reply, nil
+}
+
+// protoCellJoin asks a peer of another cell to take a peer with a passport in.
+const protoCellJoin = "/pcm/cell-join/1.0.0"
+
+const (
+	maxCellJoin   = 64 << 10
+	cellJoinTries = 4
+	cellJoinTime  = 8 * time.Second // for each
+)
+
+type cellJoinRequest struct {
+	Cell     pcm.CellID `cbor:"1,keyasint"`
+	Passport pcm.Signed `cbor:"2,keyasint"` // of who is to be taken in
+}
+
+type cellJoinReply struct {
+	Name   string       `cbor:"1,keyasint"`
+	Voters []pcm.PeerID `cbor:"2,keyasint"`
+	Peers  []string     `cbor:"3,keyasint"` // multiaddrs with /p2p/
+}
+
+// askIn asks another cell to take a newcomer in.
+func (n *Node) askIn(ctx context.Context, cell pcm.CellID, passport pcm.Signed) (cellJoinReply, error) {
+	row, ok := n.cellRow(cell)
+	if !ok {
+		return cellJoinReply{}, pcm.Errorf(pcm.Unavailable, "nothing is known of %s any more: try again, or go elsewhere", pcm.Short(cell))
+	}
+	ask := []pcm.PeerID{row.Descriptor.Leader}
+	for _, v := range row.Descriptor.Voters {
+		if v.Peer != row.Descriptor.Leader {
+			ask = append(ask, v.Peer)
+		}
+	}
+	var last error
+	for _, peer := range ask[:min(len(ask), cellJoinTries)] {
+		try, cancel := context.WithTimeout(ctx, cellJoinTime)
+		raw, err := n.mesh.Call(try, peer, protoCellJoin, pcm.MustMarshal(cellJoinRequest{cell, passport}))
+		cancel()
+		if err == nil {
+			var reply cellJoinReply
+			if err = pcm.Unmarshal(raw, &reply); err == nil && len(reply.Voters) <= 16 && len(reply.Peers) <= 64 && pcm.Printable(reply.Name) {
+				return reply, nil
+			}
+			err = orErr(err, pcm.Errorf(pcm.Unavailable, "peer %s gave an answer over its bounds", pcm.Short(peer)))
+		}
+		if code := pcm.ErrorCode(err); code != pcm.Unavailable && code != pcm.Busy && code != pcm.NotFound {
+			return cellJoinReply{}, err
+		}
+		last = err
+	}
+	return cellJoinReply{}, pcm.Errorf(pcm.Unavailable, "no voter of %s (%s) could take the newcomer in; the last one asked: %w", row.Descriptor.Name, pcm.Short(cell), last)
+}
+
+func orErr(err error, otherwise *pcm.Error) error {
+	if err != nil {
+		return err
+	}
+	return otherwise
+}
+
+// serveCellJoin takes a peer into this node's cell that has a passport of the
+// mesh. It asks for itself, or an issuer does.
+func (n *Node) serveCellJoin(ctx context.Context, from pcm.Passport, raw []byte) ([]byte, error) {
+	var req cellJoinRequest
+	if err := pcm.Unmarshal(raw, &req); err != nil {
+		return nil, err
+	}
+	if req.Cell != n.id.Mesh.Cell {
+		return nil, pcm.Errorf(pcm.NotFound, "peer %s is not of %.40q", pcm.Short(n.self), req.Cell)
+	}
+	p, err := pcm.OpenPassport(req.Passport, n.id.Mesh.root(), time.Now())
+	if err != nil {
+		return nil, err
+	}
+	if p.Peer != from.Peer && !from.Has(pcm.RoleIssuer) {
+		return nil, pcm.Errorf(pcm.Forbidden, "peer %s can't bring another peer into a cell: only who may invite can", pcm.Short(from.Peer))
+	}
+	n.joins.Lock() // one after the other: else two could take the last place
+	defer n.joins.Unlock()
+	members := n.cell.Status().Members
+	if !slices.ContainsFunc(members, func(m consensus.Member) bool { return m.Peer == p.Peer }) {
+		most, open := n.limits()
+		d := pcm.Descriptor{Cell: n.id.Mesh.Cell, Name: n.id.Mesh.CellName, Members: len(members), MaxMembers: most, Open: open}
+		if d.Room() == 0 {
+			return nil, noRoomIn(d, n.otherCells())
+		}
+		if _, err := n.must(ctx, pcm.Op{Enroll: &pcm.Enroll{Passport: req.Passport}}); err != nil {
+			return nil, err
+		}
+		if err := n.cell.AddReplica(ctx, p.Peer); err != nil {
+			return nil, err
+		}
+		n.log.Info("a peer was taken into the cell", "peer", pcm.Short(p.Peer), "name", p.Name, "account", pcm.Short(p.Account), "asked_by", pcm.Short(from.Peer))
+	}
+	addrs := n.knownAddrs()
+	return pcm.Marshal(cellJoinReply{n.id.Mesh.CellName, n.voters(), addrs[:min(len(addrs), 64)]})
 }
 
 // voters are those of this node's cell.

@@ -88,6 +88,7 @@ type Node struct {
 	offer   *selling
 	glass   *transparency
 	aways   *aways
+	joins   sync.Mutex // held while another cell's issuer has a peer taken in
 	changes *changes
 	pulse   pulse
 	metrics *metrics
@@ -211,6 +212,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 // serve registers what other peers may ask of this one.
 func (n *Node) serve() {
 	n.mesh.ServeJoin(n.admit)
+	n.mesh.HandleCall(protoCellJoin, mesh.Limits{Request: maxCellJoin, Concurrent: 2}, n.serveCellJoin)
 	n.mesh.HandleCall(protoSpec, mesh.Limits{Concurrent: 32}, n.specs.serve)
 	n.mesh.Handle(protoLogs, n.serveLogs)
 	n.mesh.HandleLimited(protoSession, mesh.Limits{Concurrent: maxSessionsPeer}, n.serveSession)
@@ -251,6 +253,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{"recovery", n.tellRecovery},
 		{"levels", n.raiseLevel},
 		{"agreements", n.deals.run},
+		{"describe", n.describe},
 	} {
 		g.Go(func() error {
 			err := loop.run(gctx)
@@ -586,9 +589,12 @@ func (n *Node) mayLeave() error {
 		}
 	}
 	others := len(n.cell.Status().Members) - 1
+	for _, d := range n.otherCells() {
+		others += d.Members
+	}
 	path := filepath.Join(n.cfg.Dir, rootKeyFile)
 	if _, err := os.Stat(path); n.id.Root == nil || err != nil || others < 1 {
 		return nil
 	}
-	return pcm.Errorf(pcm.Refused, "this peer keeps the root key of %s, and %d other peers are in its cell: without the key no passport can be renewed, and the mesh ends within %d days. Move %s to the data folder of the peer that shall keep it, restart that one, then leave", n.id.Mesh.Mesh, others, pcm.PassportLifetime/(24*time.Hour), path)
+	return pcm.Errorf(pcm.Refused, "this peer keeps the root key of %s, and %d other peers are in the mesh: without the key no passport can be renewed, and the mesh ends within %d days. Move %s to the data folder of the peer that shall keep it, restart that one, then leave", n.id.Mesh.Mesh, others, pcm.PassportLifetime/(24*time.Hour), path)
 }

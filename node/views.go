@@ -153,7 +153,7 @@ func (n *Node) Offers(ctx context.Context) ([]api.Offer, error) {
 	return list, nil
 }
 
-// Cells lists the cells that this peer knows: its own.
+// Cells lists the cells of the mesh that this peer knows, its own first.
 func (n *Node) Cells(context.Context) ([]api.Cell, error) {
 	st := n.cell.Status()
 	c := api.Cell{
@@ -175,7 +175,9 @@ func (n *Node) Cells(context.Context) ([]api.Cell, error) {
 	for _, m := range st.Members {
 		c.Members = append(c.Members, api.CellMember{ID: m.Peer, Name: names[m.Peer], Role: string(m.Role), Alive: alive[m.Peer]})
 	}
-	return []api.Cell{c}, nil
+	c.Size = len(st.Members)
+	c.MaxMembers, c.Open = n.limits()
+	return append([]api.Cell{c}, n.awayCells()...), nil
 }
 
 func jobView(j *ledger.Job) api.Job {

@@ -76,17 +76,19 @@ func (a *app) cellCommand() *cobra.Command {
 	c.RunE = a.group(c)
 	c.AddCommand(a.cellOrders()...)
 	c.AddCommand(a.cellGetCommand(), a.cellSetCommand())
-	c.AddCommand(&cobra.Command{
-		Use: "status", Short: "Show the cells that this node knows, with their members", Args: noArgs,
+	c.AddCommand(a.cellListCommand(), &cobra.Command{
+		Use: "status", Short: "Show this node's cell, with its members", Args: noArgs,
 		RunE: view(a, func(ctx context.Context, c *api.Client) (api.List[api.Cell], error) { return c.Cells(ctx) }, drawCells),
 	})
 	return c
 }
 
 func drawCells(t *table, l api.List[api.Cell]) {
-	for i, c := range l.Items {
-		if i > 0 {
-			t.text("")
+	others := 0
+	for _, c := range l.Items {
+		if c.Away {
+			others++
+			continue
 		}
 		t.pair("Cell", "%s (%s)", c.Name, c.ID)
 		leader := "none now"
@@ -114,6 +116,10 @@ func drawCells(t *table, l api.List[api.Cell]) {
 			t.row(or(m.Name, "-"), id(t, m.ID), m.Role, alive)
 		}
 		t.flush()
+	}
+	if others > 0 {
+		t.text("")
+		t.text("The mesh has %s more: pcm cell list", plural(others, "cell"))
 	}
 }
 

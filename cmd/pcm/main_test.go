@@ -222,7 +222,9 @@ func fakeNode() *apitest.Node {
 	n.OfferList = []api.Offer{{ID: string(beta) + "/local-process", Peer: beta, Name: "beta", Account: "acc-betabetabeta", Cell: "cell-aaaaaaaaaaaaaaaa",
 		Number: 7, Pool: pool, FreeSlots: &slots, Price: price, Source: alpha, AgeMS: 61_000, NotAfter: at.Add(time.Hour)}}
 	n.CellList = []api.Cell{{ID: "cell-aaaaaaaaaaaaaaaa", Name: "alpha", Leader: alpha, Term: 2, Index: 40, Applied: 40, Records: 12, Root: "c0ffee", LogTime: at,
-		Members: []api.CellMember{{ID: alpha, Name: "alpha", Role: "leader", Alive: true}, {ID: beta, Name: "beta", Role: "replica"}}}}
+		Members: []api.CellMember{{ID: alpha, Name: "alpha", Role: "leader", Alive: true}, {ID: beta, Name: "beta", Role: "replica"}}, Size: 2, MaxMembers: 2, Open: true},
+		{ID: "cell-bbbbbbbbbbbbbbbb", Name: "east", Away: true, Leader: "12D3KooWFourthPeer000000044444444", Term: 5, Size: 7, MaxMembers: 256, Open: true,
+			Source: beta, AgeMS: 65_000, NotAfter: at.Add(time.Hour), Members: []api.CellMember{{ID: "12D3KooWFourthPeer000000044444444", Role: "leader"}, {ID: beta, Name: "beta", Role: "voter"}, {ID: alpha, Name: "alpha", Role: "voter"}}}}
 	n.HealthView = api.CellHealth{
 		ID: "cell-aaaaaaaaaaaaaaaa", Name: "alpha", Leader: alpha, MaxVoters: 3, Plan: "beta is ready to vote; it waits for a second one, since an even number of voters is weaker",
 		Members: []api.PeerHealth{

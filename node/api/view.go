@@ -99,6 +99,16 @@ type Cell struct {
 	Root    string       `json:"root"` // hex Merkle root over the records
 	LogTime time.Time    `json:"log_time"`
 	Members []CellMember `json:"members"`
+
+	// Of another cell than this node's, only what its leader told the mesh is known:
+	// its members are its voters then, and log and ledger are missing.
+	Away       bool       `json:"away,omitempty"`
+	Size       int        `json:"size"`             // voters and replicas
+	MaxMembers int        `json:"max_members"`      // past it, newcomers are sent on
+	Open       bool       `json:"open"`             // takes newcomers, if there is room
+	Source     pcm.PeerID `json:"source,omitempty"` // who sent here what is known
+	AgeMS      int64      `json:"age_ms"`           // since it came; of this node's own cell 0
+	NotAfter   time.Time  `json:"not_after,omitzero"`
 }
 
 // CellMember is a peer of a cell.
