@@ -1,0 +1,74 @@
+package nodetest
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/jointcloud/pcm/node/api"
+)
+
+// Two cells in one mesh: a newcomer founds the second one, another joins it by its
+// name. Every peer shows both, and each cell goes on with its own work and ledger.
+func TestTwoCells(t *testing.T) {
+	m := New(t, Spec{Name: "anna", Config: Seller("0.001")})
+	anna := m.Peer("anna")
+	carl := m.Add(Spec{Name: "carl", Config: Seller("0.001")})
+	carl.Up("--join", anna.Token(), "--cell", "new:east")
+	Eventually(t, "anna knows carl's cell", func(ctx context.Context) error { return knows(ctx, anna, "east", 1) })
+	// A cell that nobody knows is refused before the token is used.
+	token := anna.Token()
+	dora := m.Add(Spec{Name: "dora", Config: Buyer})
+	if r := dora.PCM("up", "--config", dora.Config, "--join", token, "--cell", "nowhere"); r.Code != 3 || !strings.Contains(r.Stderr, "new:nowhere") {
+		t.Fatalf("joining a cell that isn't there: %+v", r)
+	}
+	dora.Up("--join", token, "--cell", "east")
+	for _, p := range m.Peers {
+		Eventually(t, p.Name+" knows both cells", func(ctx context.Context) error {
+			if err := knows(ctx, p, "anna", 1); err != nil {
+				return err
+			}
+			return knows(ctx, p, "east", 2)
+		})
+		if r := p.PCM("cell", "list"); r.Code != 0 || !strings.Contains(r.Stdout, "east") || !strings.Contains(r.Stdout, "anna") {
+			t.Errorf("pcm cell list at %s: %+v", p.Name, r)
+		}
+	}
+	dora.Done(dora.Send(Command(3, "echo east"), "").ID)
+	anna.Done(anna.Send(Command(2, "echo anna"), "").ID)
+	Eventually(t, "carl and dora have the same good ledger", func(ctx context.Context) error {
+		verdicts := map[string]api.Verdict{}
+		for _, p := range []*Peer{carl, dora} {
+			v, err := p.Client.Verify(ctx)
+			if err != nil {
+				return err
+			}
+			if !v.OK {
+				return Final(fmt.Errorf("%s finds its ledger bad: %s", p.Name, v.Problem))
+			}
+			verdicts[v.Root] = v
+		}
+		if len(verdicts) != 1 {
+			return fmt.Errorf("they differ: %v", verdicts)
+		}
+		return nil
+	})
+	if v, err := anna.Client.Verify(t.Context()); err != nil || !v.OK {
+		t.Errorf("anna's ledger: %+v %v", v, err)
+	}
+}
+
+// knows tells why a peer doesn't show a cell of so many members.
+func knows(ctx context.Context, p *Peer, name string, size int) error {
+	cells, err := p.Cells(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range cells.Items {
+		if c.Name == name && c.Size == size && c.Leader != "" {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s shows the cells %+v", p.Name, cells.Items)
+}
