@@ -20,7 +20,7 @@ func TestTwoCells(t *testing.T) {
 	// A cell that nobody knows is refused before the token is used.
 	token := anna.Token()
 	dora := m.Add(Spec{Name: "dora", Config: Buyer})
-	if r := dora.PCM("up", "--config", dora.Config, "--join", token, "--cell", "nowhere"); r.Code != 3 || !strings.Contains(r.Stderr, "new:nowhere") {
+	if r := dora.PCM("up", "--config", dora.Config, "--name", "dora", "--api", "127.0.0.1:0", "--listen", "/ip4/127.0.0.1/tcp/0", "--join", token, "--cell", "nowhere"); r.Code != 3 || !strings.Contains(r.Stderr, "new:nowhere") {
 		t.Fatalf("joining a cell that isn't there: %+v", r)
 	}
 	dora.Up("--join", token, "--cell", "east")
