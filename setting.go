@@ -18,7 +18,7 @@ const (
 
 // Settings say what each setting may be, for people, in the order of their names.
 var Settings = []struct{ Key, Default, Form string }{
-	{SettingKeep, "all", "all, or a number of days like 90d"},
+	{SettingKeep, "all", "all, or a number of days like 90d (agreed on, but nothing is removed yet)"},
 	{SettingMaxMembers, "0", "0 (no bound) to 10000"},
 	{SettingMaxVoters, "3", "1, 3 or 5"},
 	{SettingOpen, "yes", "yes or no"},
