@@ -41,6 +41,13 @@ func TestCellRecoveredFromLostQuorum(t *testing.T) {
 	}
 	anna.Done(anna.Send(nodetest.Command(1, "true"), "").ID)
 
+	nodetest.Eventually(t, "the recovery stands in the ledger", func(context.Context) error {
+		if r := anna.PCM("ledger", "records", "--limit", "0"); !strings.Contains(r.Stdout, "recovered") {
+			return errors.New(r.Stderr)
+		}
+		return nil
+	})
+
 	if err := os.RemoveAll(filepath.Join(carl.Dir, "cell")); err != nil {
 		t.Fatal(err)
 	}
