@@ -129,7 +129,11 @@ func (c *Cell) moveLog(dir string) error {
 // room again, and Raft tries again. After any other failure nobody knows what is on
 // the disk, and this peer's part in the cell ends: it must not acknowledge more.
 func (c *Cell) stored(err error) {
-	if err == nil || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || c.ctx.Err() != nil {
+	if err == nil || c.ctx.Err() != nil {
+		return
+	}
+	full := errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
+	if full && (c.wal == nil || c.wal.Err() == nil) { // where space can't be reserved ahead, the wal is broken by it
 		return
 	}
 	c.fail(pcm.Errorf(pcm.Internal, "Raft's log in %s can't be written: %w: this peer has left its part in %s so as to acknowledge nothing that it might lose; look at the disk, then start it again", c.cfg.Dir, err, c.cfg.Cell))

@@ -57,7 +57,7 @@ var errForgot = pcm.Errorf(pcm.Unavailable, "this peer has lost its memory of th
 
 // mute is the transport of a peer that has lost its memory: no votes go in or out.
 type mute struct {
-	*raft.NetworkTransport
+	steadyTransport
 	memory *memory
 	rpcs   chan raft.RPC
 }
@@ -65,9 +65,9 @@ type mute struct {
 // muted wraps a transport if the memory is lost; run forwards what may pass until ctx ends.
 func (m *memory) muted(trans *raft.NetworkTransport) (t raft.Transport, run func(context.Context)) {
 	if !m.lost.Load() {
-		return trans, nil
+		return steadyTransport{trans}, nil
 	}
-	w := &mute{NetworkTransport: trans, memory: m, rpcs: make(chan raft.RPC)}
+	w := &mute{steadyTransport: steadyTransport{trans}, memory: m, rpcs: make(chan raft.RPC)}
 	return w, func(ctx context.Context) {
 		for {
 			select {

@@ -182,6 +182,13 @@ func (l *Log) Close() error {
 // IsMonotonic implements raft.MonotonicLogStore: entries are appended without gaps.
 func (l *Log) IsMonotonic() bool { return true }
 
+// Err is why nothing can be written any more, until the log is opened anew; nil if it can.
+func (l *Log) Err() error {
+	l.write.Lock()
+	defer l.write.Unlock()
+	return l.broken
+}
+
 // FirstIndex implements raft.LogStore.
 func (l *Log) FirstIndex() (uint64, error) {
 	l.mu.RLock()
