@@ -26,7 +26,7 @@ import (
 )
 
 // patience bounds what ought to come soon on a machine that does much else.
-const patience = 2 * time.Minute
+var patience = 2 * time.Minute
 
 // testCell is a cell whose peers are processes of this program.
 type testCell struct {

@@ -86,6 +86,13 @@ const (
 	tryFor   = 3 * time.Second
 )
 
+// broken tells whether a promise was broken already.
+func (c *clients) broken() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.violations) > 0
+}
+
 // sign makes a command.
 func (c *clients) sign(a *actor, ops ...pcm.Op) (pcm.CommandID, int64, pcm.Signed) {
 	id := pcm.NewCommandID()
@@ -286,12 +293,10 @@ func (c *clients) trade(ctx context.Context, rng *rand.Rand, b, s, stranger *act
 	// never proposes what must not take effect.
 	never := func(what string, a *actor, op pcm.Op) {
 		r, ok := c.propose(ctx, rng, "forbidden", a, op)
-		if ok && r.First() == nil && !skippedAll(r, count) {
+		if ok && r.First() == nil {
 			c.violated("%s: %s took effect", job, what)
 		}
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.checks[what]++
+		c.tried(what)
 	}
 	done := false
 	defer func() {
@@ -361,11 +366,16 @@ func (c *clients) trade(ctx context.Context, rng *rand.Rand, b, s, stranger *act
 	if kind == 5 {
 		never("an acceptance by a stranger", stranger, accept)
 	}
+	if kind == 6 && count > 1 {
+		one := pcm.Op{Accept: &pcm.Accept{Job: job, Term: term, Trade: trade, Results: results[:1]}}
+		if _, ok = do("accept", b, one); !ok {
+			return
+		}
+		never("a second acceptance", b, one)
+		accept.Accept.Results = results[1:]
+	}
 	if _, ok = do("accept", b, accept); !ok {
 		return
-	}
-	if kind == 6 {
-		never("a second acceptance", b, accept)
 	}
 	settle := pcm.Op{Settle: &pcm.Settle{Trade: trade, Tasks: tasks, Amount: pcm.MulMicro(price.PerTask, count)}}
 	if kind == 7 {
@@ -375,14 +385,18 @@ func (c *clients) trade(ctx context.Context, rng *rand.Rand, b, s, stranger *act
 	if kind == 9 {
 		never("a second settlement", b, settle)
 	}
-	if kind == 10 {
-		c.forged(ctx, rng, b, job)
+	switch kind {
+	case 10, 11, 12:
+		c.forged(ctx, rng, b, kind)
 	}
 	done = true
 }
 
-func skippedAll(r pcm.CommandResult, count int) bool {
-	return len(r.Ops) == 1 && r.Ops[0].Skipped.Len() >= count
+// tried counts an attempt at what must be refused.
+func (c *clients) tried(what string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.checks[what]++
 }
 
 // settle pays; with again, the very same command is sent once more after its answer.
@@ -409,13 +423,11 @@ func (c *clients) settle(ctx context.Context, rng *rand.Rand, b, s *actor, op pc
 		sum.least += pcm.MulMicro(price.PerTask, count)
 	}
 	c.paid[key] = sum
-	if again {
-		c.checks["the same command again"]++
-	}
 	c.mu.Unlock()
 	if !ok || !again {
 		return
 	}
+	c.tried("the same command again")
 	r2, ok := c.send(ctx, rng, signed, until)
 	late := r2.Err != nil && strings.Contains(r2.Err.Message, "valid until")
 	if ok && !late && (r2.Index != r.Index || fmt.Sprint(r2.First()) != fmt.Sprint(r.First())) {
@@ -423,20 +435,35 @@ func (c *clients) settle(ctx context.Context, rng *rand.Rand, b, s *actor, op pc
 	}
 }
 
-// forged sends a command whose signature is not good.
-func (c *clients) forged(ctx context.Context, rng *rand.Rand, a *actor, job pcm.JobID) {
-	_, until, signed := c.sign(a, pcm.Op{Submit: &pcm.Submit{
-		Job: pcm.NewJobID(), Name: "forged", Spec: pcm.DigestOf([]byte(job)), Steps: []pcm.Shape{{Count: 1}}, Unit: pcm.DefaultUnit, Takeover: pcm.TakeoverNone,
-	}})
-	signed.Sig = slices.Clone(signed.Sig)
-	signed.Sig[rng.IntN(len(signed.Sig))] ^= 4
-	r, ok := c.send(ctx, rng, signed, until)
-	if ok && r.First() == nil {
-		c.violated("a command with a bad signature took effect")
+// forged sends a command that no cell may take, whoever signs it.
+func (c *clients) forged(ctx context.Context, rng *rand.Rand, a *actor, kind int) {
+	now := c.cell.now()
+	cmd := pcm.Command{
+		Version: pcm.CommandVersion, ID: pcm.NewCommandID(), Mesh: c.cell.genesis.Mesh, Cell: c.cell.genesis.Cell, Peer: a.peer,
+		NotAfter: now + lifetime.Milliseconds(),
+		Ops: []pcm.Op{{Submit: &pcm.Submit{
+			Job: pcm.NewJobID(), Name: "forged", Spec: pcm.DigestOf([]byte(a.peer)), Steps: []pcm.Shape{{Count: 1}}, Unit: pcm.DefaultUnit, Takeover: pcm.TakeoverNone,
+		}}},
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.checks["a bad signature"]++
+	what := ""
+	switch kind {
+	case 10:
+		what = "a command with a bad signature"
+	case 11:
+		what, cmd.NotAfter = "a command whose time is over", 1
+	case 12:
+		what, cmd.Cell = "a command for another cell", "cell-anotheranotherx"
+	}
+	signed := a.key.Seal(pcm.DomainCommand, cmd)
+	if kind == 10 {
+		signed.Sig = slices.Clone(signed.Sig)
+		signed.Sig[rng.IntN(len(signed.Sig))] ^= 4
+	}
+	r, ok := c.send(ctx, rng, signed, now+lifetime.Milliseconds())
+	if ok && r.First() == nil {
+		c.violated("%s took effect", what)
+	}
+	c.tried(what)
 }
 
 // register writes ever higher numbers to one value, beside others, and reads it.

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"github.com/jointcloud/pcm"
 )
@@ -30,20 +33,55 @@ type disk struct {
 // folder is one peer's part of the disk.
 type folder struct {
 	mu      sync.Mutex
-	failing bool              // fsync fails
-	full    bool              // there is no room
-	slow    time.Duration     // of each fsync
-	undo    map[string][]undo // by path
-	open    int               // files
-	closed  chan struct{}     // closed and replaced whenever a file is closed
-	refused int               // operations that failed by our will
+	failing bool             // fsync fails
+	full    bool             // there is no room
+	slow    time.Duration    // of each fsync
+	undo    map[string]*undo // by path
+	open    int              // files
+	closed  chan struct{}    // closed and replaced whenever a file is closed
+	refused int              // operations that failed by our will
 }
 
-// undo is what stood in a part of a file that was not synced since.
+// undo is a file as it was at its last fsync: its size, and those of its blocks that
+// were written since.
 type undo struct {
-	off  int64
-	old  []byte
-	size int64 // of the file, before
+	size   int64
+	blocks map[int64][]byte // by number; the last may be short
+}
+
+const blockSize = 4096
+
+var zeros [blockSize]byte
+
+// save keeps the blocks from one offset to another, unless they were kept already.
+func (u *undo) save(f io.ReaderAt, from, to int64) error {
+	for n := from / blockSize; n*blockSize < min(to, u.size); n++ {
+		if u.blocks[n] != nil {
+			continue
+		}
+		var buf [blockSize]byte
+		block := buf[:min(blockSize, u.size-n*blockSize)]
+		// What lies beyond the file's present end was cut off, and kept then.
+		if _, err := f.ReadAt(block, n*blockSize); err != nil && err != io.EOF {
+			return err
+		}
+		if bytes.Equal(block, zeros[:len(block)]) { // most of a file whose room is reserved
+			u.blocks[n] = zeros[:len(block)]
+		} else {
+			u.blocks[n] = bytes.Clone(block)
+		}
+	}
+	return nil
+}
+
+// since is what a file was; it is taken note of with the first change.
+func (f *folder) since(path string, size int64) *undo {
+	u := f.undo[path]
+	if u == nil {
+		u = &undo{size: size, blocks: map[int64][]byte{}}
+		f.undo[path] = u
+	}
+	return u
 }
 
 // newDisk mounts a disk in a folder. Where that can't be had, its error says why.
@@ -85,7 +123,7 @@ func (d *disk) of(name string) *folder {
 	defer d.mu.Unlock()
 	f := d.folders[name]
 	if f == nil {
-		f = &folder{undo: map[string][]undo{}, closed: make(chan struct{})}
+		f = &folder{undo: map[string]*undo{}, closed: make(chan struct{})}
 		d.folders[name] = f
 	}
 	return f
@@ -129,7 +167,7 @@ func (d *disk) cutPower(ctx context.Context, name string) (lost int, err error) 
 		}
 	}
 	defer f.mu.Unlock()
-	for path, list := range f.undo {
+	for path, u := range f.undo {
 		file, err := os.OpenFile(filepath.Join(d.below, path), os.O_RDWR, 0)
 		if os.IsNotExist(err) {
 			continue // removed meanwhile, which is durable
@@ -137,12 +175,13 @@ func (d *disk) cutPower(ctx context.Context, name string) (lost int, err error) 
 		if err != nil {
 			return lost, err
 		}
-		for i := len(list) - 1; i >= 0 && err == nil; i-- {
-			if _, err = file.WriteAt(list[i].old, list[i].off); err == nil {
-				err = file.Truncate(list[i].size)
+		err = file.Truncate(u.size)
+		for n, block := range u.blocks {
+			if err == nil {
+				_, err = file.WriteAt(block, n*blockSize)
 			}
-			lost++
 		}
+		lost += 1 + len(u.blocks)
 		file.Close()
 		if err != nil {
 			return lost, err
@@ -202,6 +241,16 @@ func (n *diskNode) Create(ctx context.Context, name string, flags uint32, mode u
 	return inode, fh, 0, errno
 }
 
+// Unlink implements fs.NodeUnlinker.
+func (n *diskNode) Unlink(ctx context.Context, name string) syscall.Errno {
+	errno := n.LoopbackNode.Unlink(ctx, name)
+	if errno == 0 {
+		path, f := n.where()
+		f.forget(filepath.Join(path, name))
+	}
+	return errno
+}
+
 // Rename implements fs.NodeRenamer: what is not durable yet is so under the new name.
 func (n *diskNode) Rename(ctx context.Context, name string, to fs.InodeEmbedder, newName string, flags uint32) syscall.Errno {
 	errno := n.LoopbackNode.Rename(ctx, name, to, newName, flags)
@@ -213,10 +262,11 @@ func (n *diskNode) Rename(ctx context.Context, name string, to fs.InodeEmbedder,
 	after := filepath.Join(to.EmbeddedInode().Path(n.Root()), newName)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for p, list := range f.undo {
+	delete(f.undo, after)
+	for p, u := range f.undo {
 		if rest, ok := strings.CutPrefix(p, before); ok && (rest == "" || rest[0] == '/') {
 			delete(f.undo, p)
-			f.undo[after+rest] = list
+			f.undo[after+rest] = u
 		}
 	}
 	return 0
@@ -240,6 +290,17 @@ func (n *diskNode) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errn
 		out.Bavail, out.Bfree = 0, 0
 	}
 	return errno
+}
+
+// forget drops what is known of a file or folder that was removed.
+func (f *folder) forget(path string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for p := range f.undo {
+		if rest, ok := strings.CutPrefix(p, path); ok && (rest == "" || rest[0] == '/') {
+			delete(f.undo, p)
+		}
+	}
 }
 
 func (f *folder) noRoom() bool {
@@ -281,14 +342,9 @@ func (f *folder) willResize(d *disk, path string, size int64) syscall.Errno {
 		f.refused++
 		return syscall.ENOSPC
 	}
-	u := undo{size: st.Size()}
-	if size < st.Size() {
-		u.off, u.old = size, make([]byte, st.Size()-size)
-		if _, err := file.ReadAt(u.old, size); err != nil {
-			return fs.ToErrno(err)
-		}
+	if err := f.since(path, st.Size()).save(file, size, st.Size()); err != nil {
+		return fs.ToErrno(err)
 	}
-	f.undo[path] = append(f.undo[path], u)
 	return 0
 }
 
@@ -323,20 +379,30 @@ func (h *diskFile) Write(ctx context.Context, data []byte, off int64) (uint32, s
 		h.f.refused++
 		return 0, syscall.ENOSPC
 	}
-	u := undo{off: off, size: st.Size()}
-	if off < st.Size() {
-		u.old = make([]byte, min(end, st.Size())-off)
-		if _, err = h.reader.ReadAt(u.old, off); err != nil {
-			return 0, fs.ToErrno(err)
-		}
+	if err := h.f.since(path, st.Size()).save(h.reader, off, end); err != nil {
+		return 0, fs.ToErrno(err)
 	}
-	h.f.undo[path] = append(h.f.undo[path], u)
 	return h.LoopbackFile.Write(ctx, data, off)
 }
 
 // Allocate implements fs.FileAllocater.
 func (h *diskFile) Allocate(ctx context.Context, off uint64, size uint64, mode uint32) syscall.Errno {
-	return syscall.ENOTSUP
+	path, _ := h.n.where()
+	h.f.mu.Lock()
+	defer h.f.mu.Unlock()
+	if h.f.full {
+		h.f.refused++
+		return syscall.ENOSPC
+	}
+	if mode&^unix.FALLOC_FL_KEEP_SIZE != 0 {
+		return syscall.ENOTSUP // what takes content away is not remembered
+	}
+	st, err := h.file.Stat()
+	if err != nil {
+		return fs.ToErrno(err)
+	}
+	h.f.since(path, st.Size())
+	return h.LoopbackFile.Allocate(ctx, off, size, mode)
 }
 
 // Fsync implements fs.FileFsyncer. What was written so far is durable; the disk

@@ -4,17 +4,24 @@
 // a nemesis for each cell. In the end every replica, every record and every answer that a client
 // had are held against each other.
 //
-//	go run ./cmd/chaos [-seed 1] [-for 5m] [-faults 200] [-operations 10000] [-attempts 500]
+//	go run ./cmd/chaos [-seed 1] [-for 5m] [-faults 200] [-operations 10000] [-attempts 500] [-tasks 500]
+//	go run ./cmd/chaos -teeth [-seeds 10] [-bug "no fsync"]
 //
+// Then five whole peers trade tasks that really run, while daemons and supervisors are
+// killed and stopped; the tasks bear witness. With -teeth, bugs are planted instead, one after the other: each must be found.
 // A seed gives the same schedule of faults. What they meet depends on the machine too.
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -34,19 +41,71 @@ func main() {
 	flag.IntVar(&s.operations, "operations", 10_000, "acknowledged operations at least")
 	flag.IntVar(&s.attempts, "attempts", 500, "attempts that are bought at least")
 	flag.StringVar(&s.keep, "keep", "", "a folder in which everything is left")
+	flag.Func("cells", "voters of each cell, e.g. 5,3", func(v string) error {
+		for n := range strings.SplitSeq(v, ",") {
+			size, err := strconv.Atoi(n)
+			if err != nil || size < 1 {
+				return fmt.Errorf("%q is no number of voters", n)
+			}
+			s.sizes = append(s.sizes, size)
+		}
+		return nil
+	})
+	flag.Func("only", "kinds of faults, separated by commas", func(v string) error {
+		s.only = strings.Split(v, ",")
+		return nil
+	})
+	flag.DurationVar(&s.heavyPause, "pause", 600*time.Millisecond, "between faults of processes and disks, about")
+	var ts taskSettings
+	flag.IntVar(&ts.attempts, "tasks", 500, "attempts that really run, at least; 0: none")
+	flag.BoolVar(&ts.supervisors, "supervisors", true, "kill supervisors as well; two attempts of a task at once are then no failure")
+	flag.StringVar(&ts.pcm, "pcm", "bin/pcm", "the program whose peers run them")
+	flag.DurationVar(&patience, "patience", patience, "how long a cell may take to recover")
+	flag.DurationVar(&s.most, "limit", 0, "how long the load may take at most (default: three times -for and ten minutes)")
+	withBugs := flag.Bool("teeth", false, "plant one bug after the other instead: each must be found")
+	seeds := flag.Int("seeds", 10, "with -teeth: runs with each bug")
+	bug := flag.String("bug", "", "the planted bug of this run, or with -teeth the only one")
 	flag.Parse()
 	if s.seed == 0 {
 		s.seed = uint64(time.Now().UnixNano())
 	}
-	s.most = 3*s.least + 10*time.Minute
+	if s.most == 0 {
+		s.most = 3*s.least + 10*time.Minute
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	if *withBugs {
+		err := teeth(ctx, *seeds, *bug)
+		stop()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "chaos:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if *bug != "" {
+		s.env = []string{bugEnv + "=" + *bug}
+	}
 	r, err := run(ctx, s)
-	stop()
 	if r != nil {
 		r.print(os.Stdout)
 	}
+	if ts.attempts > 0 {
+		ts.seed, ts.faults, ts.most = s.seed, ts.attempts/25, s.most
+		if s.keep != "" {
+			ts.keep = filepath.Join(s.keep, "tasks")
+		}
+		tr, terr := runTasks(ctx, ts)
+		if tr != nil {
+			tr.print(os.Stdout)
+		}
+		err = errors.Join(err, terr)
+	}
+	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "chaos:", err)
+		if errors.Is(err, errBroken) {
+			os.Exit(exitBroken)
+		}
 		os.Exit(1)
 	}
 }

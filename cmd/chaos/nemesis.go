@@ -549,6 +549,7 @@ func (n *nemesis) mend(p *proc) error {
 			if err := os.RemoveAll(filepath.Join(n.cell.disk.below, p.name, "history")); err != nil {
 				return err
 			}
+			n.cell.disk.of(p.name).forget(filepath.Join(p.name, "history"))
 			continue
 		}
 		n.note("peers that refused damaged files")

@@ -200,6 +200,13 @@ type Health struct {
 	Members  int
 	LogTime  int64
 	Broken   string // an invariant that does not hold
+	Owed     []Owing
+}
+
+// Owing is what one account owes another.
+type Owing struct {
+	Buyer, Seller pcm.AccountID
+	Amount        pcm.Micro
 }
 
 // Status tells how the peer is; with all, also what takes longer to know.
@@ -219,6 +226,9 @@ func (p *Peer) Status(all bool, out *Health) error {
 		}
 		if err := p.state.Check(); err != nil {
 			out.Broken = err.Error()
+		}
+		for k, b := range p.state.Balances {
+			out.Owed = append(out.Owed, Owing{k.Buyer, k.Seller, b.Owed})
 		}
 	})
 	return nil

@@ -1,16 +1,17 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"text/tabwriter"
 	"time"
 )
@@ -24,6 +25,7 @@ type settings struct {
 	sizes                        []int    // voters of each cell; nil: 5 and 3
 	env                          []string // of the peers
 	plain                        bool     // disks without faults
+	only                         []string // names of faults; nil: all
 	heavyPause                   time.Duration
 }
 
@@ -105,6 +107,9 @@ func run(ctx context.Context, s settings) (_ *report, err error) {
 			}
 		})
 		for lane, faults := range [][]fault{light, heavy} {
+			if faults = chosen(faults, s.only); len(faults) == 0 {
+				continue
+			}
 			pause := 60 * time.Millisecond
 			if lane == 1 {
 				pause = s.heavyPause
@@ -133,7 +138,7 @@ func run(ctx context.Context, s settings) (_ *report, err error) {
 		select {
 		case <-tick.C:
 			_, enough := reached()
-			wait = !enough
+			wait = !enough && !slices.ContainsFunc(clientsOf, (*clients).broken)
 		case err := <-failures:
 			r.problems = append(r.problems, err.Error())
 			wait = false
@@ -156,6 +161,11 @@ func run(ctx context.Context, s settings) (_ *report, err error) {
 	for i, n := range r.cells {
 		if err := n.settleDown(ctx); err != nil {
 			r.problems = append(r.problems, err.Error())
+			if s.keep != "" {
+				for _, p := range n.cell.running() {
+					p.signal(syscall.SIGQUIT) // its log then says where it hangs
+				}
+			}
 		}
 		v := clientsOf[i].check(ctx)
 		r.verdicts = append(r.verdicts, v)
@@ -165,11 +175,20 @@ func run(ctx context.Context, s settings) (_ *report, err error) {
 	}
 	r.took = time.Since(begun)
 	if len(r.problems) > 0 {
-		logs, _ := filepath.Glob(filepath.Join(dir, "*.log"))
-		r.note += fmt.Sprintf("\n%d logs", len(logs))
-		return r, fmt.Errorf("seed %d: %s", s.seed, strings.Join(r.problems, "\n  "))
+		return r, fmt.Errorf("seed %d: %w:\n  %s", s.seed, errBroken, strings.Join(r.problems, "\n  "))
 	}
 	return r, nil
+}
+
+// errBroken says that a promise was not kept.
+var errBroken = errors.New("promises were broken")
+
+// chosen are the faults with some names; of none: all.
+func chosen(faults []fault, names []string) []fault {
+	if names == nil {
+		return faults
+	}
+	return slices.DeleteFunc(slices.Clone(faults), func(f fault) bool { return !slices.Contains(names, f.name) })
 }
 
 // numbers are what a run has to reach.
@@ -213,15 +232,15 @@ func (r *report) print(w io.Writer) {
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "FAULT\tINJECTED\tLEADERS CHANGED\tPROPOSALS UNANSWERED")
-	for _, name := range slices.Sorted(maps.Keys(kinds)) {
+	for _, name := range sortedKeys(kinds) {
 		k := kinds[name]
 		fmt.Fprintf(tw, "%s\t%d\t%d\t%d\n", name, k.injected, k.leaders, k.failed)
 	}
 	tw.Flush()
-	for _, what := range slices.Sorted(maps.Keys(notes)) {
+	for _, what := range sortedKeys(notes) {
 		fmt.Fprintf(w, "%s: %d\n", what, notes[what])
 	}
-	for _, what := range slices.Sorted(maps.Keys(probes)) {
+	for _, what := range sortedKeys(probes) {
 		fmt.Fprintf(w, "tried %d times: %s\n", probes[what], what)
 	}
 	f, o, a := r.numbers()
@@ -233,3 +252,5 @@ func (r *report) print(w io.Writer) {
 	fmt.Fprintf(w, "acknowledged and lost: %d\n", v.lost)
 	fmt.Fprintf(w, "done or paid twice: %d\n", v.twice)
 }
+
+func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }
