@@ -13,11 +13,11 @@ COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
 ARG VERSION=dev
-RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$VERSION" -o /out/pcm ./cmd/pcm
+RUN make build VERSION="$VERSION"
 
 FROM debian:12-slim
 RUN useradd --system --uid 7419 --create-home --home-dir /data --shell /usr/sbin/nologin pcm && chmod 700 /data
-COPY --from=build /out/pcm /usr/local/bin/pcm
+COPY --from=build /src/bin/pcm /usr/local/bin/pcm
 USER pcm
 ENV PCM_DATA=/data
 VOLUME /data

@@ -14,13 +14,17 @@ gotest = $(if $(RERUN),$(GO) run $(GOTESTSUM) --format pkgname --rerun-fails=2 -
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS = -s -w -X main.version=$(VERSION)
+# What no task waits for is compiled small, without inlining: 1.4 MB less to carry to an edge box.
+SMALL = github.com/antlr4-go/... github.com/danielgtaylor/huma/... github.com/goccy/go-yaml/... github.com/google/cel-go/... \
+	github.com/moby/... github.com/prometheus/... github.com/spf13/... go.yaml.in/... k8s.io/... sigs.k8s.io/... \
+	github.com/jointcloud/pcm/cmd/pcm github.com/jointcloud/pcm/node/api github.com/jointcloud/pcm/adapters/generate github.com/jointcloud/pcm/adapters/adaptertest
 
 .PHONY: all build test test-backends test-plugins judge race lint verify generate bench chaos chaos-teeth demo demo-backends demo-describe clean
 
 all: build
 
 build:
-	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/pcm ./cmd/pcm
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' $(SMALL:%=-gcflags=%=-l) -o bin/pcm ./cmd/pcm
 
 # Under ten minutes on two cores; no network but loopback, and no servers of others.
 test:
