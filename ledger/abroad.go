@@ -160,8 +160,8 @@ func (a *applying) decideAbroad(j *Job, p *Placement, i int, r *pcm.Result, doub
 	}
 }
 
-// abroadResult checks a result that a driver says a seller abroad has finished with.
-func abroadResult(r *pcm.Result) error {
+// CheckResultAbroad checks a result that a driver says a seller abroad has finished with.
+func CheckResultAbroad(r *pcm.Result) error {
 	if err := checkResult(r); err != nil {
 		return err
 	}
@@ -183,7 +183,7 @@ func (a *applying) acceptAbroad(o *pcm.Op, j *Job, p *Placement) (pcm.Spans, err
 		if err != nil {
 			return err
 		}
-		if err := abroadResult(results[i]); err != nil {
+		if err := CheckResultAbroad(results[i]); err != nil {
 			return err
 		}
 		a.decideAbroad(j, p, i, results[i], false)
@@ -221,7 +221,7 @@ func (a *applying) abandonAbroad(o *pcm.Op, j *Job, p *Placement) (pcm.Spans, er
 			if r == nil {
 				return pcm.Errorf(pcm.Conflict, "task %d/%d has no result that could be its own failure", p.Step, i)
 			}
-			if err := abroadResult(r); err != nil {
+			if err := CheckResultAbroad(r); err != nil {
 				return err
 			}
 		}

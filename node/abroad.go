@@ -80,6 +80,11 @@ func (t *abroadTrade) plausible(v *ledger.Trade) error {
 		if !known && !final || needs && (at.Result == nil || at.Result.Index != i) {
 			return pcm.Errorf(pcm.Invalid, "%s tells of attempt %s/%d what can't be", pcm.Short(t.terms.Cell), t.id, i)
 		}
+		if needs { // home must not be asked again and again for what it refuses
+			if err := ledger.CheckResultAbroad(at.Result); err != nil {
+				return pcm.Errorf(pcm.Invalid, "%s tells of attempt %s/%d what can't be: %w", pcm.Short(t.terms.Cell), t.id, i, err)
+			}
+		}
 	}
 	if v.Paid < 0 {
 		return pcm.Errorf(pcm.Invalid, "%s tells that %s cost %s", pcm.Short(t.terms.Cell), t.id, v.Paid)

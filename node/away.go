@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -278,18 +280,42 @@ func (n *Node) tradesIn(ctx context.Context, cell pcm.CellID, ids []pcm.TradeID)
 		if err := away.Query(ctx, queryTrades, part, &answer); err != nil {
 			return nil, 0, err
 		}
-		if answer.Left < 0 || answer.Left >= len(part) || len(answer.Trades)+len(answer.Unknown)+answer.Left != len(part) {
-			return nil, 0, pcm.Errorf(pcm.Unavailable, "%s answered for %d trades of %d", pcm.Short(cell), len(answer.Trades)+len(answer.Unknown), len(part))
+		told, err := answer.of(part)
+		if err != nil {
+			return nil, 0, pcm.Errorf(pcm.Unavailable, "%s: %w", pcm.Short(cell), err)
 		}
-		for _, t := range answer.Trades {
-			found[t.ID] = t
-		}
+		maps.Copy(found, told)
 		if stamp == 0 || answer.Stamp < stamp {
 			stamp = answer.Stamp
 		}
 		ids = ids[len(part)-answer.Left:]
 	}
 	return found, stamp, nil
+}
+
+// of are the trades of an answer to a question for the given ones. Each must be told
+// of, or be said to be unknown: what is left out must not pass for what is not there.
+func (answer *tradesAnswer) of(asked []pcm.TradeID) (map[pcm.TradeID]*ledger.Trade, error) {
+	if answer.Left < 0 || answer.Left >= len(asked) {
+		return nil, pcm.Errorf(pcm.Invalid, "it answers for none of %d trades", len(asked))
+	}
+	told := map[pcm.TradeID]*ledger.Trade{}
+	for _, t := range answer.Trades {
+		if t == nil {
+			return nil, pcm.Errorf(pcm.Invalid, "its answer has a trade that is none")
+		}
+		told[t.ID] = t
+	}
+	answered := asked[:len(asked)-answer.Left]
+	for _, id := range answered {
+		if (told[id] == nil) != slices.Contains(answer.Unknown, id) {
+			return nil, pcm.Errorf(pcm.Invalid, "it does not say of trade %s how it stands", id)
+		}
+	}
+	if n := len(answer.Trades) + len(answer.Unknown); n != len(answered) {
+		return nil, pcm.Errorf(pcm.Invalid, "it answers for %d trades of %d", n, len(answered))
+	}
+	return told, nil
 }
 
 // summaryOf asks another cell what is sold in it.
