@@ -327,6 +327,10 @@ func (c *Cell) startRaft(logPath string) (err error) {
 		return pcm.Errorf(pcm.Internal, "%s and %s end at entry %d, but the history in %s holds entry %d: a part of the folder was lost or replaced; %s",
 			logPath, filepath.Join(c.cfg.Dir, dirSnapshots), last, c.archive.dir, have, boltAdvice)
 	}
+	// Raft stores its term ahead of any entry and any snapshot.
+	if term, err := c.bolt.GetUint64(keyCurrentTerm); last > 0 && (err != nil || term == 0) {
+		return c.votesLost(c.cfg.Dir, last)
+	}
 	exists, err := raft.HasExistingState(cache, c.bolt, snaps)
 	if err != nil {
 		return pcm.Errorf(pcm.Internal, "can't read %s: %w: %s", logPath, err, boltAdvice)

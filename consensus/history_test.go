@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -453,5 +454,34 @@ func TestCrashLosesNothing(t *testing.T) {
 	}
 	if complete, from, to := n.History(); !complete {
 		t.Errorf("records %d to %d are missing", from, to)
+	}
+}
+
+// TestLostVotesBehindSnapshot: a folder whose votes are gone is not opened, also
+// where a snapshot holds all that was applied: the peer could vote a second time.
+func TestLostVotesBehindSnapshot(t *testing.T) {
+	for _, store := range []string{StoreWAL, StoreBolt} {
+		t.Run(store, func(t *testing.T) {
+			n := found(t, &book{}, func(c *Config) { c.LogStore = store })
+			n.propose(t, n.cfg.Self)
+			if err := n.raft.Snapshot().Error(); err != nil {
+				t.Fatal(err)
+			}
+			if err := n.close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(os.Remove(filepath.Join(n.dir, fileLog)), os.RemoveAll(filepath.Join(n.dir, dirLog))); err != nil {
+				t.Fatal(err)
+			}
+			n.connect()
+			n.cfg.Machine = newTally()
+			c, err := Open(n.cfg)
+			if err == nil {
+				c.Close(t.Context())
+			}
+			if pcm.ErrorCode(err) != pcm.Internal || !strings.Contains(err.Error(), "knows no vote") {
+				t.Errorf("opened without its votes: %v", err)
+			}
+		})
 	}
 }

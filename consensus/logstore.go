@@ -51,19 +51,12 @@ func (c *Cell) openStore() error {
 		return storeError(dir, err)
 	}
 	c.logs, c.wal = w, w
-	last, err := w.LastIndex()
-	if err != nil || last == 0 {
-		return err
-	}
-	// Raft stores its term ahead of any entry.
-	if term, err := c.bolt.GetUint64([]byte("CurrentTerm")); err != nil || term == 0 {
-		return c.votesLost(last)
-	}
 	return nil
 }
 
-func (c *Cell) votesLost(last uint64) error {
-	return pcm.Errorf(pcm.Internal, "%s holds entries up to %d, but %s knows no vote: a part of the folder was lost or replaced; %s", filepath.Join(c.cfg.Dir, dirLog), last, filepath.Join(c.cfg.Dir, fileLog), boltAdvice)
+// votesLost says that entries up to last are there, and none of the votes of this peer.
+func (c *Cell) votesLost(where string, last uint64) error {
+	return pcm.Errorf(pcm.Internal, "%s holds entries up to %d, but %s knows no vote: a part of the folder was lost or replaced; %s", where, last, filepath.Join(c.cfg.Dir, fileLog), boltAdvice)
 }
 
 func storeError(dir string, err error) error {
@@ -97,7 +90,7 @@ func (c *Cell) moveLog(dir string) error {
 	}
 	defer w.Close()
 	if have, err := w.LastIndex(); err != nil || have > 0 {
-		return errors.Join(err, c.votesLost(have))
+		return errors.Join(err, c.votesLost(dir, have))
 	}
 	const portion = 64
 	for from := first; last > 0 && from <= last; from += portion {
