@@ -19,7 +19,7 @@ func (l *Log) load(number uint64, last bool) error {
 	if err != nil {
 		return err
 	}
-	s := &segment{f: f, number: number, end: headerSize}
+	s := &segment{f: f, path: path, number: number, end: headerSize}
 	defer func() {
 		if s != nil {
 			f.Close()
@@ -47,14 +47,7 @@ func (l *Log) load(number uint64, last bool) error {
 	damaged := func(format string, args ...any) error { return &DamagedError{path, fmt.Sprintf(format, args...)} }
 	seq, ok := header(data, number)
 	if !ok {
-		// Nothing is written to a segment before its header is durable.
-		if !last || len(bytes.Trim(data, "\x00")) > headerSize {
-			return damaged("its header is not that of a segment")
-		}
-		if err := os.Remove(path); err != nil {
-			return err
-		}
-		return syncDir(l.dir)
+		return damaged("its header is not that of a segment")
 	}
 	if len(l.segments) > 0 && seq != l.seq {
 		return damaged("it begins with frame %d, and the file before it ends ahead of frame %d", seq, l.seq)
@@ -66,7 +59,7 @@ func (l *Log) load(number uint64, last bool) error {
 }
 
 func (l *Log) loadFrames(s *segment, data []byte, last bool) error {
-	damaged := func(format string, args ...any) error { return &DamagedError{s.f.Name(), fmt.Sprintf(format, args...)} }
+	damaged := func(format string, args ...any) error { return &DamagedError{s.path, fmt.Sprintf(format, args...)} }
 	for {
 		rest := data[s.end:]
 		kind, body, ok := frame(rest, l.seq)
@@ -86,8 +79,14 @@ func (l *Log) loadFrames(s *segment, data []byte, last bool) error {
 	if !last {
 		return damaged("frame %d at byte %d is not what was written, and others follow", l.seq, s.end)
 	}
-	if at := later(rest, l.seq); at >= 0 {
-		return damaged("frame %d at byte %d is not what was written, and a later one is at byte %d", l.seq, s.end, s.end+int64(at))
+	// Where the head is whole, a later frame begins behind it: what is within it is
+	// what others had stored, and may look like a frame.
+	from := int64(0)
+	if n, ok := head(rest); ok {
+		from = min(frameHead+n, int64(len(rest)))
+	}
+	if at := later(rest[from:], l.seq); at >= 0 {
+		return damaged("frame %d at byte %d is not what was written, and a later one is at byte %d", l.seq, s.end, s.end+from+int64(at))
 	}
 	if !torn(rest, s.end) {
 		return damaged("frame %d at byte %d was written whole, and is not what was written", l.seq, s.end)

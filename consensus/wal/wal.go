@@ -59,6 +59,7 @@ type place struct {
 
 type segment struct {
 	f        *os.File
+	path     string
 	number   uint64
 	end      int64 // of the last frame
 	reserved int64
@@ -150,13 +151,13 @@ func Open(dir string) (_ *Log, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if start > l.first && len(l.places) > 0 {
+	if start > l.last() { // an entry was there when it was noted, and none is deleted by both ends
+		return nil, &DamagedError{dir, fmt.Sprintf("it ends at entry %d, and began at entry %d: its newest segments are gone, or cut short", l.last(), start)}
+	}
+	if start > l.first {
 		l.dropHead(start)
 	}
 	if len(l.segments) == 0 {
-		if start > 0 {
-			return nil, &DamagedError{dir, "its segments are gone"}
-		}
 		err = l.roll(1)
 	}
 	return l, err
@@ -229,7 +230,7 @@ func (l *Log) GetLog(index uint64, out *raft.Log) error {
 	}
 	e, n, err := decodeEntry(buf)
 	if err != nil || n != len(buf) || e.Index != index {
-		return &DamagedError{p.seg.f.Name(), fmt.Sprintf("entry %d at byte %d is not what was written", index, p.at)}
+		return &DamagedError{p.seg.path, fmt.Sprintf("entry %d at byte %d is not what was written", index, p.at)}
 	}
 	*out = e
 	return nil
@@ -375,7 +376,7 @@ func (l *Log) append(frame []byte, kind uint32) (*segment, int64, error) {
 		err = fdatasync(seg.f)
 	}
 	if err != nil {
-		l.broken = fmt.Errorf("%s can't be written: %w", seg.f.Name(), err)
+		l.broken = fmt.Errorf("%s can't be written: %w", seg.path, err)
 		return nil, 0, l.broken
 	}
 	seg.end += int64(len(frame))
@@ -392,20 +393,21 @@ func (s *segment) reserve(n int64) error {
 	}
 	more := max(n, min(max(growLeast, s.reserved), growMost))
 	if err := allocate(s.f, s.end, more); err != nil {
-		return fmt.Errorf("%s can't grow: %w", s.f.Name(), err)
+		return fmt.Errorf("%s can't grow: %w", s.path, err)
 	}
 	s.reserved = s.end + more
 	return nil
 }
 
-// roll begins a segment.
+// roll begins a segment. A file with a segment's name has a whole header, so that
+// one that was cut short is never taken for one that was just begun.
 func (l *Log) roll(number uint64) error {
 	path := segmentPath(l.dir, number)
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
-	s := &segment{f: f, number: number, end: headerSize, reserved: headerSize}
+	s := &segment{f: f, path: path, number: number, end: headerSize, reserved: headerSize}
 	head := append(make([]byte, 0, headerSize), magic...)
 	head = binary.LittleEndian.AppendUint64(head, number)
 	head = binary.LittleEndian.AppendUint64(head, l.seq)
@@ -413,11 +415,15 @@ func (l *Log) roll(number uint64) error {
 	if _, err = f.WriteAt(head, 0); err == nil {
 		err = fsync(f)
 	}
+	if err == nil { // it has its name once its header is durable
+		err = os.Rename(f.Name(), path)
+	}
 	if err == nil {
 		err = syncDir(l.dir)
 	}
 	if err != nil {
 		f.Close()
+		os.Remove(f.Name())
 		os.Remove(path)
 		return err
 	}
@@ -440,13 +446,13 @@ func (l *Log) DeleteRange(low, high uint64) error {
 		if low <= first {
 			low = 0 // also those that a segment still has
 		}
-		if err := l.cut(low); err != nil {
-			return err
-		}
-		if low <= first { // what comes next may begin anywhere
+		if low == 0 { // what comes next may begin anywhere; ahead of the cut, as a start beyond the end is damage
 			if err := writeStart(l.dir, 0); err != nil {
 				return err
 			}
+		}
+		if err := l.cut(low); err != nil {
+			return err
 		}
 	case low <= first:
 		if err := writeStart(l.dir, high+1); err != nil {
@@ -512,7 +518,7 @@ func (l *Log) sweep() error {
 		l.segments = slices.Delete(l.segments, 0, 1)
 		l.mu.Unlock()
 		s.f.Close() // only read since it was followed by another one
-		if err := os.Remove(s.f.Name()); err != nil {
+		if err := os.Remove(s.path); err != nil {
 			return err
 		}
 	}

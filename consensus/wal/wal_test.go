@@ -2,9 +2,11 @@ package wal
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
+	"hash/crc32"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -290,7 +292,13 @@ func TestMissingFiles(t *testing.T) {
 		},
 		"the end of a segment": func(dir string) error { return os.Truncate(segmentPath(dir, 2), 20<<20) },
 		"a header":             func(dir string) error { return os.WriteFile(segmentPath(dir, 2), make([]byte, 1<<20), 0o600) },
-		"the start":            func(dir string) error { return os.WriteFile(filepath.Join(dir, fileStart), []byte("x"), 0o600) },
+		"the newest header": func(dir string) error {
+			return harmNewest(dir, func(path string) error { return os.Truncate(path, 20) })
+		},
+		"the newest content": func(dir string) error {
+			return harmNewest(dir, func(path string) error { return os.Truncate(path, 0) })
+		},
+		"the start": func(dir string) error { return os.WriteFile(filepath.Join(dir, fileStart), []byte("x"), 0o600) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := fill(t)
@@ -309,6 +317,93 @@ func TestMissingFiles(t *testing.T) {
 	}
 }
 
+func harmNewest(dir string, harm func(path string) error) error {
+	list, err := segmentsOf(dir)
+	if err != nil {
+		return err
+	}
+	return harm(segmentPath(dir, list[len(list)-1]))
+}
+
+// A log of one segment that is cut short is not taken for one that was just begun.
+func TestLoneSegmentCutShort(t *testing.T) {
+	for _, size := range []int64{0, 20, headerSize - 1} {
+		dir := t.TempDir()
+		l := open(t, dir)
+		if err := l.StoreLog(entry(1, 1, 100)); err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
+		if err := os.Truncate(segmentPath(dir, 1), size); err != nil {
+			t.Fatal(err)
+		}
+		var damaged *DamagedError
+		if l, err := Open(dir); !errors.As(err, &damaged) {
+			t.Errorf("cut to %d bytes, it was opened, or with another error: %v", size, err)
+			if err == nil {
+				l.Close()
+			}
+		}
+	}
+}
+
+// A log that ends before the entry where it begins has lost its newest segments.
+func TestEndBeforeStart(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, dir)
+	for i := range uint64(70) {
+		if err := l.StoreLog(entry(i+1, 1, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.Close()
+	if err := writeStart(dir, 69); err != nil { // the crash came before the oldest segments were removed
+		t.Fatal(err)
+	}
+	if err := harmNewest(dir, os.Remove); err != nil {
+		t.Fatal(err)
+	}
+	var damaged *DamagedError
+	if l, err := Open(dir); !errors.As(err, &damaged) {
+		t.Errorf("it was opened, or with another error: %v", err)
+		if err == nil {
+			l.Close()
+		}
+	}
+}
+
+// What others stored may look like a frame: a torn one that holds it is torn all the same.
+func TestForgedFrame(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, dir)
+	first := entry(1, 1, 100)
+	if err := l.StoreLog(first); err != nil {
+		t.Fatal(err)
+	}
+	next := l.seq + 1
+	forged := make([]byte, frameHead)
+	binary.LittleEndian.PutUint32(forged, crc32.Checksum(nil, table))
+	binary.LittleEndian.PutUint32(forged[12:], kindEntries)
+	binary.LittleEndian.PutUint64(forged[16:], next)
+	binary.LittleEndian.PutUint32(forged[4:], crc32.Checksum(forged[8:], table))
+	e := entry(2, 1, 4*sector)
+	copy(e.Data, forged)
+	at := l.segments[0].end
+	if err := l.StoreLog(e); err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	data, err := os.ReadFile(segmentPath(dir, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(data[(at/sector+3)*sector:]) // the last sectors didn't reach the disk
+	if err := os.WriteFile(segmentPath(dir, 1), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	compare(t, open(t, dir), 1, []*raft.Log{first})
+}
+
 // A crash while a segment is begun, before its header is whole, loses nothing.
 func TestTornSegment(t *testing.T) {
 	for _, rest := range [][]byte{nil, make([]byte, 10), make([]byte, 4096), []byte("pcm raft")} {
@@ -323,7 +418,7 @@ func TestTornSegment(t *testing.T) {
 				}
 				l.Close()
 			}
-			if err := os.WriteFile(segmentPath(dir, n), rest, 0o600); err != nil {
+			if err := os.WriteFile(segmentPath(dir, n)+".new", rest, 0o600); err != nil {
 				t.Fatal(err)
 			}
 			l := open(t, dir)
