@@ -230,7 +230,7 @@ func TestReportsComeBack(t *testing.T) {
 			got += fmt.Sprint(" start ", op.Start.Tasks)
 		}
 	}
-	if want := "reject [{3 4}] finish 0 finish 1 start [{2 4}]"; got != want {
+	if want := "reject 3 finish 0 finish 1 start 2-3"; got != want {
 		t.Errorf("told at last: %s, want %s", got, want)
 	}
 	if rest := r.take(now.Add(time.Hour)); len(rest) != 0 {
