@@ -215,14 +215,16 @@ func (l *Log) replay(s *segment, kind uint32, body []byte) error {
 	return fmt.Errorf("it is of kind %x, which this release does not know", kind)
 }
 
-// The file start holds the index of the first entry: those before it are deleted,
-// though a segment may still have them.
-const fileStart = "start"
+// Files of one number.
+const (
+	fileStart  = "start"  // index of the first entry: those before it are deleted, though a segment may still have them
+	fileNewest = "newest" // a segment that was begun: if it is gone, the log was longer
+)
 
-func writeStart(dir string, first uint64) error {
-	data := binary.LittleEndian.AppendUint64(nil, first)
+func writeNumber(dir, name string, n uint64) error {
+	data := binary.LittleEndian.AppendUint64(nil, n)
 	data = binary.LittleEndian.AppendUint32(data, crc32.Checksum(data, table))
-	path := filepath.Join(dir, fileStart)
+	path := filepath.Join(dir, name)
 	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
@@ -243,8 +245,9 @@ func writeStart(dir string, first uint64) error {
 	return err
 }
 
-func readStart(dir string) (uint64, error) {
-	path := filepath.Join(dir, fileStart)
+// readNumber is 0 where there is no such file.
+func readNumber(dir, name string) (uint64, error) {
+	path := filepath.Join(dir, name)
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil

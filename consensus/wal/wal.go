@@ -138,6 +138,13 @@ func Open(dir string) (_ *Log, err error) {
 	if err != nil {
 		return nil, err
 	}
+	newest, err := readNumber(dir, fileNewest)
+	if err != nil {
+		return nil, err
+	}
+	if newest > 0 && (len(numbers) == 0 || numbers[len(numbers)-1] < newest) {
+		return nil, &DamagedError{segmentPath(dir, newest), "the file is gone"}
+	}
 	for i, n := range numbers {
 		if i > 0 && n != numbers[i-1]+1 {
 			return nil, &DamagedError{segmentPath(dir, numbers[i-1]+1), "the file is gone"}
@@ -147,7 +154,7 @@ func Open(dir string) (_ *Log, err error) {
 		}
 	}
 	l.buf = nil // what was loaded
-	start, err := readStart(dir)
+	start, err := readNumber(dir, fileStart)
 	if err != nil {
 		return nil, err
 	}
@@ -428,9 +435,9 @@ func (l *Log) roll(number uint64) error {
 		return err
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.segments = append(l.segments, s)
-	return nil
+	l.mu.Unlock()
+	return writeNumber(l.dir, fileNewest, number) // on a full disk the segment is used all the same, later
 }
 
 // DeleteRange implements raft.LogStore: at either end, or all.
@@ -447,7 +454,7 @@ func (l *Log) DeleteRange(low, high uint64) error {
 			low = 0 // also those that a segment still has
 		}
 		if low == 0 { // what comes next may begin anywhere; ahead of the cut, as a start beyond the end is damage
-			if err := writeStart(l.dir, 0); err != nil {
+			if err := writeNumber(l.dir, fileStart, 0); err != nil {
 				return err
 			}
 		}
@@ -455,7 +462,7 @@ func (l *Log) DeleteRange(low, high uint64) error {
 			return err
 		}
 	case low <= first:
-		if err := writeStart(l.dir, high+1); err != nil {
+		if err := writeNumber(l.dir, fileStart, high+1); err != nil {
 			return err
 		}
 		l.mu.Lock()

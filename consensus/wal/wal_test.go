@@ -292,6 +292,7 @@ func TestMissingFiles(t *testing.T) {
 		},
 		"the end of a segment": func(dir string) error { return os.Truncate(segmentPath(dir, 2), 20<<20) },
 		"a header":             func(dir string) error { return os.WriteFile(segmentPath(dir, 2), make([]byte, 1<<20), 0o600) },
+		"the newest segment":   func(dir string) error { return harmNewest(dir, os.Remove) },
 		"the newest header": func(dir string) error {
 			return harmNewest(dir, func(path string) error { return os.Truncate(path, 20) })
 		},
@@ -357,10 +358,10 @@ func TestEndBeforeStart(t *testing.T) {
 		}
 	}
 	l.Close()
-	if err := writeStart(dir, 69); err != nil { // the crash came before the oldest segments were removed
+	if err := writeNumber(dir, fileStart, 69); err != nil { // the crash came before the oldest segments were removed
 		t.Fatal(err)
 	}
-	if err := harmNewest(dir, os.Remove); err != nil {
+	if err := harmNewest(dir, func(path string) error { return os.Truncate(path, headerSize) }); err != nil {
 		t.Fatal(err)
 	}
 	var damaged *DamagedError
