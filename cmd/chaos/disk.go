@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -103,7 +105,32 @@ func newDisk(dir string) (*disk, error) {
 		return nil, pcm.Errorf(pcm.Unavailable, "faults of disks need FUSE, which this machine does not offer: %w", err)
 	}
 	d.server = server
+	if err := sealFUSE(); err != nil {
+		return nil, errors.Join(err, d.close())
+	}
 	return d, nil
+}
+
+// sealFUSE keeps the connections to FUSE from the processes that are started here: a
+// mount ends with the last who has its connection, and until then whoever reads from
+// it waits for an answer that nobody gives.
+func sealFUSE() error {
+	const dir = "/proc/self/fd"
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if to, err := os.Readlink(filepath.Join(dir, e.Name())); err != nil || to != "/dev/fuse" {
+			continue
+		}
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil {
+			return err
+		}
+		unix.CloseOnExec(fd)
+	}
+	return nil
 }
 
 // plainDisk is one without faults.

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,6 +29,19 @@ func someDisk(t *testing.T) (d *disk, dir string) {
 		t.Fatal(err)
 	}
 	return d, dir
+}
+
+// No process that is started has a disk's connection: with it, a killed harness would
+// leave a mount that hangs.
+func TestDiskIsNotInherited(t *testing.T) {
+	someDisk(t)
+	out, err := exec.Command("ls", "-l", "/proc/self/fd").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if strings.Contains(string(out), "/dev/fuse") {
+		t.Errorf("a child has it:\n%s", out)
+	}
 }
 
 // When the power goes, a file is as it was at its last fsync: what was overwritten,

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -176,6 +177,7 @@ func teeth(ctx context.Context, seeds int, only string) error {
 	binary := filepath.Join(dir, "chaos")
 	build := exec.CommandContext(ctx, "go", "build", "-overlay", overlay, "-o", binary, "github.com/jointcloud/pcm/cmd/chaos")
 	build.Stdout, build.Stderr = os.Stderr, os.Stderr
+	build.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := build.Run(); err != nil {
 		return fmt.Errorf("can't build a program with bugs: %w", err)
 	}
@@ -217,7 +219,9 @@ func tryBug(ctx context.Context, binary string, b bug, seed int) (problem string
 	} else {
 		args = append(args, "-faults", "30", "-operations", "2500", "-attempts", "100")
 	}
-	out, err := exec.CommandContext(ctx, binary, args...).CombinedOutput()
+	run := exec.CommandContext(ctx, binary, args...)
+	run.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // its peers go with it
+	out, err := run.CombinedOutput()
 	if ctx.Err() != nil {
 		return "", ctx.Err()
 	}
