@@ -168,7 +168,7 @@ func (s *seller) sold() map[pcm.TradeID]openTrade {
 // thought that it had, before it was asked.
 func (s *seller) adopt(id pcm.TradeID, o openTrade, known map[int]adapters.Status, placed map[int]*run) {
 	if o.live.Len() > 0 {
-		s.begin(id, o.terms, o.live, known, o.awarded)
+		s.begin(id, o.terms, o.live, known, o.awarded, 0)
 	}
 	s.mu.Lock()
 	x := s.trades[id]

@@ -21,6 +21,9 @@ type seller struct {
 	reports  *reports
 	untidy   chan struct{} // something is left that may have to be removed, or taken up
 	sessions sessions
+
+	live    func(id pcm.TradeID, index uint64, tasks pcm.Spans) pcm.Spans // see inLedger
+	applied func(ctx context.Context, index uint64) error                 // waits until the ledger here has come to an index
 }
 
 // execution is one trade that runs here. The seller's lock guards it, but for
@@ -28,6 +31,7 @@ type seller struct {
 type execution struct {
 	terms   pcm.Terms
 	awarded adapters.BootTime // no earlier than the award
+	index   uint64            // of the award's Raft entry; 0 if the ledger here is past it
 	queue   []int             // not started, in order
 	running map[int]*run      // started, or about to be; until their result is reported
 	ended   map[int]bool      // reported, or about to be; or no longer wanted
@@ -71,6 +75,8 @@ func newSeller(n *Node) *seller {
 		n: n, adapters: map[string]adapters.Adapter{}, trades: map[pcm.TradeID]*execution{}, reports: newReports(),
 		turns: map[string]chan struct{}{}, untidy: make(chan struct{}, 1), sessions: sessions{by: map[adapters.Key]int{}},
 	}
+	s.live = s.inLedger
+	s.applied = func(ctx context.Context, index uint64) error { return n.cell.WaitApplied(ctx, index) }
 	for _, sale := range n.cfg.Sales {
 		s.adapters[sale.Adapter.Name()] = sale.Adapter
 	}
@@ -84,8 +90,13 @@ func (s *seller) observe(e *pcm.Event) {
 	}
 	switch {
 	case e.Op != nil && e.Op.Award != nil:
-		late := time.Duration(s.n.cell.LogTime()-e.Stamp) * time.Millisecond
-		s.begin(e.Trade, *e.Terms, e.Terms.Tasks, nil, adapters.Now().Add(-max(0, min(late, time.Hour))))
+		// After a start the event may be of an award whose attempts have ended since.
+		if live := s.live(e.Trade, e.Index, e.Terms.Tasks); live.Len() > 0 {
+			late := time.Duration(s.n.cell.LogTime()-e.Stamp) * time.Millisecond
+			s.begin(e.Trade, *e.Terms, live, nil, adapters.Now().Add(-max(0, min(late, time.Hour))), e.Index)
+		}
+	case e.Op != nil && e.Op.Finish != nil: // of what ran before a start of this peer, too
+		s.finished(e.Trade, e.Op.Finish.Results)
 	case e.Op != nil && e.Op.Stop != nil:
 		s.halt(e.Trade, e.Op.Stop.Tasks, e.Op.Stop.Reason)
 	case e.Op != nil && e.Op.Dispute != nil && e.Op.Dispute.Undelivered:
@@ -99,15 +110,16 @@ func (s *seller) observe(e *pcm.Event) {
 
 // begin takes a trade up: the attempts of it that are live in the ledger. Those
 // that its back end has already, known, run or have ended there, whatever
-// becomes of the preparations for the others.
-func (s *seller) begin(id pcm.TradeID, t pcm.Terms, live pcm.Spans, known map[int]adapters.Status, awarded adapters.BootTime) {
+// becomes of the preparations for the others. index is of the award, 0 if live is
+// from the ledger.
+func (s *seller) begin(id pcm.TradeID, t pcm.Terms, live pcm.Spans, known map[int]adapters.Status, awarded adapters.BootTime, index uint64) {
 	s.mu.Lock()
 	if s.trades[id] != nil {
 		s.mu.Unlock()
 		return
 	}
 	x := &execution{
-		terms: t, awarded: awarded, running: map[int]*run{}, ended: map[int]bool{}, stop: map[int]string{},
+		terms: t, awarded: awarded, index: index, running: map[int]*run{}, ended: map[int]bool{}, stop: map[int]string{},
 		idle: make(chan struct{}),
 	}
 	x.ctx, x.cancel = context.WithCancel(s.n.run)

@@ -93,17 +93,18 @@ type Node struct {
 	pulse   pulse
 	metrics *metrics
 
-	owners      *owners
-	awards      awards
-	denials     denials
-	asking      askPaces
-	rules       atomic.Pointer[rules.Set] // this peer's own
-	book        rules.Book                // compiled, of all peers
-	operator    *operator
-	audit       *auditLog
-	deals       *deals
-	latest      atomic.Uint64 // highest Raft index that this peer has heard of
-	lastRenewal atomic.Int64  // adapters.BootTime at which the last committed renewal was sent
+	owners       *owners
+	awards       awards
+	denials      denials
+	asking       askPaces
+	rules        atomic.Pointer[rules.Set] // this peer's own
+	book         rules.Book                // compiled, of all peers
+	operator     *operator
+	audit        *auditLog
+	deals        *deals
+	latest       atomic.Uint64 // highest Raft index that this peer has heard of
+	lastRenewal  atomic.Int64  // adapters.BootTime at which the last committed renewal was sent
+	renewalIndex atomic.Uint64 // of that renewal's Raft entry, or of a later one's
 
 	renewed  chan struct{} // a renewed passport is to be enrolled
 	member   chan struct{} // closed when the cell knows this peer

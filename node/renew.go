@@ -38,6 +38,7 @@ func (n *Node) renew(ctx context.Context) error {
 			switch {
 			case err == nil:
 				last = at
+				n.renewalIndex.Store(r.Index) // first: who sees the renewal sees its index, or a later one
 				n.lastRenewal.Store(int64(sent))
 				n.seller.extend(ctx, sent)
 			case ctx.Err() != nil:

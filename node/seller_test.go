@@ -75,6 +75,7 @@ func sellingTrade(t *testing.T, n int) (*seller, *slowEnd, pcm.TradeID, *executi
 	node := &Node{run: alive, log: slog.New(slog.DiscardHandler), cfg: Config{Sales: []Sale{{Adapter: end}}}}
 	s := newSeller(node)
 	node.seller = s
+	s.live = func(_ pcm.TradeID, _ uint64, tasks pcm.Spans) pcm.Spans { return tasks }
 	terms := pcm.Terms{Job: pcm.NewJobID(), Tasks: pcm.Spans{{Lo: 0, Hi: n}}, Attempt: 1, Fence: 1, Width: 2, Adapter: "slow"}
 	x := &execution{
 		terms: terms, running: map[int]*run{}, ended: map[int]bool{}, stop: map[int]string{}, idle: make(chan struct{}),

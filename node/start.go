@@ -103,17 +103,23 @@ func (s *seller) start(id pcm.TradeID, x *execution, i int, r *run, batch, width
 			s.done(id, x, pcm.Result{Index: i, Outcome: pcm.OutcomeStopped, Reason: clip(why)})
 			return
 		}
-		// The lease counts from the award or from the last renewal that was
-		// committed since, by the boot clock, which nobody can set.
-		deadline := max(x.awarded, s.n.renewedAt()).Add(pcm.LeaseFor(0))
 		ctx, cancel := context.WithTimeout(x.ctx, startTry)
-		err = s.adapters[t.Adapter].Start(ctx, adapters.Task{
-			Key: x.key(i), Job: t.Job, Fence: t.Fence, Count: st.Count, Pool: t.Pool,
-			Command: st.Command, Module: x.module, Args: st.Args, Image: st.Image, Network: st.Network, Env: environment(st), Port: portOf(st),
-			Inputs: x.mounts, Outputs: st.Outputs,
-			Resources: t.Each, Limit: time.Duration(t.LimitMS) * time.Millisecond, Deadline: deadline,
-			Batch: batch, Width: width,
-		})
+		deadline, live, late := s.grant(ctx, id, x, i)
+		if !live {
+			cancel()
+			done()
+			s.lose(id, pcm.Spans{{Lo: i, Hi: i + 1}}, "it has ended for the cell")
+			return
+		}
+		if err = late; err == nil {
+			err = s.adapters[t.Adapter].Start(ctx, adapters.Task{
+				Key: x.key(i), Job: t.Job, Fence: t.Fence, Count: st.Count, Pool: t.Pool,
+				Command: st.Command, Module: x.module, Args: st.Args, Image: st.Image, Network: st.Network, Env: environment(st), Port: portOf(st),
+				Inputs: x.mounts, Outputs: st.Outputs,
+				Resources: t.Each, Limit: time.Duration(t.LimitMS) * time.Millisecond, Deadline: deadline,
+				Batch: batch, Width: width,
+			})
+		}
 		cancel()
 		done()
 		if x.ctx.Err() != nil { // the trade was closed meanwhile, or this peer goes down

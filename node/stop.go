@@ -77,6 +77,17 @@ func (s *seller) lose(id pcm.TradeID, tasks pcm.Spans, reason string) {
 	s.next(id, x)
 }
 
+// finished forgets attempts whose results the ledger has: what this process itself
+// reported is not here any more.
+func (s *seller) finished(id pcm.TradeID, results []pcm.Result) {
+	tasks := make([]int, 0, len(results))
+	for _, r := range results {
+		tasks = append(tasks, r.Index)
+	}
+	slices.Sort(tasks)
+	s.lose(id, pcm.SpansOf(tasks), "its result is in the ledger")
+}
+
 // How long a task has to end by itself when it is stopped, and how long the back
 // end is asked to stop it, before that is left to its lease and to the next tidying.
 const (

@@ -254,6 +254,9 @@ func (l *link) fail(err error) {
 }
 
 func (l *link) call(ctx context.Context, m *message) (*message, error) {
+	if ctx.Err() != nil { // nobody waits for it: it must not be sent after what ended ctx
+		return nil, timeout(ctx)
+	}
 	reply := make(chan *message, 1)
 	l.mu.Lock()
 	l.last++
