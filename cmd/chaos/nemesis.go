@@ -148,6 +148,18 @@ func (n *nemesis) inject(ctx context.Context, f fault, rng *rand.Rand) error {
 // errNobody says that there was nobody to harm.
 var errNobody = errors.New("nobody is there to be harmed")
 
+// expendable draws a peer that may be lost for good: only while the cell has all its
+// voters, and all of them run. Two lost at once are a lost majority, which no cell survives.
+func (n *nemesis) expendable(ctx context.Context, rng *rand.Rand) (*proc, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience/4)
+	defer cancel()
+	whole := n.cell.awaitVoters(ctx, n.cell.voters)
+	if len(n.cell.running()) < n.cell.voters || whole != nil {
+		return nil, errNobody
+	}
+	return n.one(rng)
+}
+
 // one draws a peer that runs.
 func (n *nemesis) one(rng *rand.Rand) (*proc, error) {
 	ps := n.cell.running()
@@ -445,7 +457,7 @@ func (n *nemesis) spoil(ctx context.Context, rng *rand.Rand, stopped string, how
 // flipBits damages a file of a peer that is down. Damage that a peer finds when it
 // starts is for an operator, who does as the message says: here, another peer takes its place.
 func (n *nemesis) flipBits(ctx context.Context, rng *rand.Rand) error {
-	p, err := n.one(rng)
+	p, err := n.expendable(ctx, rng)
 	if err != nil {
 		return err
 	}
@@ -479,7 +491,7 @@ func (n *nemesis) flipBits(ctx context.Context, rng *rand.Rand) error {
 
 // replace takes a voter out for good and a new one in, under load.
 func (n *nemesis) replace(ctx context.Context, rng *rand.Rand) error {
-	p, err := n.one(rng)
+	p, err := n.expendable(ctx, rng)
 	if err != nil {
 		return err
 	}
