@@ -320,8 +320,11 @@ func (c *Cell) startRaft(logPath string) (err error) {
 	if err != nil {
 		return pcm.Errorf(pcm.Internal, "can't read %s: %w: %s", logPath, err, boltAdvice)
 	}
-	if len(list) > 0 {
-		last = max(last, list[0].Index)
+	if len(list) > 0 && last < list[0].Index {
+		if err := c.dropOldLog(last); err != nil {
+			return pcm.Errorf(pcm.Internal, "can't remove from %s what a snapshot replaces: %w", logPath, err)
+		}
+		last = list[0].Index
 	}
 	if have := c.archive.current().Applied; have > last {
 		return pcm.Errorf(pcm.Internal, "%s and %s end at entry %d, but the history in %s holds entry %d: a part of the folder was lost or replaced; %s",
@@ -375,6 +378,17 @@ func (c *Cell) startRaft(logPath string) (err error) {
 		})
 	}
 	return nil
+}
+
+// dropOldLog removes a log that ends ahead of the snapshot: a crash came between taking
+// the snapshot over and removing what it replaces. A wal would refuse the next entry,
+// as it takes none that doesn't follow.
+func (c *Cell) dropOldLog(last uint64) error {
+	first, err := c.logs.FirstIndex()
+	if err != nil || last == 0 {
+		return err
+	}
+	return c.logs.DeleteRange(first, last)
 }
 
 // start runs f on a goroutine that Close waits for; false when the cell is closing.

@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/consensus/wal"
 )
 
 // snapshotOften makes Raft keep so little of its log that a newcomer needs a snapshot.
@@ -484,4 +485,33 @@ func TestLostVotesBehindSnapshot(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A crash between a snapshot that was taken over and the removal of the log that it
+// replaces leaves a log that ends ahead of it: the peer goes on from the snapshot.
+func TestLogAheadOfSnapshotIsDropped(t *testing.T) {
+	n := found(t, &book{}, nil)
+	for range 3 {
+		n.propose(t, n.cfg.Self)
+	}
+	if err := n.raft.Snapshot().Error(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.close(); err != nil {
+		t.Fatal(err)
+	}
+	log, err := wal.Open(filepath.Join(n.dir, dirLog))
+	if err != nil {
+		t.Fatal(err)
+	}
+	last, err := log.LastIndex()
+	if err == nil {
+		err = log.DeleteRange(last-1, last)
+	}
+	if err := errors.Join(err, log.Close()); err != nil {
+		t.Fatal(err)
+	}
+	n.connect()
+	n.open()
+	n.propose(t, n.cfg.Self)
 }
