@@ -546,6 +546,9 @@ func (c *Cell) Ready() (bool, string) {
 	if err := c.Err(); err != nil {
 		return false, err.Error()
 	}
+	if c.Outside() {
+		return false, fmt.Sprintf("this peer is not in %s: it was removed, or is not taken in yet; a voter takes it in with 'pcm cell add %s'", pcm.Short(c.cfg.Cell), c.cfg.Self)
+	}
 	leader, _ := c.watch.current()
 	if leader == "" && c.forgot() {
 		return false, fmt.Sprintf("%s is new or was lost, and no voter of %s has taken this peer in yet; it goes on by itself when they can be reached, and if there are none left, restore it from a backup ('pcm restore --help')", c.cfg.Dir, pcm.Short(c.cfg.Cell))
@@ -558,6 +561,10 @@ func (c *Cell) Ready() (bool, string) {
 
 // Leads tells whether this peer leads the cell now, as far as it knows.
 func (c *Cell) Leads() bool { return c.proposer.ready.Load() }
+
+// Outside tells whether the cell, as far as this peer knows it, does not have this peer.
+// Nothing that it proposes is heard then.
+func (c *Cell) Outside() bool { return len(c.servers()) > 0 && !c.isMember(c.cfg.Self) }
 
 // leaderWatch knows the leader and wakes those who wait for another one.
 type leaderWatch struct {

@@ -160,6 +160,13 @@ func TestGrowthInPairs(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.await("three members", func() bool { return len(a.Status().Members) == 3 })
+	fourth.await("the fourth to know it", func() bool { return fourth.Outside() })
+	if ok, why := fourth.Ready(); ok || !strings.Contains(why, "pcm cell add") {
+		t.Errorf("the one that was removed: ready %v, %q", ok, why)
+	}
+	if ok, why := a.Ready(); !ok {
+		t.Errorf("one that stays is not ready: %s", why)
+	}
 }
 
 func TestDeadVoterIsReplaced(t *testing.T) {

@@ -223,6 +223,9 @@ func (n *Node) awaitMember(ctx context.Context) error {
 	defer cancel()
 	select {
 	case <-n.member:
+		if n.cell.Outside() { // it was a member: nobody would hear of the job
+			return pcm.Errorf(pcm.Refused, "%s", n.notReady())
+		}
 		return nil
 	case <-ctx.Done():
 		return pcm.Errorf(pcm.Unavailable, "this peer is not yet a member of %s (%s): see 'pcm status'", n.id.Mesh.CellName, n.notReady())
