@@ -128,7 +128,9 @@ func (s *seller) end(id pcm.TradeID) {
 	x := s.trades[id]
 	delete(s.trades, id)
 	s.mu.Unlock()
-	if x == nil {
+	if x == nil { // it ran before a start of this peer, and may have left something
+		s.n.unpin(tradeOwner(id))
+		s.nudgeTidy()
 		return
 	}
 	x.cancel()
