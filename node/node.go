@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -106,6 +107,8 @@ type Node struct {
 	lastRenewal  atomic.Int64  // adapters.BootTime at which the last committed renewal was sent
 	renewalIndex atomic.Uint64 // of that renewal's Raft entry, or of a later one's
 
+	voting atomic.Pointer[consensus.Cell] // the cell, for checks that may come before it is open
+
 	renewed  chan struct{} // a renewed passport is to be enrolled
 	member   chan struct{} // closed when the cell knows this peer
 	enrolled sync.Once
@@ -187,11 +190,12 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	n.cell, err = consensus.Open(consensus.Config{
 		Dir: filepath.Join(cfg.Dir, "cell"), Cell: member.Cell, Mesh: member.Mesh, Self: n.self,
 		Host: n.mesh.Host(), Machine: n.state, Bootstrap: member.Founded && !member.Begun, Profile: consensus.Profile(cfg.Profile),
-		Check: checkCommand, Answer: n.answerQuery, Trust: member.vouched(), Eligible: n.eligible, Owner: n.owner, Site: n.site, Settled: n.state.MaxVoters, Logger: n.log,
+		Check: n.checkCommand, Answer: n.answerQuery, Trust: member.vouched(), Eligible: n.eligible, Owner: n.owner, Site: n.site, Settled: n.state.MaxVoters, Logger: n.log,
 	})
 	if err != nil {
 		return nil, err
 	}
+	n.voting.Store(n.cell)
 	if member.Founded && !member.Begun {
 		// A founder that loses the cell's folder must not begin a second history of it.
 		n.id.Mesh.Begun = true
@@ -427,9 +431,32 @@ func (n *Node) fresh(ctx context.Context) {
 }
 
 // checkCommand is what a leader checks of a command before it is proposed.
-func checkCommand(s pcm.Signed) error {
-	_, err := ledger.Check(s)
-	return err
+func (n *Node) checkCommand(s pcm.Signed) error {
+	cmd, err := ledger.Check(s)
+	if err != nil {
+		return err
+	}
+	return mayLead(cmd, n.self, func() []pcm.PeerID {
+		if c := n.voting.Load(); c != nil {
+			return c.Voters()
+		}
+		return nil // the cell is being opened: whoever asks will try again
+	})
+}
+
+// mayLead refuses what only voters and leaders may say: who votes is known to Raft, and
+// not to the ledger. A key for checkpoints gives a say in the cell's settings, and a
+// level that a release doesn't speak stops every peer of it.
+func mayLead(cmd pcm.Command, leader pcm.PeerID, voters func() []pcm.PeerID) error {
+	for _, op := range cmd.Ops {
+		switch {
+		case op.NoteKey != nil && len(op.NoteKey.Key) > 0 && !slices.Contains(voters(), cmd.Peer):
+			return pcm.Errorf(pcm.Forbidden, "peer %s doesn't vote in %s: only voters have note keys", pcm.Short(cmd.Peer), pcm.Short(cmd.Cell))
+		case op.Upgrade != nil && (cmd.Peer != leader || op.Upgrade.Level > pcm.LedgerLevel):
+			return pcm.Errorf(pcm.Forbidden, "peer %s can't raise %s to level %d of the ledger's rules: its leader does, as soon as all its peers speak it", pcm.Short(cmd.Peer), pcm.Short(cmd.Cell), op.Upgrade.Level)
+		}
+	}
+	return nil
 }
 
 // must is propose for operations that are all meant to take effect.
