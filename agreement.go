@@ -40,6 +40,10 @@ func NewNettingID() NettingID { return NettingID("net-" + random()) }
 // Valid tells whether the ID has the right form.
 func (id NettingID) Valid() bool { return validID("net-", string(id)) }
 
+// Key is the netting's ID among those of all accounts: whoever sees an ID that two
+// others have agreed on can take it for an agreement of its own.
+func (n Netting) Key() NettingID { return newNettingKey(n.A, n.B, n.ID) }
+
 // Netting is what two accounts agree to strike from what they owe each other in
 // one unit, in one cell or several. What of it is not set off was paid outside
 // of PCM; see [Netting.Payment]. It takes effect once in each cell that it names.

@@ -46,6 +46,12 @@ func NewTradeID(job JobID, fence uint64) TradeID {
 	return TradeID("trd-" + b32.EncodeToString(sum[:idBytes]))
 }
 
+// newNettingKey is the ID by which a cell remembers that a netting was applied.
+func newNettingKey(a, b AccountID, id NettingID) NettingID {
+	sum := sha256.Sum256(MustMarshal([]any{"pcm/netting/1", a, b, id}))
+	return NettingID("net-" + b32.EncodeToString(sum[:idBytes]))
+}
+
 // newTradeIDAbroad is NewTradeID for a trade in another cell than its job.
 func newTradeIDAbroad(home CellID, buyer AccountID, job JobID, fence uint64) TradeID {
 	sum := sha256.Sum256(MustMarshal([]any{"pcm/trade/2", home, buyer, job, fence}))

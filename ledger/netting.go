@@ -19,7 +19,7 @@ func (a *applying) net(op *pcm.Net) (bool, error) {
 		return false, err
 	}
 	l, ok := n.Line(a.genesis.Cell)
-	switch _, done := a.nettings[n.ID]; {
+	switch _, done := a.nettings[n.Key()]; {
 	case n.Mesh != a.genesis.Mesh || !ok:
 		return false, pcm.Errorf(pcm.Refused, "%s is not for %s of %s", n.ID, pcm.Short(a.genesis.Cell), pcm.Short(a.genesis.Mesh))
 	case done:
@@ -45,14 +45,11 @@ func (a *applying) net(op *pcm.Net) (bool, error) {
 	if len(a.nettings) >= maxNettings && !a.sweepNettings() {
 		return false, pcm.Errorf(pcm.Busy, "%d nettings are still within their validity in %s: retry when some have expired", len(a.nettings), pcm.Short(a.genesis.Cell))
 	}
-	a.nettings[n.ID] = n.NotAfter
+	a.nettings[n.Key()] = n.NotAfter
 	a.strike(ab, l.ByA)
 	a.strike(ba, l.ByB)
 	return true, nil
 }
-
-// Netted tells whether a netting took effect here, as long as the cell remembers it.
-func (s *State) Netted(id pcm.NettingID) bool { _, ok := s.nettings[id]; return ok }
 
 // BalanceOf is what a buyer owes a seller, and what is held.
 func (s *State) BalanceOf(k BalanceKey) Balance {

@@ -47,7 +47,7 @@ type State struct {
 	voids    map[pcm.TradeID]int64   // trades abroad that are not to be awarded, by their AwardBy
 	voidsDue int64                   // log time before which none of voids is past: a lower bound
 	abroad   int                     // placements abroad of all jobs
-	nettings map[pcm.NettingID]int64 // applied, with their NotAfter, Unix ms
+	nettings map[pcm.NettingID]int64 // applied, by [pcm.Netting.Key], with their NotAfter, Unix ms
 	netFloor int64                   // nettings up to this NotAfter may have been forgotten
 	settings map[string]*Setting
 	level    int // of the rules; 0: 1

@@ -1,0 +1,43 @@
+package ledger_test
+
+import (
+	"testing"
+
+	"github.com/jointcloud/pcm"
+)
+
+// A netting takes effect whatever ID two other accounts have used before.
+func TestNettingIDOfOthers(t *testing.T) {
+	c, anna := raised()
+	bert, mal, eve := c.enrolled("bert", "bert"), c.enrolled("mal", "mal"), c.enrolled("eve", "eve")
+	c.sells(bert, 4)
+	c.sells(eve, 4)
+	owes := func(b, s *actor) {
+		job := c.submits(b, string(rune('a'+c.index)), 1, 0)
+		terms := c.terms(b, s, job, span(0, 1), 1)
+		id, done := terms.Trade(), good(span(0, 1), 100e9)
+		c.do(b, pcm.Op{Place: &pcm.Place{Term: 1, Terms: terms}}, pcm.Op{Award: &pcm.Award{Terms: terms}})
+		c.do(s, pcm.Op{Finish: &pcm.Finish{Trade: id, Results: done}})
+		c.do(b, pcm.Op{Accept: &pcm.Accept{Job: job, Term: 1, Trade: id, Results: done}}, pcm.Op{Settle: &pcm.Settle{Trade: id, Tasks: span(0, 1), Amount: 1e9}})
+	}
+	owes(anna, bert)
+	owes(mal, eve)
+	net := func(a, b *actor, by pcm.Micro) pcm.Op {
+		n := pcm.Netting{Mesh: c.genesis.Mesh, ID: pcm.NettingID(idOf("net-", "same")), A: a.buyer, B: b.buyer, Unit: pcm.DefaultUnit,
+			Lines: []pcm.NettingLine{{Cell: c.genesis.Cell, ByA: by}}, NotAfter: c.wall + 3_600_000}
+		return pcm.Op{Net: &pcm.Net{Netting: n.Offer(a.account).Accept(pcm.DomainNetting, b.account)}}
+	}
+	owed := func() (sum pcm.Micro) {
+		for _, b := range c.state.Balances {
+			sum += b.Owed
+		}
+		return
+	}
+
+	c.do(mal, net(mal, eve, 1))
+	before := owed()
+	r2, _ := c.do(anna, net(anna, bert, 1000))
+	if r2.First() == nil && owed() != before-1000 {
+		t.Fatal("acknowledged, and nothing was struck")
+	}
+}
