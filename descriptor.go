@@ -12,6 +12,10 @@ const (
 	maxDescribedAt = 4 // addresses of each
 )
 
+// MaxDescriptorLife is how long a descriptor holds at most, ms: who has spoken for a
+// cell once must not do so for ever.
+const MaxDescriptorLife = int64(2 * 60 * 60 * 1000)
+
 // Descriptor is what a cell tells the mesh of itself, signed by its leader. It is
 // a hint to those outside: how to find the cell, and whether it takes newcomers.
 // What binds is the cell's ledger. Of two of one cell the one of the higher term
@@ -79,7 +83,7 @@ func OpenDescriptor(s Signed, now time.Time) (Descriptor, error) {
 		return d, Errorf(Unauthorized, "the descriptor of %.40q is signed by another than the leader that it names, %s", d.Cell, Short(d.Leader))
 	}
 	if !d.Mesh.Valid() || !d.Cell.Valid() || len(d.Name) > 63 || !Printable(d.Name) || len(d.Voters) == 0 || len(d.Voters) > maxDescribed ||
-		d.Members < len(d.Voters) || d.MaxMembers < 0 || d.NotAfter < d.IssuedAt {
+		d.Members < len(d.Voters) || d.MaxMembers < 0 || d.NotAfter < d.IssuedAt || d.NotAfter-d.IssuedAt > MaxDescriptorLife {
 		return d, Errorf(Invalid, "the descriptor by %s is malformed or over its bounds", Short(d.Leader))
 	}
 	for i, v := range d.Voters {

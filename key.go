@@ -1,6 +1,7 @@
 package pcm
 
 import (
+	"bytes"
 	stded25519 "crypto/ed25519"
 	"crypto/rand"
 	"hash/maphash"
@@ -162,6 +163,11 @@ type Signed struct {
 func (k Key) Seal(d Domain, v any) Signed {
 	payload := MustMarshal(v)
 	return Signed{Payload: payload, Signer: k.Public(), Sig: k.Sign(d, payload)}
+}
+
+// Equal tells whether two envelopes are the same, byte for byte.
+func (s Signed) Equal(o Signed) bool {
+	return bytes.Equal(s.Payload, o.Payload) && bytes.Equal(s.Signer, o.Signer) && bytes.Equal(s.Sig, o.Sig)
 }
 
 // Verify checks the signature alone.

@@ -90,7 +90,7 @@ func (b *book) samePassport(p pcm.PeerID, signed pcm.Signed) (pcm.Passport, bool
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	r := b.rows[p]
-	if r == nil || !slices.Equal(r.passport.Payload, signed.Payload) || !slices.Equal(r.passport.Sig, signed.Sig) || !slices.Equal(r.passport.Signer, signed.Signer) {
+	if r == nil || !r.passport.Equal(signed) {
 		return pcm.Passport{}, false
 	}
 	return r.Passport, true

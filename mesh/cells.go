@@ -75,7 +75,8 @@ func (b *cellBook) signalLocked() {
 
 // news tells whether a descriptor is worth being checked: it is newer than what is
 // known of its cell, and by a peer that was one of the cell's voters, as long as
-// what is known still holds. So a stranger can't speak for a cell that is known.
+// what is known still holds. So a stranger can't speak for a cell that is known. Nor
+// can a peer speak for two cells, and fill the book: it is in one.
 func (b *cellBook) news(d pcm.Descriptor, now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -83,8 +84,26 @@ func (b *cellBook) news(d pcm.Descriptor, now time.Time) bool {
 }
 
 func (b *cellBook) newsLocked(d pcm.Descriptor, now time.Time) bool {
+	if o := b.ledByLocked(d.Leader); o != nil && o.Cell != d.Cell && !laterCell(d, *o) && now.UnixMilli() <= o.NotAfter {
+		return false
+	}
 	old := b.rows[d.Cell]
 	return old == nil || now.UnixMilli() > old.Descriptor.NotAfter || d.Newer(old.Descriptor) && old.Descriptor.Votes(d.Leader)
+}
+
+// ledByLocked is the descriptor that a peer has signed; nil if none is here.
+func (b *cellBook) ledByLocked(leader pcm.PeerID) *pcm.Descriptor {
+	for _, r := range b.rows {
+		if r.Descriptor.Leader == leader {
+			return &r.Descriptor
+		}
+	}
+	return nil
+}
+
+// laterCell tells whether d is of the cell that its leader went to after o's.
+func laterCell(d, o pcm.Descriptor) bool {
+	return d.IssuedAt > o.IssuedAt || d.IssuedAt == o.IssuedAt && d.Cell > o.Cell
 }
 
 // put keeps a checked descriptor. own ones are kept whatever is known: this peer
@@ -92,10 +111,15 @@ func (b *cellBook) newsLocked(d pcm.Descriptor, now time.Time) bool {
 func (b *cellBook) put(row CellRow, passport pcm.Signed, own bool) (added, full bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if !own && !b.newsLocked(row.Descriptor, row.ReceivedAt) {
+		return false, false
+	}
+	if left := b.ledByLocked(row.Descriptor.Leader); left != nil && left.Cell != row.Descriptor.Cell {
+		b.sum.toggleCell(*left)
+		delete(b.rows, left.Cell)
+	}
 	old := b.rows[row.Descriptor.Cell]
 	switch {
-	case !own && !b.newsLocked(row.Descriptor, row.ReceivedAt):
-		return false, false
 	case old == nil && len(b.rows) >= maxCells:
 		return false, true
 	case old != nil:
@@ -113,7 +137,7 @@ func (b *cellBook) samePassport(cell pcm.CellID, signed pcm.Signed) (pcm.Passpor
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	r := b.rows[cell]
-	if r == nil || !slices.Equal(r.passport.Payload, signed.Payload) || !slices.Equal(r.passport.Sig, signed.Sig) || !slices.Equal(r.passport.Signer, signed.Signer) {
+	if r == nil || !r.passport.Equal(signed) {
 		return pcm.Passport{}, false
 	}
 	return r.Passport, true

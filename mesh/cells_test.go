@@ -134,7 +134,7 @@ func TestBookOfCellsIsBounded(t *testing.T) {
 	b := newCellBook()
 	now := time.Now()
 	put := func(cell pcm.CellID) (bool, bool) {
-		return b.put(CellRow{Descriptor: pcm.Descriptor{Cell: cell, Term: 1, NotAfter: now.Add(time.Hour).UnixMilli()}, ReceivedAt: now}, pcm.Signed{}, false)
+		return b.put(CellRow{Descriptor: pcm.Descriptor{Cell: cell, Leader: pcm.PeerID("leader of " + cell), Term: 1, NotAfter: now.Add(time.Hour).UnixMilli()}, ReceivedAt: now}, pcm.Signed{}, false)
 	}
 	for range maxCells {
 		if added, full := put(pcm.NewCellID()); !added || full {
@@ -153,6 +153,43 @@ func TestBookOfCellsIsBounded(t *testing.T) {
 	b.drop(now.Add(2 * time.Hour))
 	if len(b.list(now)) != 0 || b.digest() != (bookSum{}) {
 		t.Error("expired cells are kept")
+	}
+}
+
+// A peer is in one cell: it can't fill the book with cells that it says it leads.
+func TestPeerSpeaksForOneCell(t *testing.T) {
+	s := newSite(t)
+	a, c := s.peer("a"), s.peer("c")
+	take := func(cell pcm.CellID, term uint64, late time.Duration) error {
+		return c.acceptCell(cellNews{a.describe(s, cell, term, 1, func(d *pcm.Descriptor) { d.IssuedAt += late.Milliseconds() }), a.Signed()}, a.key.Peer(), false)
+	}
+	first, second := pcm.NewCellID(), pcm.NewCellID()
+	for i, k := range []struct {
+		cell pcm.CellID
+		term uint64
+		late time.Duration
+		news bool
+	}{
+		{first, 1, 0, true},
+		{second, 1, -time.Minute, false}, // where it was before
+		{second, 1, time.Second, true},   // it has moved
+		{first, 9, 0, false},
+		{first, 9, 2 * time.Second, true},
+	} {
+		if err := take(k.cell, k.term, k.late); (err == nil) != k.news || err != nil && !errors.Is(err, errNotNews) {
+			t.Errorf("descriptor %d: %v", i, err)
+		}
+	}
+	if rows := c.Cells(); len(rows) != 1 || rows[0].Descriptor.Cell != first {
+		t.Errorf("c knows %d cells by a: %+v", len(rows), rows)
+	}
+	b := newCellBook()
+	b.put(CellRow{Descriptor: c.Cells()[0].Descriptor, ReceivedAt: c.cfg.Now()}, pcm.Signed{}, false)
+	if b.digest() != c.cells.digest() {
+		t.Error("what was dropped still counts in the book's digest")
+	}
+	if err := take(first, 10, -24*time.Hour); err == nil { // now it holds for a day and an hour
+		t.Error("a descriptor that holds for days is taken")
 	}
 }
 

@@ -112,7 +112,7 @@ func (rs *revocations) knows(s pcm.Signed) bool {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	for _, b := range rs.byPeer {
-		if slices.Equal(b.signed.Sig, s.Sig) && slices.Equal(b.signed.Payload, s.Payload) {
+		if b.signed.Equal(s) {
 			return true
 		}
 	}
