@@ -20,9 +20,8 @@ type AwayConfig struct {
 	Cell pcm.CellID
 	Self pcm.PeerID
 	Host host.Host
-	// Peers names peers of the cell, those to be asked first ahead. What they say
-	// of the cell is believed only as far as the caller checks it: name those first
-	// who have something to lose by a lie, as a seller in the cell.
+	// Peers names peers of the cell, those to be asked first ahead. What they say of
+	// the cell is believed: name none that only says itself that it is of the cell.
 	Peers  func() []pcm.PeerID
 	Logger *slog.Logger // nil: slog.Default()
 }
@@ -298,7 +297,6 @@ func (a *Away) look(ctx context.Context) (pcm.PeerID, error) {
 			if !a.plausible(w) {
 				continue
 			}
-			a.clock.observe(w.Term, w.Stamp)
 			if best.Leader == "" || a.better(w, best) {
 				best = w
 			}
@@ -314,6 +312,7 @@ func (a *Away) look(ctx context.Context) (pcm.PeerID, error) {
 	if best.Leader == "" {
 		return "", retryf("none of %d peers of it that were asked knows who leads", len(asked))
 	}
+	a.clock.observe(best.Term, best.Stamp) // not by an answer that isn't believed
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.leader, a.voters = best.Leader, best.Voters

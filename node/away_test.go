@@ -3,10 +3,12 @@ package node
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/mesh"
 )
 
 // upHere runs a peer in this process until the test ends; change may complete its configuration.
@@ -83,6 +85,40 @@ func TestCellOfItsOwn(t *testing.T) {
 			t.Errorf("a's cell knows of b: %+v", m)
 		}
 	})
+}
+
+// Who says in an offer that it is of a cell is not asked about it: anybody may say so.
+func TestSellersAreNotAskedAboutCells(t *testing.T) {
+	a := upHere(t, "a", nil)
+	b := upHere(t, "b", func(c *Config) { c.Join, c.Cell = invited(t, a), "new:east" })
+	now, home := time.Now(), a.id.Mesh.Cell
+	offer := pcm.Offer{
+		Mesh: b.id.Mesh.Mesh, Cell: home, Peer: b.self, Account: b.account, Name: "b", Number: uint64(now.Add(time.Hour).UnixMilli()),
+		IssuedAt: now.UnixMilli(), NotAfter: now.Add(time.Hour).UnixMilli(),
+	}
+	if err := b.mesh.Publish(b.id.Peer.Seal(pcm.DomainOffer, offer)); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(b.mesh.Offers(), func(r mesh.Row) bool { return r.Offer.Cell == home && r.Offer.Peer == b.self }) {
+		t.Fatal("the offer is not in the book")
+	}
+	if ids := b.peersOf(pcm.NewCellID()); ids != nil {
+		t.Errorf("asked about a cell that nobody has told of: %v", ids)
+	}
+	for deadline := time.After(time.Minute); len(b.peersOf(home)) == 0; {
+		changed := b.mesh.CellsChanged()
+		if len(b.peersOf(home)) > 0 {
+			break
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			t.Fatal("b was not told of a's cell")
+		}
+	}
+	if ids := b.peersOf(home); slices.ContainsFunc(ids, func(id pcm.PeerID) bool { return id != a.self }) {
+		t.Errorf("asked about a's cell: %v", ids)
+	}
 }
 
 func TestFoundingName(t *testing.T) {

@@ -144,20 +144,16 @@ func (n *Node) otherCells() []pcm.Descriptor {
 	return list
 }
 
-// peersOf are peers of another cell: first those that sell in it, who have
-// something to lose by a lie about it, then its voters by its descriptor.
+// peersOf are the peers of another cell that may be asked about it: its leader and
+// voters by its descriptor. Who only sells there is not: anybody may say so in an offer.
 func (n *Node) peersOf(cell pcm.CellID) []pcm.PeerID {
-	var ids []pcm.PeerID
-	for _, row := range n.mesh.Offers() {
-		if row.Offer.Cell == cell {
-			ids = append(ids, row.Offer.Peer)
-		}
+	row, ok := n.cellRow(cell)
+	if !ok {
+		return nil
 	}
-	if row, ok := n.cellRow(cell); ok {
-		ids = append(ids[:min(len(ids), 4)], row.Descriptor.Leader)
-		for _, v := range row.Descriptor.Voters {
-			ids = append(ids, v.Peer)
-		}
+	ids := []pcm.PeerID{row.Descriptor.Leader}
+	for _, v := range row.Descriptor.Voters {
+		ids = append(ids, v.Peer)
 	}
 	return ids
 }
