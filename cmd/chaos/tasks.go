@@ -355,7 +355,10 @@ func (r *taskReport) judge(ctx context.Context, sites []*site, id pcm.JobID) {
 		}
 		paid += t.States[pcm.AttemptSettled]
 	}
-	r.paidTwice += max(0, paid-j.Counts.Total)
+	if twice := paid - j.Counts.Total; twice > 0 {
+		r.paidTwice += twice
+		r.problem("%s has %d tasks, and %d attempts are paid", id, j.Counts.Total, paid)
+	}
 	if paid < j.Counts.Total {
 		r.problem("%s has %d tasks, and %d attempts are paid", id, j.Counts.Total, paid)
 	}
