@@ -132,6 +132,9 @@ func (c *Cell) answerAdmin(from pcm.PeerID, method string, body []byte, reply fu
 		}
 		reply(pcm.MustMarshal(c.ownStatus()), nil)
 		return
+	case "bereft":
+		reply(pcm.MustMarshal(c.bereft()), nil)
+		return
 	case "remember":
 		reply(nil, c.reminded(from, body))
 		return

@@ -32,7 +32,8 @@ const (
 	awayLook   = 2 * time.Second // for those who are asked who leads
 	awaySettle = 50 * time.Millisecond
 	awayAsked  = 8                      // peers that are asked at a time
-	awayMost   = 300 * time.Millisecond // between tries: while a leader is being elected, each adds to what a caller waits
+	awayMost   = 100 * time.Millisecond // between tries: while a leader is being elected, each adds to what a caller waits
+	awayDoubt  = time.Second            // without an answer of the leader's: others are asked whether it still is
 	awayShun   = 3 * time.Second        // a peer that failed is not taken for the leader for so long, if another one may be
 )
 
@@ -44,6 +45,8 @@ type Away struct {
 	links *links
 	clock *logClock
 
+	patience time.Duration // awayTry
+
 	ctx    context.Context
 	cancel context.CancelFunc
 
@@ -51,6 +54,10 @@ type Away struct {
 	closing bool
 	wg      sync.WaitGroup
 	leader  pcm.PeerID               // that answered last as one; "": not known
+	named   pcm.PeerID               // whom the cell's peers named last as leader
+	moved   context.Context          // ends, and is replaced, when they name another one
+	leave   context.CancelFunc       // ends it
+	looking *looking                 // nil: nobody is asked just now
 	voters  []pcm.PeerID             // as the cell's peers named them last
 	failed  map[pcm.PeerID]time.Time // by peer: when it did not answer as it should
 	heard   time.Time
@@ -64,8 +71,9 @@ func NewAway(cfg AwayConfig) (*Away, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	a := &Away{cfg: cfg, clock: &logClock{}, failed: map[pcm.PeerID]time.Time{}}
+	a := &Away{cfg: cfg, clock: &logClock{}, patience: awayTry, failed: map[pcm.PeerID]time.Time{}}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
+	a.moved, a.leave = context.WithCancel(a.ctx)
 	a.links = newLinks(cfg.Host, cfg.Cell, a.start)
 	return a, nil
 }
@@ -139,12 +147,13 @@ func (a *Away) Propose(ctx context.Context, cmds ...pcm.Signed) ([]pcm.CommandRe
 	}
 	var answer proposeAnswer
 	err := a.persist(ctx, func() error {
-		leader, err := a.find(ctx)
+		leader, moved, err := a.find(ctx)
 		if err != nil {
 			return err
 		}
 		answer = proposeAnswer{}
-		if err := a.try(ctx, leader, protoPropose, "propose", proposeRequest{cmds}, &answer); err != nil {
+		defer a.doubt()()
+		if err := a.try(ctx, leader, moved, protoPropose, "propose", proposeRequest{cmds}, &answer); err != nil {
 			if isRetryable(err) {
 				a.failedAt(leader)
 			}
@@ -173,7 +182,7 @@ func (a *Away) Query(ctx context.Context, method string, in, out any) error {
 	return a.persist(ctx, func() error {
 		last := error(retryf("no peer of it is known here"))
 		for _, id := range a.candidates() {
-			err := a.try(ctx, id, protoQuery, method, in, out)
+			err := a.try(ctx, id, a.ctx, protoQuery, method, in, out)
 			if err == nil {
 				a.answered(id)
 				return nil
@@ -223,15 +232,19 @@ func (a *Away) persist(ctx context.Context, f func() error) error {
 	}
 }
 
-// try asks one peer, with patience of its own.
-func (a *Away) try(ctx context.Context, to pcm.PeerID, proto, method string, in, out any) error {
-	try, cancel := context.WithTimeout(ctx, awayTry)
+// try asks one peer, with patience of its own, and as long as valid doesn't end.
+func (a *Away) try(ctx context.Context, to pcm.PeerID, valid context.Context, proto, method string, in, out any) error {
+	try, cancel := context.WithTimeout(ctx, a.patience)
 	defer cancel()
+	defer context.AfterFunc(valid, cancel)()
 	err := a.links.ask(try, to, nil, proto, method, in, out)
-	if err != nil && try.Err() != nil && ctx.Err() == nil {
-		return retryf("peer %s did not answer within %s", pcm.Short(to), awayTry)
+	switch {
+	case err == nil || try.Err() == nil || ctx.Err() != nil:
+		return err
+	case valid.Err() != nil:
+		return retryf("the cell's leader has changed")
 	}
-	return err
+	return retryf("peer %s did not answer within %s", pcm.Short(to), a.patience)
 }
 
 // candidates are the peers to ask: the leader first, then as the configuration
@@ -255,15 +268,79 @@ func (a *Away) candidates() []pcm.PeerID {
 	return all[:min(len(all), 2*awayAsked)]
 }
 
-// find is who leads, as far as is known; else it looks.
-func (a *Away) find(ctx context.Context) (pcm.PeerID, error) {
+// looking is a look that is under way: many callers wait for the same one.
+type looking struct {
+	done   chan struct{} // closed when it has ended
+	leader pcm.PeerID
+	err    error
+}
+
+// find is who leads, as far as is known, and a context that ends when it is
+// another one; else it looks.
+func (a *Away) find(ctx context.Context) (pcm.PeerID, context.Context, error) {
 	a.mu.Lock()
-	leader := a.leader
+	leader, moved := a.leader, a.moved
 	a.mu.Unlock()
 	if leader != "" {
-		return leader, nil
+		return leader, moved, nil
 	}
-	return a.look(ctx)
+	l := a.lookAgain()
+	select {
+	case <-l.done:
+	case <-ctx.Done():
+		return "", nil, ctx.Err()
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return l.leader, a.moved, l.err
+}
+
+// lookAgain looks, whoever is taken for the leader now; or joins the look that is under way.
+func (a *Away) lookAgain() *looking {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.looking != nil {
+		return a.looking
+	}
+	l := &looking{done: make(chan struct{})}
+	if a.closing {
+		l.err = retryf("this peer's part of it is ending")
+		close(l.done)
+		return l
+	}
+	a.looking = l
+	a.wg.Go(func() {
+		l.leader, l.err = a.look(a.ctx)
+		a.mu.Lock()
+		a.looking = nil
+		a.mu.Unlock()
+		close(l.done)
+	})
+	return l
+}
+
+// doubt has others asked, again and again until stop is called, whether the leader still is one.
+// One that was stopped keeps its connections, and would hold its callers up.
+func (a *Away) doubt() (stop func()) {
+	var t *time.Timer
+	var mu sync.Mutex
+	over := false
+	mu.Lock()
+	defer mu.Unlock()
+	t = time.AfterFunc(awayDoubt, func() {
+		a.lookAgain()
+		mu.Lock()
+		defer mu.Unlock()
+		if !over {
+			t.Reset(awayDoubt)
+		}
+	})
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		over = true
+		t.Stop()
+	}
 }
 
 // look asks some peers at once who leads. Of those who answer in time the one
@@ -290,7 +367,7 @@ func (a *Away) look(ctx context.Context) (pcm.PeerID, error) {
 		}
 	}
 	var best whereAnswer
-	var settle <-chan time.Time
+	var settle, late <-chan time.Time
 	for range asked {
 		select {
 		case w := <-answers:
@@ -303,8 +380,12 @@ func (a *Away) look(ctx context.Context) (pcm.PeerID, error) {
 			if settle == nil && !a.shunned(best.Leader) {
 				settle = time.After(awaySettle)
 			}
+			if late == nil { // who failed may be the one that doesn't answer
+				late = time.After(4 * awaySettle)
+			}
 			continue
 		case <-settle:
+		case <-late:
 		case <-ctx.Done():
 		}
 		break
@@ -315,7 +396,11 @@ func (a *Away) look(ctx context.Context) (pcm.PeerID, error) {
 	a.clock.observe(best.Term, best.Stamp) // not by an answer that isn't believed
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.leader, a.voters = best.Leader, best.Voters
+	if a.named != best.Leader {
+		a.leave()
+		a.moved, a.leave = context.WithCancel(a.ctx)
+	}
+	a.leader, a.named, a.voters = best.Leader, best.Leader, best.Voters
 	return best.Leader, nil
 }
 
@@ -365,7 +450,7 @@ func (a *Away) listen(ctx context.Context, out chan<- []pcm.Event) {
 	wait := retryLeast
 	for ctx.Err() == nil {
 		began := time.Now()
-		leader, err := a.find(ctx)
+		leader, _, err := a.find(ctx)
 		if err == nil {
 			err = a.receive(ctx, leader, out)
 			a.failedAt(leader)

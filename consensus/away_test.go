@@ -1,11 +1,15 @@
 package consensus
 
 import (
+	"bufio"
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
 
 	"github.com/jointcloud/pcm"
 )
@@ -151,6 +155,51 @@ func pcmFirst(results []pcm.CommandResult) error {
 		}
 	}
 	return nil
+}
+
+// A leader that was stopped keeps its streams and answers nothing. Its callers don't wait for
+// it once the cell has another one.
+func TestAwayLeavesSilentLeader(t *testing.T) {
+	b := &book{}
+	lead := found(t, b, nil)
+	silent := b.prepare(t, nil)
+	var asked atomic.Bool // it was asked to decide something
+	silent.host.SetStreamHandler(protocolOf(testCell, protoPropose), func(s network.Stream) {
+		var req request
+		if readFrame(s, &req) == nil {
+			asked.Store(true)
+		}
+	})
+	silent.host.SetStreamHandler(protocolOf(testCell, protoQuery), func(s network.Stream) {
+		w := bufio.NewWriter(s)
+		for {
+			var req request
+			if readFrame(s, &req) != nil {
+				return
+			}
+			where := whereAnswer{Leader: silent.cfg.Self, Term: 1_000}
+			if asked.Load() {
+				where = whereAnswer{Leader: lead.cfg.Self, Term: 1_001}
+			}
+			if writeFrame(w, response{ID: req.ID, Body: pcm.MustMarshal(where)}) != nil || w.Flush() != nil {
+				return
+			}
+		}
+	})
+	o, a := outsider(t, b, func() []pcm.PeerID { return []pcm.PeerID{silent.cfg.Self, lead.cfg.Self} })
+	a.patience = time.Hour
+	if got, err := a.Locate(t.Context()); err != nil || got != silent.cfg.Self {
+		t.Fatalf("the leader is taken to be %s: %v", got, err)
+	}
+	a.clock.observe(1_000, lead.LogTime())
+	_, s := o.awayCommand(a, "nobody")
+	r, err := a.Propose(t.Context(), s)
+	if err == nil {
+		err = pcmFirst(r)
+	}
+	if err != nil || !asked.Load() {
+		t.Errorf("asked the silent leader: %v; %v", asked.Load(), err)
+	}
 }
 
 // With nobody to ask, a caller is told so when its patience ends.

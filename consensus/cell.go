@@ -289,7 +289,7 @@ func Open(cfg Config) (_ *Cell, err error) {
 	c.serve(protoRecords, 4, c.isMember, c.answerRecords)
 	c.serve(protoQuery, 64, c.anybody, newQueries(c).answer)
 	c.handleStreams(protoEvents, c.anybody, c.hub.push)
-	for _, run := range []func(){c.watch.run, c.proposer.run, c.hub.follow, c.members.run, c.history.run, c.keepTiles, c.keepSnapshots} {
+	for _, run := range []func(){c.watch.run, newSuccession(c).run, c.proposer.run, c.hub.follow, c.members.run, c.history.run, c.keepTiles, c.keepSnapshots} {
 		c.start(run)
 	}
 	return c, nil
@@ -370,9 +370,7 @@ func (c *Cell) startRaft(logPath string) (err error) {
 	if v := c.voters(); len(v) == 1 && v[0] == c.cfg.Self {
 		// Nobody else can lead: don't wait for the silence of a leader.
 		c.start(func() {
-			header := raft.RPCHeader{ProtocolVersion: rc.ProtocolVersion, ID: []byte(rc.LocalID), Addr: []byte(c.cfg.Self)}
-			var resp raft.TimeoutNowResponse
-			if err := trans.TimeoutNow(rc.LocalID, raft.ServerAddress(c.cfg.Self), &raft.TimeoutNowRequest{RPCHeader: header}, &resp); err != nil {
+			if err := c.stand(); err != nil {
 				c.log.Debug("the lone voter waits for its election timeout", "cell", c.cfg.Cell, "error", err)
 			}
 		})

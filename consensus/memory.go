@@ -104,7 +104,7 @@ func (w *mute) RequestVote(id raft.ServerID, to raft.ServerAddress, req *raft.Re
 	if w.memory.lost.Load() {
 		return errForgot
 	}
-	return w.NetworkTransport.RequestVote(id, to, req, resp)
+	return w.steadyTransport.RequestVote(id, to, req, resp)
 }
 
 // RequestPreVote implements raft.WithPreVote.
@@ -112,7 +112,7 @@ func (w *mute) RequestPreVote(id raft.ServerID, to raft.ServerAddress, req *raft
 	if w.memory.lost.Load() {
 		return errForgot
 	}
-	return w.NetworkTransport.RequestPreVote(id, to, req, resp)
+	return w.steadyTransport.RequestPreVote(id, to, req, resp)
 }
 
 // remind tells replicas without memory that they may begin anew. That they are

@@ -1,12 +1,15 @@
 package consensus
 
 import (
+	"errors"
+	"net"
 	"sync"
 
 	"github.com/hashicorp/raft"
 )
 
-// steadyTransport is Raft's transport with pipelines that can't hang. Raft gives a
+// steadyTransport is Raft's transport with pipelines that can't hang, and votes that aren't
+// lost to streams of a process that is no more. Raft gives a
 // pipeline up at the first answer that is no success, and takes no more of its
 // answers; if it is just sending then, and as many are under way as may be, it waits for room that
 // only taking answers would make: for ever, while its heartbeats go on. A leader
@@ -20,6 +23,31 @@ func (t steadyTransport) AppendEntriesPipeline(id raft.ServerID, target raft.Ser
 		return nil, err
 	}
 	return newSteadyPipeline(inner), nil
+}
+
+// RequestVote implements raft.Transport.
+func (t steadyTransport) RequestVote(id raft.ServerID, to raft.ServerAddress, req *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	return past(func() error { return t.NetworkTransport.RequestVote(id, to, req, resp) })
+}
+
+// RequestPreVote implements raft.WithPreVote.
+func (t steadyTransport) RequestPreVote(id raft.ServerID, to raft.ServerAddress, req *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	return past(func() error { return t.NetworkTransport.RequestPreVote(id, to, req, resp) })
+}
+
+// past asks again over another stream, as often as there may be idle ones from before the
+// other process was started: Raft asks once, and would wait for its next election. To ask
+// twice for the same vote is harmless.
+func past(ask func() error) error {
+	var err error
+	var dial *dialError
+	var late net.Error
+	for range maxPool + 1 {
+		if err = ask(); err == nil || errors.As(err, &dial) || errors.As(err, &late) && late.Timeout() {
+			break
+		}
+	}
+	return err
 }
 
 // steadyPipeline takes the answers that Raft doesn't want any more.

@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"errors"
+	"os"
 	"testing"
 	"time"
 
@@ -72,6 +73,27 @@ func TestPipelineCloses(t *testing.T) {
 	for range 2 {
 		if err := p.Close(); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// A vote is asked for again over another stream, but not of a peer that can't be reached or doesn't answer.
+func TestVotesGetPastDeadStreams(t *testing.T) {
+	broken := errors.New("stream reset")
+	for name, c := range map[string]struct {
+		outcomes []error
+		asked    int
+	}{
+		"at once":         {[]error{nil}, 1},
+		"one dead stream": {[]error{broken, nil}, 2},
+		"all are dead":    {[]error{broken, broken, broken, broken, broken}, maxPool + 1},
+		"no way there":    {[]error{broken, &dialError{broken}, nil}, 2},
+		"no answer":       {[]error{os.ErrDeadlineExceeded, nil}, 1},
+	} {
+		n := 0
+		err := past(func() error { n++; return c.outcomes[n-1] })
+		if n != c.asked || !errors.Is(err, c.outcomes[n-1]) {
+			t.Errorf("%s: asked %d times, %v", name, n, err)
 		}
 	}
 }

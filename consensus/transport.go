@@ -110,10 +110,15 @@ func (l *streamLayer) Dial(address raft.ServerAddress, timeout time.Duration) (n
 		// comes back would stay behind for as long. So a call waits here, and
 		// goes on as soon as the peer is there again.
 		if !l.awaitConnection(ctx, id) {
-			return nil, err
+			return nil, &dialError{err}
 		}
 	}
 }
+
+// dialError says that there is no stream, in contrast to one that broke.
+type dialError struct{ error }
+
+func (e *dialError) Unwrap() error { return e.error }
 
 // reconnectPoll is how often a waiting call looks whether its peer is back.
 const reconnectPoll = 50 * time.Millisecond
