@@ -32,12 +32,19 @@ func (b *bench) failover(ctx context.Context) error {
 			return err
 		}
 		t.members[victim].kill()
+		if b.all {
+			fmt.Printf("  %s: member %d is killed\n", time.Now().Format(time.RFC3339Nano), victim)
+		}
 		a, err := t.caller.answer()
 		if err != nil {
 			return fmt.Errorf("a caller saw an error: %w", err)
 		}
 		acknowledged += a.Report.Acknowledged
-		gaps = append(gaps, time.Duration(a.Report.GapMS*float64(time.Millisecond)))
+		gap := time.Duration(a.Report.GapMS * float64(time.Millisecond))
+		gaps = append(gaps, gap)
+		if b.all {
+			fmt.Println("    without an acknowledgement for", ms(gap))
+		}
 		if err := t.restart(victim); err != nil {
 			return err
 		}

@@ -118,7 +118,8 @@ func longest(times []time.Duration) (gap time.Duration) {
 }
 
 // fill has this peer, a lone voter, make n records as fast as it can. Nobody
-// checks their signatures, and they have none.
+// checks their signatures, and they have none. What is refused for want of room, as
+// each peer's commands are bounded, or because it came too late, is made anew.
 func (m *member) fill(n int) (r report, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
 	defer cancel()
@@ -127,33 +128,52 @@ func (m *member) fill(n int) (r report, err error) {
 	left.Store(int64(n))
 	var first atomic.Pointer[error]
 	var wg sync.WaitGroup
-	const each = 256
-	for worker := range 4 {
+	const workers, each = 4, 256
+	take := func() int {
+		for {
+			have := left.Load()
+			size := min(each, have)
+			if size <= 0 || left.CompareAndSwap(have, have-size) {
+				return int(size)
+			}
+		}
+	}
+	for worker := range workers {
 		wg.Go(func() {
-			key := keyOf(m.plan.Signers[worker])
-			self, public, sig := key.Peer(), key.Public(), make([]byte, 64)
-			for first.Load() == nil {
-				size := int(min(each, left.Add(-each)+each))
-				if size <= 0 {
+			type signer struct {
+				self   pcm.PeerID
+				public []byte
+			}
+			var signers []signer
+			for i := worker; i < len(m.plan.Signers); i += workers {
+				key := keyOf(m.plan.Signers[i])
+				signers = append(signers, signer{key.Peer(), key.Public()})
+			}
+			sig := make([]byte, 64)
+			for turn := 0; first.Load() == nil; turn++ {
+				size, by := take(), signers[turn%len(signers)]
+				if size == 0 {
 					return
 				}
 				cmds := make([]pcm.Signed, size)
 				for i := range cmds {
 					job := pcm.NewJobID()
-					cmds[i] = pcm.Signed{Signer: public, Sig: sig, Payload: pcm.MustMarshal(pcm.Command{
-						Version: pcm.CommandVersion, ID: pcm.NewCommandID(), Mesh: m.plan.Mesh, Cell: m.plan.Cell, Peer: self,
+					cmds[i] = pcm.Signed{Signer: by.public, Sig: sig, Payload: pcm.MustMarshal(pcm.Command{
+						Version: pcm.CommandVersion, ID: pcm.NewCommandID(), Mesh: m.plan.Mesh, Cell: m.plan.Cell, Peer: by.self,
 						NotAfter: m.cell.LogTime() + 2_000, Ops: submitAndCancel(job),
 					})}
 				}
 				results, err := m.cell.Propose(ctx, cmds...)
 				if pcm.ErrorCode(err) == pcm.Busy {
+					left.Add(int64(size))
 					continue
 				}
 				for _, res := range results {
 					switch e := res.First(); pcm.ErrorCode(e) {
 					case "":
-					case pcm.Busy, pcm.Conflict: // too many within their validity, or too late
+					case pcm.Busy, pcm.Conflict:
 						failed.Add(1)
+						left.Add(1)
 					default:
 						err = e
 					}
@@ -165,7 +185,7 @@ func (m *member) fill(n int) (r report, err error) {
 		})
 	}
 	wg.Wait()
-	r.Acknowledged, r.Failed, r.Seconds = n-int(failed.Load()), int(failed.Load()), time.Since(begun).Seconds()
+	r.Acknowledged, r.Failed, r.Seconds = n, int(failed.Load()), time.Since(begun).Seconds()
 	if e := first.Load(); e != nil {
 		err = *e
 	}

@@ -31,6 +31,7 @@ type bench struct {
 	many int // tasks of an array
 	mods int // runs of the Go module
 	keep bool
+	all  bool // processes of cells log all
 
 	tasks   int             // of an array on a back end
 	rounds  int             // of each such array
@@ -78,6 +79,7 @@ func main() {
 	flag.StringVar(&b.store, "store", "", "of a cell's Raft log (default: the usual one)")
 	flag.StringVar(&b.profile, "profile", "", "write CPU profiles of a cell's processes to files that begin so")
 	flag.BoolVar(&b.keep, "keep", false, "keep the data folders and logs")
+	flag.BoolVar(&b.all, "debug", false, "with -keep: a cell's processes log all that they do")
 	flag.Parse()
 	b.idle, b.jobs, b.many, b.mods = 60*time.Second, 200, 2000, 200
 	if quick {

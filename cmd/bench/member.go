@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/pprof"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p"
@@ -38,6 +39,7 @@ type plan struct {
 	Signers [][]byte // seeds of the peers whose commands it proposes
 	Checks  int      // signatures that are checked of each command: 0, 1 or 2
 	Store   string   // of Raft's log; "": the default
+	Debug   bool     // processes log all
 	Profile string   // a file for each process's CPU profile begins with it; "": none
 }
 
@@ -133,6 +135,7 @@ type state struct {
 	Records uint64     `json:"records"`
 	Hot     int        `json:"hot,omitempty"`    // bytes of a snapshot
 	Allocs  uint64     `json:"allocs,omitempty"` // objects, since the start
+	Apply   int64      `json:"apply,omitempty"`  // ns that the ledger has taken to apply, since the start
 	Seen    int        `json:"seen,omitempty"`   // commands of the bench in the records
 	Sent    int64      `json:"sent,omitempty"`   // bytes in streams
 }
@@ -159,11 +162,24 @@ type member struct {
 
 	at int // its place among the members; -1: the caller
 
-	state  *ledger.State
+	state  *timed
 	cell   *consensus.Cell
 	client *consensus.Away
 	cells  []*consensus.Cell // of a crowd
 	signed []pcm.Signed      // for the next load
+}
+
+// timed is a ledger that tells how long it takes.
+type timed struct {
+	*ledger.State
+	took atomic.Int64 // ns in Apply
+}
+
+// Apply implements consensus.Machine.
+func (t *timed) Apply(index uint64, e pcm.Entry) pcm.Effects {
+	begun := time.Now()
+	defer func() { t.took.Add(time.Since(begun).Nanoseconds()) }()
+	return t.State.Apply(index, e)
 }
 
 // runMember serves orders until standard input ends.
@@ -267,7 +283,7 @@ func (m *member) serve(o order) (a answer, err error) {
 	case "allocs":
 		var ms runtime.MemStats
 		runtime.ReadMemStats(&ms)
-		a.Status.Allocs = ms.Mallocs
+		a.Status.Allocs, a.Status.Apply = ms.Mallocs, m.state.took.Load()
 		return a, nil
 	case "sent":
 		a.Status.Sent = m.traffic.GetBandwidthTotals().TotalOut
@@ -309,7 +325,11 @@ func (m *member) open() (err error) {
 	if err != nil {
 		return err
 	}
-	log := slog.New(slog.NewTextHandler(file, &slog.HandlerOptions{Level: slog.LevelWarn})) // as long as the process
+	level := slog.LevelWarn
+	if m.plan.Debug {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(file, &slog.HandlerOptions{Level: level})) // as long as the process
 	if m.at < 0 {
 		m.client, err = consensus.NewAway(consensus.AwayConfig{
 			Cell: m.plan.Cell, Self: m.key.Peer(), Host: m.host, Logger: log,
@@ -322,7 +342,7 @@ func (m *member) open() (err error) {
 		})
 		return err
 	}
-	m.state = ledger.New(m.plan.genesis())
+	m.state = &timed{State: ledger.New(m.plan.genesis())}
 	m.cell, err = consensus.Open(consensus.Config{
 		Dir: filepath.Join(m.plan.Dir, m.name), Mesh: m.plan.Mesh, Cell: m.plan.Cell, Self: m.key.Peer(), Host: m.host,
 		Machine: m.state, Bootstrap: m.at == 0, Logger: log, MaxVoters: cmp.Or(len(m.plan.Members), 1),

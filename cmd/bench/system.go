@@ -55,10 +55,11 @@ type usage struct {
 	cpu      time.Duration // its own
 	children time.Duration // of children that it has waited for
 	rss      int64         // bytes
+	anon     int64         // of these what is no file's: mapped tables go when others need the room
 }
 
 func (u usage) minus(o usage) usage {
-	return usage{u.cpu - o.cpu, u.children - o.children, u.rss}
+	return usage{u.cpu - o.cpu, u.children - o.children, u.rss, u.anon}
 }
 
 // tick is the unit of CPU times in /proc on every Linux that Go supports.
@@ -79,10 +80,20 @@ func usageOf(pid int) (usage, error) {
 	for i := 1; i < 22; i++ {
 		n[i], _ = strconv.ParseInt(fields[i], 10, 64) // the ones that are read are numbers
 	}
+	// size resident shared: see proc_pid_statm(5)
+	statm, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err != nil {
+		return usage{}, err
+	}
+	var size, resident, shared int64
+	if _, err := fmt.Sscan(string(statm), &size, &resident, &shared); err != nil {
+		return usage{}, fmt.Errorf("/proc/%d/statm: %w", pid, err)
+	}
 	return usage{
 		cpu:      time.Duration(n[11]+n[12]) * tick,
 		children: time.Duration(n[13]+n[14]) * tick,
 		rss:      n[21] * int64(os.Getpagesize()),
+		anon:     (resident - shared) * int64(os.Getpagesize()),
 	}, nil
 }
 

@@ -41,7 +41,7 @@ func (b *bench) troop(ctx context.Context, members int, change func(*plan)) (_ *
 	root := pcm.NewKey()
 	t := &troop{path: filepath.Join(dir, "plan.json"), plan: plan{
 		Dir: dir, Mesh: pcm.NewMeshID(root.Public()), Cell: pcm.NewCellID(), Root: root.Seed(), Members: seeds(members),
-		Caller: pcm.NewKey().Seed(), Signers: seeds(64), Checks: 1, Profile: b.profile,
+		Caller: pcm.NewKey().Seed(), Signers: seeds(64), Checks: 1, Profile: b.profile, Debug: b.all,
 	}}
 	if change != nil {
 		change(&t.plan)
