@@ -55,6 +55,13 @@ func (d Descriptor) Room() int {
 	return max(0, d.MaxMembers-d.Members)
 }
 
+// Silent tells whether the cell's leader should have been heard of again by now:
+// half of the time for which the descriptor holds is over, which is several times
+// as long as leaders wait.
+func (d Descriptor) Silent(now time.Time) bool {
+	return now.UnixMilli()-d.IssuedAt > (d.NotAfter-d.IssuedAt)/2
+}
+
 // Votes tells whether a peer is one of the cell's voters.
 func (d Descriptor) Votes(id PeerID) bool {
 	return slices.ContainsFunc(d.Voters, func(v DescribedPeer) bool { return v.Peer == id })

@@ -48,7 +48,7 @@ func (c Code) HTTPStatus() int {
 }
 
 // ExitCode is the status with which the CLI ends on an error of this code:
-// 2 usage, 3 refused or not found, 4 a peer (or its disk) failed.
+// 2 usage, 3 refused or not found, 4 a peer, leader or back end can't be reached now, or its disk fails.
 func (c Code) ExitCode() int {
 	if r, ok := codeTable[c]; ok {
 		return r.exit

@@ -236,7 +236,7 @@ func (c *Cell) transfer(ctx context.Context, to pcm.PeerID) error {
 	case to == "":
 		f = c.raft.LeadershipTransfer()
 	case !slices.Contains(c.voters(), to):
-		return pcm.Errorf(pcm.Invalid, "peer %s is not a voter of %s", pcm.Short(to), pcm.Short(c.cfg.Cell))
+		return pcm.Errorf(pcm.Refused, "peer %s doesn't vote in %s, so it can't lead: 'pcm cell members' lists who votes", pcm.Short(to), pcm.Short(c.cfg.Cell))
 	default:
 		f = c.raft.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to))
 	}

@@ -16,6 +16,7 @@ type standing struct {
 	Leader   bool
 	Answers  bool // in the last survey, or it is the leader itself
 	Dead     bool // silent for so long that it is given up as a voter
+	Complete bool // has the whole history, by its own word
 	Ready    bool // a replica that is caught up, complete and stable
 	Coming   bool // a replica that may be ready soon
 	Eligible bool // may vote, by its own word and the operators'
@@ -312,12 +313,18 @@ func planPromote(view []standing, most int, id, instead pcm.PeerID) (plan, error
 		return plan{Why: "it votes already"}, nil
 	case in.Voter:
 		return plan{}, pcm.Errorf(pcm.Conflict, "peer %s votes already: to take the vote from the other one use 'pcm cell demote'", short)
+	case !in.Eligible && in.Owner == "":
+		return plan{}, pcm.Errorf(pcm.Refused, "peer %s can't vote yet: its passport is not known here; it comes with its first words in the cell", short)
 	case !in.Eligible:
-		return plan{}, pcm.Errorf(pcm.Refused, "peer %s may not vote by its own configuration (cell.voter_eligible: false), or its passport is not known here", short)
+		return plan{}, pcm.Errorf(pcm.Refused, "peer %s may not vote by its own configuration (cell.voter_eligible: false)", short)
 	case !in.Answers:
 		return plan{}, pcm.Errorf(pcm.Unavailable, "peer %s does not answer: a voter that is away only makes the majority larger", short)
+	case !in.Ready && in.Forgot:
+		return plan{}, pcm.Errorf(pcm.Unavailable, "peer %s has a new folder, and takes no part in elections yet: the leader gives it a new place by itself; try again when 'pcm cell members' says that it is ready", short)
+	case !in.Ready && !in.Complete:
+		return plan{}, pcm.Errorf(pcm.Unavailable, "peer %s still fetches the cell's history: try again when 'pcm cell members' says that it is ready", short)
 	case !in.Ready:
-		return plan{}, pcm.Errorf(pcm.Unavailable, "peer %s has not caught up, or not for long enough, or its history is not complete: try again when 'pcm cell members' says that it is ready", short)
+		return plan{}, pcm.Errorf(pcm.Unavailable, "peer %s has not kept up with the log for long enough: try again when 'pcm cell members' says that it is ready", short)
 	}
 	p := plan{Changes: []change{{true, id}}}
 	n := len(voters)
@@ -392,7 +399,7 @@ func tooFew(voters []standing) error {
 	var silent []string
 	for _, v := range voters {
 		if !v.Answers && !v.Leader {
-			silent = append(silent, pcm.Short(v.Peer))
+			silent = append(silent, "peer "+pcm.Short(v.Peer))
 		}
 	}
 	return pcm.Errorf(pcm.Refused, "the cell would lose its majority by that: of %d voters these don't answer: %s", len(voters), strings.Join(silent, ", "))

@@ -136,7 +136,7 @@ func TestPlanOfOperators(t *testing.T) {
 		{"promote d1 e1", "a1:L b1:V c1:V d1:r e1:r", 3, "invalid: not a voter"},
 		{"promote c1", "a1:L b1:V c1:r", 3, "+c1"},
 		{"promote d1", "a1:L b1:V c1:V d1:rx", 5, "refused: voter_eligible"},
-		{"promote d1", "a1:L b1:V c1:V d1:c", 5, "unavailable: caught up"},
+		{"promote d1", "a1:L b1:V c1:V d1:c", 5, "unavailable: history"},
 		{"promote d1", "a1:L b1:V c1:V d1:r-", 5, "unavailable: answer"},
 		{"promote d1", "a1:L", 5, "not_found: members"},
 		{"demote c1", "a1:L b1:V c1:V d1:r", 3, "+d1 -c1"},

@@ -82,7 +82,7 @@ func (m *members) view(servers []raft.Server) []standing {
 		s, id := &list[i], list[i].Peer
 		if h := m.health[id]; h != nil && id != cfg.Self {
 			silent := now.Sub(later(h.contact, h.since)) > cfg.DeadAfter
-			s.Answers, s.Dead, s.Forgot = h.answers, silent, h.forgot && h.answers
+			s.Answers, s.Dead, s.Forgot, s.Complete = h.answers, silent, h.forgot && h.answers, h.complete
 			stable := time.Duration(0)
 			if !h.caught.IsZero() {
 				stable = now.Sub(h.caught)

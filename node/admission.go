@@ -169,7 +169,7 @@ func (n *Node) admit(ctx context.Context, req mesh.JoinRequest, inv pcm.Invite, 
 	if !n.mesh.Own().Has(pcm.RoleIssuer) || inv.Issuer != n.self {
 		return none, pcm.Errorf(pcm.Refused, "the token was made by peer %s and is redeemed there", pcm.Short(inv.Issuer))
 	}
-	home, err := n.homeFor(req) // what can be refused is refused before the token is used
+	homes, err := n.homesFor(req) // what can be refused is refused before the token is used
 	if err != nil {
 		return none, err
 	}
@@ -183,7 +183,7 @@ func (n *Node) admit(ctx context.Context, req mesh.JoinRequest, inv pcm.Invite, 
 	if _, err := n.must(ctx, pcm.Op{Enroll: &pcm.Enroll{Passport: passport}}); err != nil {
 		return none, err
 	}
-	reply, err := n.settleIn(ctx, home, from, passport)
+	reply, err := n.settleIn(ctx, homes, from, passport)
 	if err != nil {
 		return none, err
 	}

@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -112,11 +114,38 @@ func (n *Node) orderCell(ctx context.Context, event, typed string, do func(conte
 	try, cancel := context.WithTimeout(ctx, cellOrderTime)
 	defer cancel()
 	if err := do(try, id); err != nil {
-		return api.CellHealth{}, err
+		return api.CellHealth{}, n.inNames(err)
 	}
 	n.audit.operator(ctx, event, api.AuditEntry{Subject: string(id)})
 	n.log.Info("the operator changed the cell", "event", event, "peer", pcm.Short(id))
-	return n.CellHealth(ctx)
+	return n.settledHealth(try)
+}
+
+// settledHealth is how the cell is once it has a leader that answers; what was
+// done may have ended the term of the one before. If none does in time, it says so.
+func (n *Node) settledHealth(ctx context.Context) (api.CellHealth, error) {
+	for {
+		v, err := n.CellHealth(ctx)
+		if err != nil || v.MaxVoters > 0 || !pause(ctx, 50*time.Millisecond) {
+			return v, err
+		}
+	}
+}
+
+// inNames says the names of the cell and of its peers in an error whose writer
+// knew their IDs alone.
+func (n *Node) inNames(err error) error {
+	e, ok := errors.AsType[*pcm.Error](err)
+	if !ok {
+		return err
+	}
+	pairs := []string{pcm.Short(n.id.Mesh.Cell), fmt.Sprintf("cell %s (%s)", n.id.Mesh.CellName, pcm.Short(n.id.Mesh.Cell))}
+	for id, name := range n.names() {
+		if name != "" {
+			pairs = append(pairs, "peer "+pcm.Short(id), fmt.Sprintf("peer %s (%s)", name, pcm.Short(id)))
+		}
+	}
+	return pcm.Errorf(e.Code, "%s", strings.NewReplacer(pairs...).Replace(e.Error()))
 }
 
 // TransferLeader hands leadership to a voter; "": the one that is furthest.

@@ -173,7 +173,7 @@ func (n *Node) awayCells() []api.Cell {
 		c := api.Cell{
 			ID: d.Cell, Name: d.Name, Away: true, Leader: d.Leader, Term: d.Term, Size: d.Members, MaxMembers: d.MaxMembers, Open: d.Open,
 			Source: row.Source, AgeMS: max(0, time.Since(row.ReceivedAt).Milliseconds()), NotAfter: time.UnixMilli(d.NotAfter).UTC(),
-			Members: []api.CellMember{},
+			Silent: d.Silent(time.Now()), Members: []api.CellMember{},
 		}
 		for _, v := range d.Voters {
 			role := consensus.RoleVoter

@@ -29,42 +29,49 @@ func foundingName(wish, otherwise string) (string, error) {
 	return name, nil
 }
 
-// home is where a newcomer goes.
+// home is where a newcomer may go.
 type home struct {
 	cell pcm.CellID // "": one that it founds
 	name string
 }
 
-// homeFor decides where a newcomer goes that redeems a token here.
-func (n *Node) homeFor(req mesh.JoinRequest) (home, error) {
+// homesFor decides where a newcomer goes that redeems a token here: the first of
+// the homes whose cell takes it.
+func (n *Node) homesFor(req mesh.JoinRequest) ([]home, error) {
 	most, open := n.limits()
 	members := n.cell.Status().Members
 	own := pcm.Descriptor{Cell: n.id.Mesh.Cell, Name: n.id.Mesh.CellName, Members: len(members), MaxMembers: most, Open: open}
 	if slices.ContainsFunc(members, func(m consensus.Member) bool { return m.Peer == req.Peer }) {
-		return home{own.Cell, own.Name}, nil // it was let in before and asks again
+		return []home{{own.Cell, own.Name}}, nil // it was let in before and asks again
 	}
-	return homeAmong(req.Cell, req.Name, own, n.otherCells())
+	return homesAmong(req.Cell, req.Name, own, n.otherCells(), time.Now())
 }
 
-// homeAmong decides where a newcomer goes: where it wishes, if there is room; else
-// into its inviter's cell, into the roomiest other one, or into one of its own.
-func homeAmong(wish, newcomer string, own pcm.Descriptor, others []pcm.Descriptor) (home, error) {
+// maxHomes is how many other cells are asked to take a newcomer that has no wish.
+const maxHomes = 3
+
+// homesAmong decides where a newcomer goes: where it wishes, if there is room; else
+// into its inviter's cell, into one of the roomiest other ones, those first whose
+// leaders were heard of lately, or into one of its own.
+func homesAmong(wish, newcomer string, own pcm.Descriptor, others []pcm.Descriptor, now time.Time) ([]home, error) {
 	all := append([]pcm.Descriptor{own}, others...)
 	if strings.HasPrefix(wish, newCell) {
 		name, err := foundingName(wish, newcomer)
 		if err == nil && slices.ContainsFunc(all, func(d pcm.Descriptor) bool { return d.Name == name }) {
 			err = pcm.Errorf(pcm.Conflict, "the mesh has a cell %s: join it with --cell %s, or give the new one another name", name, name)
 		}
-		return home{name: name}, err
+		return []home{{name: name}}, err
 	}
 	if wish == "" {
 		if own.Room() > 0 {
-			return home{own.Cell, own.Name}, nil
+			return []home{{own.Cell, own.Name}}, nil
 		}
-		if roomy := withRoom(others); len(roomy) > 0 {
-			return home{roomy[0].Cell, roomy[0].Name}, nil
+		var homes []home
+		roomy := withRoom(others, now)
+		for _, d := range roomy[:min(len(roomy), maxHomes)] {
+			homes = append(homes, home{d.Cell, d.Name})
 		}
-		return home{name: newcomer}, nil
+		return append(homes, home{name: newcomer}), nil
 	}
 	var found []pcm.Descriptor
 	for _, d := range all {
@@ -74,32 +81,36 @@ func homeAmong(wish, newcomer string, own pcm.Descriptor, others []pcm.Descripto
 	}
 	switch {
 	case len(found) == 0:
-		return home{}, pcm.Errorf(pcm.NotFound, "the mesh has no cell %s, as far as the inviting peer knows; it knows %s; found one with --cell new:%s", wish, cellList(all), wish)
+		return nil, pcm.Errorf(pcm.NotFound, "the mesh has no cell %s, as far as the inviting peer knows; it knows %s; found one with --cell new:%s", wish, cellList(all), wish)
 	case len(found) > 1:
-		return home{}, pcm.Errorf(pcm.Conflict, "%d cells are called %s: name the one by its ID: %s", len(found), wish, cellList(found))
+		return nil, pcm.Errorf(pcm.Conflict, "%d cells are called %s: name the one by its ID: %s", len(found), wish, cellList(found))
 	case found[0].Room() == 0:
-		return home{}, noRoomIn(found[0], all)
+		return nil, noRoomIn(found[0], all, now)
 	}
-	return home{found[0].Cell, found[0].Name}, nil
+	return []home{{found[0].Cell, found[0].Name}}, nil
 }
 
 // noRoomIn says why a cell takes nobody, and which cells do.
-func noRoomIn(d pcm.Descriptor, all []pcm.Descriptor) error {
+func noRoomIn(d pcm.Descriptor, all []pcm.Descriptor, now time.Time) error {
 	why := "takes no newcomers"
 	if d.Open {
 		why = fmt.Sprintf("has %d members, and takes %d at most", d.Members, d.MaxMembers)
 	}
 	where := "no cell has: found one with --cell new:NAME"
-	if roomy := withRoom(all); len(roomy) > 0 {
+	if roomy := withRoom(all, now); len(roomy) > 0 {
 		where = cellList(roomy) + " have (--cell NAME), or found one with --cell new:NAME"
 	}
 	return pcm.Errorf(pcm.Refused, "cell %s (%s) has no room: it %s; %s", d.Name, pcm.Short(d.Cell), why, where)
 }
 
-// withRoom are the cells that take newcomers, the roomiest first.
-func withRoom(cells []pcm.Descriptor) []pcm.Descriptor {
+// withRoom are the cells that take newcomers, the roomiest first, and those last
+// whose leaders are silent.
+func withRoom(cells []pcm.Descriptor, now time.Time) []pcm.Descriptor {
 	roomy := slices.DeleteFunc(slices.Clone(cells), func(d pcm.Descriptor) bool { return d.Room() == 0 })
 	slices.SortStableFunc(roomy, func(a, b pcm.Descriptor) int {
+		if a.Silent(now) != b.Silent(now) {
+			return map[bool]int{true: 1, false: -1}[a.Silent(now)]
+		}
 		if a.Room() != b.Room() {
 			return b.Room() - a.Room()
 		}
@@ -121,8 +132,23 @@ func cellList(cells []pcm.Descriptor) string {
 	return strings.Join(names, ", ")
 }
 
-// settleIn sees to it that the cell that was decided on takes the newcomer in.
-func (n *Node) settleIn(ctx context.Context, h home, newcomer pcm.PeerID, passport pcm.Signed) (mesh.JoinReply, error) {
+// settleIn sees to it that one of the cells takes the newcomer in: those that don't
+// answer, or have no room any more, are passed over for the next.
+func (n *Node) settleIn(ctx context.Context, homes []home, newcomer pcm.PeerID, passport pcm.Signed) (mesh.JoinReply, error) {
+	for _, h := range homes[:len(homes)-1] {
+		try, cancel := context.WithTimeout(ctx, cellJoinTime)
+		reply, err := n.settleInto(try, h, newcomer, passport)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return reply, err
+		}
+		n.log.Info("a cell did not take a newcomer in; another one is asked", "newcomer", pcm.Short(newcomer), "cell", pcm.Short(h.cell), "name", h.name, "error", err)
+	}
+	return n.settleInto(ctx, homes[len(homes)-1], newcomer, passport)
+}
+
+// settleInto sees to it that a cell takes the newcomer in.
+func (n *Node) settleInto(ctx context.Context, h home, newcomer pcm.PeerID, passport pcm.Signed) (mesh.JoinReply, error) {
 	reply := mesh.JoinReply{Cell: h.cell, CellName: h.name, Peers: n.knownAddrs()}
 	switch h.cell {
 	case "":
@@ -231,7 +257,7 @@ func (n *Node) serveCellJoin(ctx context.Context, from pcm.Passport, raw []byte)
 		most, open := n.limits()
 		d := pcm.Descriptor{Cell: n.id.Mesh.Cell, Name: n.id.Mesh.CellName, Members: len(members), MaxMembers: most, Open: open}
 		if d.Room() == 0 {
-			return nil, noRoomIn(d, n.otherCells())
+			return nil, noRoomIn(d, n.otherCells(), time.Now())
 		}
 		if _, err := n.must(ctx, pcm.Op{Enroll: &pcm.Enroll{Passport: req.Passport}}); err != nil {
 			return nil, err

@@ -60,10 +60,13 @@ func readRootKey(id *identity, file string) (pcm.Key, error) {
 		return pcm.Key{}, pcm.Errorf(pcm.NotFound, "can't read the exported key %s: %w", file, err)
 	}
 	k, err := parseKey(file, data)
-	if err == nil && pcm.NewMeshID(k.Public()) != id.Mesh.Mesh {
-		err = pcm.Errorf(pcm.Conflict, "the key in %s is not the root key of %s", file, id.Mesh.Mesh)
+	switch {
+	case err != nil:
+		return k, pcm.Errorf(pcm.Invalid, "%s holds no key (64 hex digits expected): name the file that 'pcm root-key export' wrote; nothing was changed", file)
+	case pcm.NewMeshID(k.Public()) != id.Mesh.Mesh:
+		return k, pcm.Errorf(pcm.Conflict, "the key in %s is not the root key of %s: name the file that 'pcm root-key export' wrote; nothing was changed", file, id.Mesh.Mesh)
 	}
-	return k, err
+	return k, nil
 }
 
 // ImportRootKey brings the root key to a data folder whose node is stopped.

@@ -133,6 +133,10 @@ func (n *Node) Offers(ctx context.Context) ([]api.Offer, error) {
 	n.fresh(ctx)
 	var list []api.Offer
 	rows := n.mesh.Offers()
+	abroad := map[ledger.PoolKey]placement.Site{}
+	for _, s := range n.sitesAbroad() {
+		abroad[ledger.PoolKey{Peer: s.Peer, Pool: s.Pool.ID}] = s
+	}
 	n.cell.View(func() {
 		for _, row := range rows {
 			o := row.Offer
@@ -142,9 +146,19 @@ func (n *Node) Offers(ctx context.Context) ([]api.Offer, error) {
 					Number: o.Number, Pool: p, Rules: rulesFor(o.Rules, p.ID), Price: priceView(p.Price), Source: row.Source,
 					AgeMS: max(0, time.Now().UnixMilli()-o.IssuedAt), NotAfter: time.UnixMilli(o.NotAfter).UTC(),
 				}
-				if lp, ok := n.state.Pool(ledger.PoolKey{Peer: o.Peer, Pool: p.ID}); ok && o.Cell == n.id.Mesh.Cell {
+				key := ledger.PoolKey{Peer: o.Peer, Pool: p.ID}
+				if o.Cell != n.id.Mesh.Cell {
+					s, ok := abroad[key]
+					if v.FreeNote = s.Avoid; !ok {
+						v.FreeNote = "it can't be bought from here: this cell's rules know no trade across cells yet"
+					} else if v.FreeNote == "" {
+						v.Free, v.FreeSlots = &s.Free, &s.Slots
+					}
+				} else if lp, ok := n.state.Pool(key); ok {
 					free, slots := lp.Free()
 					v.Free, v.FreeSlots = &free, &slots
+				} else {
+					v.FreeNote = "it is not declared in the ledger yet"
 				}
 				list = append(list, v)
 			}

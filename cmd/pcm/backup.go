@@ -100,7 +100,7 @@ of the cell has its folder, 'pcm cell recover' loses less.`}
 	inspect := &cobra.Command{
 		Use: "inspect FILE", Short: "Check a snapshot file and show what it holds; needs no node", Args: exactly(1, "a snapshot FILE"),
 		RunE: func(_ *cobra.Command, args []string) error {
-			f, err := openFile(args[0])
+			f, err := openKind(args[0], "pcm cell snapshot inspect")
 			if err != nil {
 				return err
 			}
@@ -122,7 +122,7 @@ and its other peers must not go on with their old folders: they stop loudly wher
 they know more. What was there is moved aside. That the cell was restored stands
 in its ledger.`,
 		RunE: func(_ *cobra.Command, args []string) error {
-			f, err := openFile(args[0])
+			f, err := openKind(args[0], "pcm cell snapshot inspect")
 			if err != nil {
 				return err
 			}
@@ -223,7 +223,7 @@ other voters, and then fetches what it missed. The old peer must not run any mor
 If no other voter of the cell is left, --alone has it go on as the one voter of
 the cell, from the snapshot in the backup. What the cell did since is lost.`,
 		RunE: func(_ *cobra.Command, args []string) error {
-			f, err := openFile(args[0])
+			f, err := openKind(args[0], "pcm restore")
 			if err != nil {
 				return err
 			}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -58,13 +59,59 @@ again. New peers join with a token from 'pcm invite' instead.`, exactly(1, peer)
 		func(ctx context.Context, c *api.Client, args []string) (api.CellHealth, error) {
 			return c.AddPeer(ctx, args[0])
 		})
+	var yes bool
 	remove := order("remove PEER", "Take a peer out of the cell", `Takes a peer that is gone for good out of the cell. It gets no more of the
 ledger; its passport stays valid until it runs out. A peer that still runs
-leaves in better order by 'pcm leave' on itself. 'pcm cell add' takes it in again.`, exactly(1, peer),
+leaves in better order by 'pcm leave' on itself. Where that takes a vote, the
+command says what the cell can lose then, and asks. 'pcm cell add' takes the
+peer in again.`, exactly(1, peer),
 		func(ctx context.Context, c *api.Client, args []string) (api.CellHealth, error) {
+			if !yes {
+				if err := a.confirmRemoval(ctx, c, args[0]); err != nil {
+					return api.CellHealth{}, err
+				}
+			}
 			return c.RemovePeer(ctx, args[0])
 		})
+	remove.Flags().BoolVar(&yes, "yes", false, "don't ask: what the cell can lose then is known")
 	return []*cobra.Command{members, transfer, promote, demote, add, remove, a.cellRecoverCommand(), a.snapshotCommand()}
+}
+
+// confirmRemoval has a person confirm that a voter is taken out of the cell.
+func (a *app) confirmRemoval(ctx context.Context, c *api.Client, who string) error {
+	h, err := c.CellHealth(ctx)
+	if err != nil {
+		return err
+	}
+	name, cost := removalCost(h, who)
+	if cost == "" {
+		return nil
+	}
+	fmt.Fprintln(a.errOut, plain(cost))
+	return a.confirm("take the peer out", name)
+}
+
+// removalCost says what it costs a cell to lose a voter, and the voter's name; "" for what takes no
+// vote, which can be taken back, and for the last voter, which the cell keeps.
+func removalCost(h api.CellHealth, who string) (name, cost string) {
+	voters, answer := 0, 0
+	for _, m := range h.Members {
+		if m.Role != "voter" && m.Role != "leader" {
+			continue
+		}
+		voters++
+		if m.Name == who || string(m.ID) == who || len(who) >= 4 && strings.HasPrefix(pcm.Short(m.ID), who) {
+			name = or(m.Name, pcm.Short(m.ID))
+		} else if m.Answers {
+			answer++
+		}
+	}
+	left := voters - 1
+	if name == "" || left == 0 {
+		return "", ""
+	}
+	return name, fmt.Sprintf("%s is one of %s of cell %s. %d would be left, of which %d answer now; the cell then goes on with %d of its voters lost, now with %d.",
+		name, plural(voters, "voter"), h.Name, left, answer, (left-1)/2, (voters-1)/2)
 }
 
 func drawHealth(t *table, h api.CellHealth) {

@@ -48,6 +48,8 @@ func drawCellList(t *table, l api.List[api.Cell]) {
 		size := max(c.Size, len(c.Members))
 		newcomers, heard := fmt.Sprintf("room for %d", max(0, c.MaxMembers-size)), "own"
 		switch {
+		case c.Silent:
+			newcomers = "silent"
 		case !c.Open:
 			newcomers = "closed"
 		case c.MaxMembers <= size:

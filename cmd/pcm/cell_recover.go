@@ -44,10 +44,10 @@ func (a *app) cellRecoverCommand() *cobra.Command {
 				}
 				return pcm.Errorf(pcm.Refused, "%s", v.Problem)
 			}
+			t := &table{wide: a.format == "wide", now: a.now()}
+			drawRecovery(t, v)
+			fmt.Fprint(a.errOut, t.String())
 			if !yes {
-				t := &table{wide: a.format == "wide", now: a.now()}
-				drawRecovery(t, v)
-				fmt.Fprint(a.errOut, t.String())
 				if err := a.confirm("recover the cell", v.Name); err != nil {
 					return err
 				}

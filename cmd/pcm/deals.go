@@ -243,7 +243,7 @@ a setting changes when more than half of them have said the same.`,
 }
 
 func drawSettings(t *table, l api.List[api.CellSetting]) {
-	t.row("SETTING", "VALUE", "SET", "MAY BE", "WANTED")
+	t.row("SETTING", "VALUE", "SET", "WANTED", "MAY BE")
 	for _, s := range l.Items {
 		var wanted []string
 		for _, w := range s.Wanted {
@@ -259,6 +259,6 @@ func drawSettings(t *table, l api.List[api.CellSetting]) {
 		if s.Version > 0 {
 			set = plural(int(s.Version), "time")
 		}
-		t.row(s.ID, s.Value, set, s.Form, or(strings.Join(wanted, ", "), "-"))
+		t.row(s.ID, s.Value, set, or(strings.Join(wanted, ", "), "-"), s.Form)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -319,13 +320,17 @@ keys from somebody you trust, not from whoever gave you the proof.`,
 			if err != nil {
 				return err
 			}
-			info, err := os.Stat(args[0])
-			if err != nil || info.Size() > tlog.MaxProofFile {
-				return pcm.Errorf(pcm.Invalid, "can't read a proof of at most %s from %s: %v", pcm.Bytes(tlog.MaxProofFile), args[0], err)
+			f, err := openKind(args[0], "pcm ledger verify-proof")
+			if err != nil {
+				return err
 			}
-			raw, err := os.ReadFile(args[0])
+			defer f.Close()
+			raw, err := io.ReadAll(io.LimitReader(f, tlog.MaxProofFile+1))
 			if err != nil {
 				return pcm.Errorf(pcm.Invalid, "can't read the proof: %w", err)
+			}
+			if len(raw) > tlog.MaxProofFile {
+				return pcm.Errorf(pcm.Invalid, "%s has over %s: that is no proof", args[0], pcm.Bytes(tlog.MaxProofFile))
 			}
 			v, err := checkProofs(raw, keys)
 			if err != nil {
@@ -392,6 +397,8 @@ func checkProofs(raw []byte, keys []tlog.Key) (v proofVerdict, err error) {
 	switch need := len(keys)/2 + 1; {
 	case len(keys) == 0:
 		v.Problem = "who signed the checkpoint was not checked: give the keys of the cell's voters with --vkey"
+	case !slices.ContainsFunc(keys, func(k tlog.Key) bool { return k.Name == v.ID }):
+		v.Problem = fmt.Sprintf("the proof is of the log %s, and the keys given are of %s: take those of that cell's voters, 'pcm ledger vkeys' on one of its peers", v.ID, keys[0].Name)
 	case len(least) < need:
 		v.Problem = fmt.Sprintf("the checkpoint is signed by %d of the %d keys, at least %d are wanted", len(least), len(keys), need)
 	}

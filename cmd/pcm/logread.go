@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -59,6 +60,9 @@ func fetch(ctx context.Context, client *http.Client, url string, most int64) (bo
 		return nil, false, pcm.Errorf(pcm.Invalid, "can't ask for %s: %w", url, err)
 	}
 	resp, err := client.Do(req)
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		return nil, false, pcm.Errorf(pcm.Unavailable, "nobody answers at %s (%w): is the address right, and does that peer serve its log there (log_listen)?", req.URL.Host, op.Err)
+	}
 	if err != nil {
 		return nil, false, pcm.Errorf(pcm.Unavailable, "can't read %s: %w", url, err)
 	}

@@ -46,7 +46,7 @@ func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)
 
 // Exit codes, besides those of [pcm.Code.ExitCode].
 const (
-	exitFailed = 1 // the job failed
+	exitFailed = 1 // the job failed, or what was checked is not true
 	exitUsage  = 2
 )
 

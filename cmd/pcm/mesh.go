@@ -198,10 +198,13 @@ func drawOffers(t *table, l api.List[api.Offer]) {
 		head = append(head, "PEER", "ACCOUNT", "CELL", "NUMBER", "SANDBOX", "OWN ONLY", "CLASS", "ACCELERATORS", "PER GPU·H", "SOFTWARE", "NETWORK", "FEATURES", "LABELS", "RULES", "SOURCE", "VALID UNTIL")
 	}
 	t.row(head...)
+	var unknown []string
 	for _, o := range l.Items {
 		free := "?"
 		if o.FreeSlots != nil {
 			free = plural(*o.FreeSlots, "slot")
+		} else if o.FreeNote != "" {
+			unknown = append(unknown, fmt.Sprintf("? at %s/%s: %s", or(o.Name, pcm.Short(o.Peer)), o.Pool.ID, o.FreeNote))
 		}
 		row := []string{
 			or(o.Name, pcm.Short(o.Peer)), string(o.Pool.ID), o.Pool.Adapter, o.Pool.Capacity.CPU.String(), o.Pool.Capacity.Memory.String(),
@@ -214,6 +217,10 @@ func drawOffers(t *table, l api.List[api.Offer]) {
 				drawFeatures(o.Pool.Features, o.Pool.NoFiles), or(o.Pool.Labels.String(), "-"), or(ruleNames(o.Rules), "-"), string(o.Source), o.NotAfter.UTC().Format(time.RFC3339))
 		}
 		t.row(row...)
+	}
+	t.flush()
+	for _, line := range unknown[:min(len(unknown), 5)] {
+		t.text("%s", line)
 	}
 }
 

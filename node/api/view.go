@@ -69,8 +69,9 @@ type Offer struct {
 	Cell      pcm.CellID     `json:"cell"`
 	Number    uint64         `json:"number"`
 	Pool      pcm.Pool       `json:"pool"`
-	Free      *pcm.Resources `json:"free,omitempty"` // as the cell's ledger has it; nil: not of this node's cell
+	Free      *pcm.Resources `json:"free,omitempty"` // as the ledger of its cell has it; another cell said so within the last 15 s
 	FreeSlots *int           `json:"free_slots,omitempty"`
+	FreeNote  string         `json:"free_note,omitempty"` // why it isn't known what is free
 	Price     Price          `json:"price"`
 	Rules     []pcm.Rule     `json:"rules,omitempty"` // on which it is sold, as far as they are public
 	Source    pcm.PeerID     `json:"source"`          // who sent it here
@@ -108,6 +109,7 @@ type Cell struct {
 	Open       bool       `json:"open"`             // takes newcomers, if there is room
 	Source     pcm.PeerID `json:"source,omitempty"` // who sent here what is known
 	AgeMS      int64      `json:"age_ms"`           // since it came; of this node's own cell 0
+	Silent     bool       `json:"silent,omitempty"` // its leader should have been heard of again by now
 	NotAfter   time.Time  `json:"not_after,omitzero"`
 }
 

@@ -1,0 +1,28 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/jointcloud/pcm/node/api"
+)
+
+func TestRemovalCost(t *testing.T) {
+	h := api.CellHealth{Name: "north", Members: []api.PeerHealth{
+		{ID: "a", Name: "alpha", Role: "leader", Answers: true}, {ID: "b", Name: "beta", Role: "voter"}, {ID: "c", Name: "gamma", Role: "voter", Answers: true},
+		{ID: "d", Name: "delta", Role: "replica", Answers: true},
+	}}
+	for _, c := range []struct {
+		who, name, cost string
+		of              api.CellHealth
+	}{
+		{"delta", "", "", h},
+		{"nobody", "", "", h},
+		{"alpha", "", "", api.CellHealth{Members: h.Members[:1]}},
+		{"gamma", "gamma", "gamma is one of 3 voters of cell north. 2 would be left, of which 1 answer now; the cell then goes on with 0 of its voters lost, now with 1.", h},
+		{"b", "beta", "beta is one of 3 voters of cell north. 2 would be left, of which 2 answer now; the cell then goes on with 0 of its voters lost, now with 1.", h},
+	} {
+		if name, cost := removalCost(c.of, c.who); name != c.name || cost != c.cost {
+			t.Errorf("%s: %q, %q", c.who, name, cost)
+		}
+	}
+}
