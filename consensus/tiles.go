@@ -119,6 +119,13 @@ func (c *Cell) enter() bool {
 	return true
 }
 
+// Head is the number of records that were applied here, and the hash of their tree.
+// All of them are committed: a signature under it can't be contradicted by another history.
+func (c *Cell) Head() (size uint64, root [32]byte) {
+	c.View(func() { size, root = c.fsm.machine.Root() })
+	return size, root
+}
+
 // Voters are the peers that vote, as far as this peer knows.
 func (c *Cell) Voters() []pcm.PeerID { return c.voters() }
 

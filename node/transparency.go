@@ -132,7 +132,7 @@ func (t *transparency) lastSigned() []byte {
 // tree is the log as this peer holds it now.
 func (t *transparency) tree() *tlog.Tree {
 	c := tlog.Checkpoint{Origin: t.origin()}
-	t.n.cell.View(func() { c.Size, c.Root = t.n.state.Root() })
+	c.Size, c.Root = t.n.cell.Head()
 	return tlog.NewTree(c, t.read)
 }
 
