@@ -30,17 +30,23 @@ var patience = 2 * time.Minute
 
 // testCell is a cell whose peers are processes of this program.
 type testCell struct {
-	name    string
-	genesis ledger.Genesis
-	root    pcm.Key
-	voters  int
-	dir     string // logs and sockets
-	disk    *disk  // where the peers' folders are
-	env     []string
+	name     string
+	genesis  ledger.Genesis
+	root     pcm.Key
+	voters   int
+	dir      string // logs and sockets
+	disk     *disk  // where the peers' folders are
+	env      []string
+	snapshot uint64 // entries after which peers take one
+	older    string // the program of an older release; "": none
 
-	mu    sync.Mutex
-	procs []*proc
-	made  int // processes' numbers so far
+	mu      sync.Mutex
+	procs   []*proc
+	made    int          // processes' numbers so far
+	noVotes []pcm.PeerID // those of replicas that stay replicas
+	updated bool         // new peers are of this release
+
+	outside pcm.PeerID // of the client that is of no cell; "": there is none
 
 	logTime atomic.Int64 // newest that was heard of
 	heard   atomic.Int64 // when, ms of this process
@@ -65,23 +71,27 @@ func keyOf(name string) pcm.Key {
 
 // proc is one peer, which may be running.
 type proc struct {
-	cell *testCell
-	name string
-	id   pcm.PeerID
-	cfg  PeerConfig
+	cell  *testCell
+	name  string
+	id    pcm.PeerID
+	cfg   PeerConfig
+	votes bool // or it is a replica for ever
 
-	mu    sync.Mutex
-	cmd   *exec.Cmd
-	stdin io.WriteCloser
-	ended chan struct{}
-	rpc   *rpc.Client
-	gone  bool // for good
+	mu     sync.Mutex
+	cmd    *exec.Cmd
+	stdin  io.WriteCloser
+	ended  chan struct{}
+	rpc    *rpc.Client
+	gone   bool // for good
+	older  bool // of an older release
+	spoilt bool // bits of its files were flipped: it may find itself damaged
 }
 
-func newTestCell(dir string, d *disk, seed uint64, name string, voters int, env []string) *testCell {
-	root := keyOf(fmt.Sprintf("root %d", seed))
-	sum := sha256.Sum256(fmt.Append(nil, "cell ", seed, name))
-	c := &testCell{name: name, root: root, voters: voters, dir: dir, disk: d, env: env}
+func newTestCell(dir string, d *disk, s settings, i int) *testCell {
+	name := string(rune('a' + i))
+	root := keyOf(fmt.Sprintf("root %d", s.seed))
+	sum := sha256.Sum256(fmt.Append(nil, "cell ", s.seed, name))
+	c := &testCell{name: name, root: root, voters: s.sizes[i], dir: dir, disk: d, env: s.env, older: s.older, snapshot: cmp.Or(s.snapshot, 600)}
 	c.genesis = ledger.Genesis{Mesh: pcm.NewMeshID(root.Public()), Root: root.Public(), Cell: pcm.CellID("cell-" + letters(sum[:], 16)), Name: name}
 	return c
 }
@@ -96,9 +106,10 @@ func letters(b []byte, n int) string {
 	return string(out)
 }
 
-// start makes the cell whole: a founder, then the others, then all of them voters.
-func (c *testCell) start(ctx context.Context) error {
-	founder, err := c.add()
+// start makes the cell whole: a founder, then the others, then all of them voters, and
+// replicas that never vote.
+func (c *testCell) start(ctx context.Context, replicas int) error {
+	founder, err := c.add(true)
 	if err != nil {
 		return err
 	}
@@ -106,16 +117,43 @@ func (c *testCell) start(ctx context.Context) error {
 	if err := founder.start(ctx); err != nil {
 		return err
 	}
-	for range c.voters - 1 {
-		if _, err := c.join(ctx); err != nil {
+	for i := range c.voters - 1 {
+		if _, err := c.join(ctx, true); err != nil {
+			return err
+		}
+		if i == 0 {
+			if err := c.staysOdd(ctx, founder); err != nil {
+				return err
+			}
+		}
+	}
+	for range replicas {
+		if _, err := c.join(ctx, false); err != nil {
 			return err
 		}
 	}
 	return c.awaitVoters(ctx, c.voters)
 }
 
+// staysOdd holds that a lone voter does not make its one replica a voter: of two, both are needed.
+func (c *testCell) staysOdd(ctx context.Context, leader *proc) error {
+	return await(ctx, patience, c.name+": the leader sees that one replica is ready", func() error {
+		var v Votes
+		if err := leader.call("Votes", 5*time.Second, &v, 10*time.Second); err != nil {
+			return err
+		}
+		switch {
+		case len(v.Voters) > 1:
+			return final{problem{isOdd, fmt.Sprintf("%s: with one replica, %d peers vote", c.name, len(v.Voters))}}
+		case !strings.Contains(v.Plan, "waits for a second one"):
+			return fmt.Errorf("its plan is: %s", v.Plan)
+		}
+		return nil
+	})
+}
+
 // add makes a peer that does not run yet.
-func (c *testCell) add() (*proc, error) {
+func (c *testCell) add(votes bool) (*proc, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.made++
@@ -129,18 +167,21 @@ func (c *testCell) add() (*proc, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &proc{cell: c, name: name, id: key.Peer()}
+	p := &proc{cell: c, name: name, id: key.Peer(), votes: votes, older: c.older != "" && !c.updated}
+	if !votes {
+		c.noVotes = append(c.noVotes, p.id)
+	}
 	p.cfg = PeerConfig{
 		Seed: sum[:], Genesis: c.genesis, Dir: dir, Socket: filepath.Join(c.dir, name+".sock"),
-		Listen: "/ip4/127.0.0.1/tcp/0", Voters: c.voters, Snapshot: 600,
+		Listen: "/ip4/127.0.0.1/tcp/0", Voters: c.voters, Snapshot: c.snapshot,
 	}
 	c.procs = append(c.procs, p)
 	return p, nil
 }
 
 // join starts a new peer and has the cell take it in.
-func (c *testCell) join(ctx context.Context) (*proc, error) {
-	p, err := c.add()
+func (c *testCell) join(ctx context.Context, votes bool) (*proc, error) {
+	p, err := c.add(votes)
 	if err != nil {
 		return nil, err
 	}
@@ -173,13 +214,16 @@ func (c *testCell) awaitVoters(ctx context.Context, n int) error {
 			if err != nil {
 				return err
 			}
-			if h.Role == consensus.RoleLeader && len(h.Voters) == n {
+			if h.Role == consensus.RoleLeader && len(h.Voters) == n && h.LogTime > 0 {
 				return nil
 			}
 		}
 		return errors.New("not yet")
 	})
 }
+
+// final is an error that waiting does not mend.
+type final struct{ error }
 
 // await polls a condition that has no channel of its own.
 func await(ctx context.Context, most time.Duration, what string, ok func() error) error {
@@ -188,6 +232,9 @@ func await(ctx context.Context, most time.Duration, what string, ok func() error
 		err := ok()
 		if err == nil {
 			return nil
+		}
+		if f := (final{}); errors.As(err, &f) {
+			return f.error
 		}
 		select {
 		case <-time.After(30 * time.Millisecond):
@@ -234,6 +281,20 @@ func (c *testCell) book() map[pcm.PeerID]string {
 	return book
 }
 
+// replicas are those that never vote.
+func (c *testCell) replicas() []pcm.PeerID {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.noVotes)
+}
+
+// update has peers that are made from now on be of this release.
+func (c *testCell) update() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.updated = true
+}
+
 // hear takes in the cell's log time.
 func (c *testCell) hear(t int64) {
 	for {
@@ -266,6 +327,37 @@ func (p *proc) config() PeerConfig {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.cfg
+}
+
+// program is what the peer's process runs.
+func (p *proc) program(self string) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.older {
+		return p.cell.older
+	}
+	return self
+}
+
+// setOlder says of which release the peer is from its next start on; it tells what it was.
+func (p *proc) setOlder(older bool) (was bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	was, p.older = p.older, older
+	return was
+}
+
+// spoil notes that bits of the peer's files were flipped.
+func (p *proc) spoil() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.spoilt = true
+}
+
+func (p *proc) isSpoilt() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.spoilt
 }
 
 func (p *proc) isGone() bool {
@@ -304,7 +396,7 @@ func (p *proc) start(ctx context.Context) error {
 		return err
 	}
 	defer out.Close()
-	cmd := exec.Command(self)
+	cmd := exec.Command(p.program(self))
 	cmd.Env = append(append(os.Environ(), peerEnv+"=1", "GOMAXPROCS=2"), p.cell.env...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -313,7 +405,7 @@ func (p *proc) start(ctx context.Context) error {
 		return err
 	}
 	cfg := p.config()
-	cfg.Book = p.cell.book()
+	cfg.Book, cfg.NoVotes = p.cell.book(), p.cell.replicas()
 	for id := range cfg.Book {
 		cfg.Trust = append(cfg.Trust, id)
 	}
@@ -357,7 +449,8 @@ func (p *proc) start(ctx context.Context) error {
 	}
 	p.configure(func(c *PeerConfig) { c.Listen, c.Founder = addr, false })
 	for _, other := range p.cell.running() {
-		other.call("Book", map[pcm.PeerID]string{p.id: addr}, new(bool), 5*time.Second) // one that doesn't answer reads it when it starts
+		other.call("NoVotes", p.cell.replicas(), new(bool), 5*time.Second)
+		other.call("Book", map[pcm.PeerID]string{p.id: addr}, new(bool), 5*time.Second) // one that doesn't answer reads both when it starts
 	}
 	return nil
 }

@@ -3,8 +3,11 @@ package main
 import (
 	"fmt"
 	"os"
+	"strconv"
 	"testing"
 	"time"
+
+	"github.com/jointcloud/pcm/adapters/adaptertest/require"
 )
 
 // TestMain lets the test's program be a peer, as the command is.
@@ -24,12 +27,41 @@ func TestChaos(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it starts real peers")
 	}
-	s := settings{seed: 1, faults: 200, operations: 10_000, attempts: 500, most: 6 * time.Minute, keep: os.Getenv("PCM_CHAOS_KEEP")}
+	before, err := older(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := settings{
+		seed: 1, faults: 200, operations: 10_000, attempts: 500, most: 6 * time.Minute, keep: os.Getenv("PCM_CHAOS_KEEP"),
+		older: before, replicas: 1,
+	}
 	r, err := run(t.Context(), s)
 	if r != nil {
 		r.print(t.Output())
 	}
 	if err != nil {
+		t.Error(err)
+	}
+	if r != nil && r.note != "" && require.Named("fuse") {
+		t.Error(r.note)
+	}
+}
+
+// TestTeeth plants bugs, each of which must be caught by a promise that it breaks: a few of
+// them with one seed, or all with as many as PCM_CHAOS_TEETH says.
+func TestTeeth(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it starts real peers")
+	}
+	seeds, names := 1, []string{"accepted twice", "two voters", "void trades are awarded"}
+	if text := os.Getenv("PCM_CHAOS_TEETH"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 {
+			t.Fatalf("PCM_CHAOS_TEETH is %q: how many seeds?", text)
+		}
+		seeds, names = n, nil
+	}
+	if err := teeth(t.Context(), t.Output(), "", 1, seeds, names); err != nil {
 		t.Error(err)
 	}
 }

@@ -14,8 +14,9 @@ import (
 
 // verdict is what was found after a run.
 type verdict struct {
-	problems  []string
+	problems  problems
 	records   uint64
+	ledger    []pcm.Record
 	replicas  int
 	checked   int // operations found linearizable
 	lost      int // acknowledged commands that are not in the ledger
@@ -23,10 +24,8 @@ type verdict struct {
 	lostTasks int // attempts that the ledger calls lost
 }
 
-func (v *verdict) problem(format string, args ...any) {
-	if len(v.problems) < 50 {
-		v.problems = append(v.problems, fmt.Sprintf(format, args...))
-	}
+func (v *verdict) problem(of promise, format string, args ...any) {
+	v.problems.add(of, format, args...)
 }
 
 // settleDown ends all faults and waits until every peer has applied the same.
@@ -96,16 +95,16 @@ func (c *clients) check(ctx context.Context) verdict {
 		r := &replica{name: p.name}
 		var err error
 		if r.h, err = p.health(true); err != nil {
-			v.problem("%s does not answer: %v", p.name, err)
+			v.problem(isBack, "%s does not answer: %v", p.name, err)
 			continue
 		}
 		if r.h.Broken != "" {
-			v.problem("%s: an invariant does not hold: %s", p.name, r.h.Broken)
+			v.problem(isSound, "%s: an invariant does not hold: %s", p.name, r.h.Broken)
 		}
 		for {
 			var page Page
 			if err := p.call("Records", uint64(len(r.records)), &page, patience); err != nil {
-				v.problem("%s: record %d can't be read: %v", p.name, len(r.records), err)
+				v.problem(isWhole, "%s: record %d can't be read: %v", p.name, len(r.records), err)
 				break
 			}
 			if len(page.Records) == 0 {
@@ -119,26 +118,28 @@ func (c *clients) check(ctx context.Context) verdict {
 			continue
 		}
 		if len(r.records) != len(first.records) {
-			v.problem("%s has %d records, %s has %d", r.name, len(r.records), first.name, len(first.records))
+			v.problem(isWhole, "%s has %d records, %s has %d", r.name, len(r.records), first.name, len(first.records))
 		}
 		for i := range min(len(r.records), len(first.records)) {
 			if !bytes.Equal(r.records[i], first.records[i]) {
-				v.problem("record %d of %s is not that of %s", i, r.name, first.name)
+				v.problem(isSame, "record %d of %s is not that of %s", i, r.name, first.name)
 				break
 			}
 		}
 		if r.h.Applied == first.h.Applied && r.h.Digest != first.h.Digest {
-			v.problem("the state of %s after entry %d is not that of %s", r.name, r.h.Applied, first.name)
+			v.problem(isSame, "the state of %s after entry %d is not that of %s", r.name, r.h.Applied, first.name)
 		}
 		if r.h.Records == first.h.Records && r.h.Root != first.h.Root {
-			v.problem("the head of %s at %d records is not that of %s", r.name, r.h.Records, first.name)
+			v.problem(isSame, "the head of %s at %d records is not that of %s", r.name, r.h.Records, first.name)
 		}
 	}
 	if first == nil {
-		v.problem("no replica is left")
+		v.problem(isBack, "no replica is left")
 		return v
 	}
 	v.records = uint64(len(first.records))
+
+	c.heads.check(first.records, &v.problems)
 
 	// The records follow from each other: signatures, transitions, invariants.
 	got, _ := ledger.Verify(c.cell.genesis, func(yield func([]byte, error) bool) {
@@ -149,11 +150,11 @@ func (c *clients) check(ctx context.Context) verdict {
 		}
 	})
 	if got.Bad != nil {
-		v.problem("record %d: %s", *got.Bad, got.Problem)
+		v.problem(isSound, "record %d: %s", *got.Bad, got.Problem)
 		return v
 	}
 	if first.h.Records == got.Records && first.h.Root != got.Root {
-		v.problem("the records' head is not the one that %s has", first.name)
+		v.problem(isSound, "the records' head is not the one that %s has", first.name)
 	}
 
 	// What was acknowledged is there, once, as it was said.
@@ -161,9 +162,10 @@ func (c *clients) check(ctx context.Context) verdict {
 	for _, data := range first.records {
 		var r pcm.Record
 		if err := pcm.Unmarshal(data, &r); err != nil {
-			v.problem("a record can't be read: %v", err)
+			v.problem(isSound, "a record can't be read: %v", err)
 			continue
 		}
+		v.ledger = append(v.ledger, r)
 		for _, f := range r.Facts {
 			if f.Lost != nil {
 				v.lostTasks += f.Lost.Tasks.Len()
@@ -174,12 +176,12 @@ func (c *clients) check(ctx context.Context) verdict {
 		}
 		var cmd pcm.Command
 		if err := pcm.Unmarshal(r.Command.Payload, &cmd); err != nil {
-			v.problem("record %d: %v", r.Number, err)
+			v.problem(isSound, "record %d: %v", r.Number, err)
 			continue
 		}
 		if old, ok := seen[cmd.ID]; ok {
 			v.twice++
-			v.problem("command %s is in record %d and in record %d", cmd.ID, old.Number, r.Number)
+			v.problem(isOnce, "command %s is in record %d and in record %d", cmd.ID, old.Number, r.Number)
 		}
 		seen[cmd.ID] = r
 	}
@@ -189,9 +191,9 @@ func (c *clients) check(ctx context.Context) verdict {
 		switch {
 		case leaves && !ok:
 			v.lost++
-			v.problem("the %s %s was acknowledged at entry %d and is in no record", k.what, id, k.index)
+			v.problem(isKept, "the %s %s was acknowledged at entry %d and is in no record", k.what, id, k.index)
 		case ok && (r.Index != k.index || r.Done != k.done):
-			v.problem("the %s %s was acknowledged at entry %d with %d operations, record %d has entry %d with %d", k.what, id, k.index, k.done, r.Number, r.Index, r.Done)
+			v.problem(isTold, "the %s %s was acknowledged at entry %d with %d operations, record %d has entry %d with %d", k.what, id, k.index, k.done, r.Number, r.Index, r.Done)
 		}
 	}
 
@@ -203,19 +205,19 @@ func (c *clients) check(ctx context.Context) verdict {
 	for k, want := range c.paid {
 		if have := owed[k]; have < want.least || have > want.most {
 			v.twice++
-			v.problem("a buyer owes %s, and its settlements come to at least %s and at most %s", have, want.least, want.most)
+			v.problem(isOwed, "a buyer owes %s, and its settlements come to at least %s and at most %s", have, want.least, want.most)
 		}
 		delete(owed, k)
 	}
 	for _, have := range owed {
 		if have != 0 {
-			v.problem("a buyer owes %s that nobody settled", have)
+			v.problem(isOwed, "a buyer owes %s that nobody settled", have)
 		}
 	}
 
 	problem, checked := linearizable(c.history, 30*time.Second)
 	if problem != "" {
-		v.problem("%s", problem)
+		v.problem(isLinear, "%s", problem)
 	}
 	v.checked = checked
 	return v

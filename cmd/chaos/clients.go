@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/consensus"
 )
 
 // ack is a command that was answered.
@@ -25,14 +27,19 @@ type ack struct {
 // values. Their keys are of this process; commands go through any peer of the cell,
 // and again through another one until there is an answer.
 type clients struct {
-	cell *testCell
-	seed uint64
+	cell    *testCell
+	seed    uint64
+	probes  []int           // what traders try that must be refused; nil: anything
+	away    *consensus.Away // for those who are of no cell; nil: there are none
+	heads   *checkpoints
+	sellers []*actor
+	raised  chan struct{} // closed when the cell judges by this release's rules
 
 	mu         sync.Mutex
 	acks       map[pcm.CommandID]ack
 	unknown    map[pcm.CommandID]string // never answered
 	paid       map[payment]span         // what settlements that were answered came to
-	violations []string
+	violations problems
 	history    []operation
 	checks     map[string]int // probes by kind
 
@@ -43,6 +50,8 @@ type clients struct {
 	settled atomic.Int64 // jobs that went all the way
 	given   atomic.Int64 // jobs that were given up
 	bought  atomic.Int64 // attempts that were awarded
+	outside atomic.Int64 // commands that were answered to a peer that is of no cell
+	abroad  atomic.Int64 // attempts that were bought in the other cell
 }
 
 type payment struct{ buyer, seller pcm.AccountID }
@@ -66,18 +75,20 @@ func (c *clients) actor(name string) *actor {
 }
 
 func newClients(cell *testCell, seed uint64) *clients {
-	return &clients{
+	c := &clients{
 		cell: cell, seed: seed, acks: map[pcm.CommandID]ack{}, unknown: map[pcm.CommandID]string{},
-		paid: map[payment]span{}, checks: map[string]int{},
+		paid: map[payment]span{}, checks: map[string]int{}, heads: newCheckpoints(), raised: make(chan struct{}),
 	}
+	for i := range 4 {
+		c.sellers = append(c.sellers, c.actor(fmt.Sprint("seller ", i)))
+	}
+	return c
 }
 
-func (c *clients) violated(format string, args ...any) {
+func (c *clients) violated(of promise, format string, args ...any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.violations) < 100 {
-		c.violations = append(c.violations, fmt.Sprintf(format, args...))
-	}
+	c.violations.add(of, format, args...)
 }
 
 // Bounds of a command's life, in log time.
@@ -91,6 +102,13 @@ func (c *clients) broken() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.violations) > 0
+}
+
+// found are the promises that were seen broken so far.
+func (c *clients) found() problems {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.violations)
 }
 
 // sign makes a command.
@@ -129,21 +147,13 @@ func (c *clients) propose(ctx context.Context, rng *rand.Rand, what string, a *a
 
 // send sends a command until it is answered, or can't take effect any more.
 func (c *clients) send(ctx context.Context, rng *rand.Rand, signed pcm.Signed, until int64) (pcm.CommandResult, bool) {
-	body := pcm.MustMarshal([]pcm.Signed{signed})
 	unsure := false
 	for ctx.Err() == nil {
-		p := c.somebody(ctx, rng)
-		if p == nil {
-			break
-		}
 		c.tries.Add(1)
-		var out Answer
-		err := p.call("Propose", Proposal{body, tryFor}, &out, 2*tryFor)
-		c.cell.hear(out.LogTime)
-		if err == nil && out.Error == "" {
-			var rs []pcm.CommandResult
-			if err := pcm.UnmarshalLarge(out.Results, &rs); err != nil || len(rs) != 1 {
-				c.violated("%s answered one command with %d results (%v)", p.name, len(rs), err)
+		rs, err := c.try(ctx, rng, signed)
+		if err == nil {
+			if len(rs) != 1 {
+				c.violated(isTold, "one command was answered with %d results", len(rs))
 				return pcm.CommandResult{}, false
 			}
 			if unsure && rs[0].Err != nil && strings.Contains(rs[0].Err.Message, "valid until") {
@@ -162,6 +172,56 @@ func (c *clients) send(ctx context.Context, rng *rand.Rand, signed pcm.Signed, u
 		}
 	}
 	return pcm.CommandResult{}, false
+}
+
+// fromOutside is how many tries there are for each that is made as a peer that is of no cell.
+const fromOutside = 8
+
+// try sends a command once, through some peer or as one that is of no cell.
+func (c *clients) try(ctx context.Context, rng *rand.Rand, signed pcm.Signed) ([]pcm.CommandResult, error) {
+	if c.away != nil && rng.IntN(fromOutside) == 0 {
+		try, cancel := context.WithTimeout(ctx, tryFor)
+		defer cancel()
+		rs, err := c.away.Propose(try, signed)
+		if err == nil {
+			c.cell.hear(c.away.LogTime())
+			c.outside.Add(1)
+		}
+		return rs, err
+	}
+	p := c.somebody(ctx, rng)
+	if p == nil {
+		return nil, ctx.Err()
+	}
+	var out Answer
+	if err := p.call("Propose", Proposal{pcm.MustMarshal([]pcm.Signed{signed}), tryFor}, &out, 2*tryFor); err != nil {
+		return nil, err
+	}
+	c.cell.hear(out.LogTime)
+	if out.Error != "" {
+		return nil, errors.New(out.Error)
+	}
+	var rs []pcm.CommandResult
+	err := pcm.UnmarshalLarge(out.Results, &rs)
+	return rs, err
+}
+
+// read reads what stands at a value once; false without an answer.
+func (c *clients) read(ctx context.Context, rng *rand.Rand, of pcm.PeerID) (offer uint64, ok bool) {
+	if c.away != nil && rng.IntN(fromOutside) == 0 {
+		try, cancel := context.WithTimeout(ctx, tryFor)
+		defer cancel()
+		ok = c.away.Query(try, methodOffer, of, &offer) == nil
+		return offer, ok
+	}
+	p := c.somebody(ctx, rng)
+	if p == nil {
+		return 0, false
+	}
+	var out Reading
+	err := p.call("Read", Query{Peer: of, For: tryFor}, &out, 2*tryFor)
+	c.cell.hear(out.LogTime)
+	return out.Offer, err == nil && out.Error == ""
 }
 
 // somebody is a peer that runs; nil when ctx ends.
@@ -214,12 +274,23 @@ func (c *clients) sells(ctx context.Context, rng *rand.Rand, a *actor) error {
 	return nil
 }
 
-// run trades and reads until ctx ends. It closes ready when the actors are known.
-func (c *clients) run(ctx context.Context, traders, registers int, ready chan<- struct{}) error {
+// market is what the clients of two cells know of each other.
+type market struct {
+	other   *clients        // of the cell where these clients buy too; nil: there is none
+	ready   chan struct{}   // closed when the actors are known to the cell
+	updated <-chan struct{} // closed when all peers of the cell are of this release
+	older   bool            // they are not so from the start
+	abroad  int             // who buy in the other cell
+}
+
+// run trades and reads until ctx ends.
+func (c *clients) run(ctx context.Context, traders, registers int, m market) error {
 	rng := rand.New(rand.NewPCG(c.seed, 7))
-	var sellers, buyers, values []*actor
-	for i := range 4 {
-		sellers = append(sellers, c.actor(fmt.Sprint("seller ", i)))
+	var buyers, values, travellers []*actor
+	sellers := c.sellers
+	keeper := c.actor("keeper")
+	for i := range m.abroad {
+		travellers = append(travellers, c.actor(fmt.Sprint("traveller ", i)))
 	}
 	for i := range traders {
 		buyers = append(buyers, c.actor(fmt.Sprint("buyer ", i)))
@@ -228,7 +299,7 @@ func (c *clients) run(ctx context.Context, traders, registers int, ready chan<- 
 		values = append(values, c.actor(fmt.Sprint("value ", i)))
 	}
 	stranger := c.actor("stranger")
-	if err := c.enrol(ctx, rng, slices.Concat(sellers, buyers, values, []*actor{stranger})...); err != nil {
+	if err := c.enrol(ctx, rng, slices.Concat(sellers, buyers, values, travellers, []*actor{stranger, keeper})...); err != nil {
 		return err
 	}
 	for _, s := range sellers {
@@ -236,8 +307,31 @@ func (c *clients) run(ctx context.Context, traders, registers int, ready chan<- 
 			return err
 		}
 	}
-	close(ready)
+	close(m.ready)
 	var wg sync.WaitGroup
+	wg.Go(func() { c.raise(ctx, rand.New(rand.NewPCG(c.seed, 8)), keeper, m.older, m.updated) })
+	for i, b := range travellers {
+		rng := rand.New(rand.NewPCG(c.seed, uint64(4000+i)))
+		wg.Go(func() {
+			for _, raised := range []chan struct{}{c.raised, m.other.raised} {
+				select {
+				case <-raised:
+				case <-ctx.Done():
+					return
+				}
+			}
+			if err := m.other.enrol(ctx, rng, b); err != nil {
+				if ctx.Err() == nil {
+					c.violated(isBack, "%v", err)
+				}
+				return
+			}
+			for n := 0; ctx.Err() == nil; n++ {
+				c.buyAbroad(ctx, rng, m.other, b, m.other.sellers, n)
+			}
+		})
+	}
+	wg.Go(func() { c.audit(ctx) })
 	for i, s := range sellers {
 		rng := rand.New(rand.NewPCG(c.seed, uint64(1000+i)))
 		wg.Go(func() { c.renew(ctx, rng, s) })
@@ -274,6 +368,31 @@ func (c *clients) renew(ctx context.Context, rng *rand.Rand, s *actor) {
 	}
 }
 
+// What traders try that must be refused, or must have no effect.
+const (
+	earlyAward = iota
+	oldPlace
+	othersFinish
+	earlySettle
+	oldAccept
+	othersAccept
+	acceptTwice
+	othersSettle
+	sendTwice
+	settleTwice
+	badSignature
+	lateCommand
+	otherCell
+	allProbes = 24 // nearly half of all trades try nothing
+)
+
+func (c *clients) probe(rng *rand.Rand) int {
+	if len(c.probes) > 0 {
+		return c.probes[rng.IntN(len(c.probes))]
+	}
+	return rng.IntN(allProbes)
+}
+
 // trade takes one job from its submission to its settlement, with attempts at what
 // must be refused in between.
 func (c *clients) trade(ctx context.Context, rng *rand.Rand, b, s, stranger *actor, n int) {
@@ -294,7 +413,7 @@ func (c *clients) trade(ctx context.Context, rng *rand.Rand, b, s, stranger *act
 	never := func(what string, a *actor, op pcm.Op) {
 		r, ok := c.propose(ctx, rng, "forbidden", a, op)
 		if ok && r.First() == nil {
-			c.violated("%s: %s took effect", job, what)
+			c.violated(isRefused, "%s: %s took effect", job, what)
 		}
 		c.tried(what)
 	}
@@ -322,11 +441,11 @@ func (c *clients) trade(ctx context.Context, rng *rand.Rand, b, s, stranger *act
 		LimitMS: 100_000, Adapter: "process",
 	}
 	trade = terms.Trade()
-	kind := rng.IntN(24)
-	if kind == 0 {
+	kind := c.probe(rng)
+	if kind == earlyAward {
 		never("an award without a placement", b, pcm.Op{Award: &pcm.Award{Terms: terms}})
 	}
-	if kind == 1 {
+	if kind == oldPlace {
 		if _, ok := do("drive", b, pcm.Op{Drive: &pcm.Drive{Job: job, Term: 2}}); !ok {
 			return
 		}
@@ -345,17 +464,17 @@ func (c *clients) trade(ctx context.Context, rng *rand.Rand, b, s, stranger *act
 	for i := range count {
 		results = append(results, pcm.Result{Index: i, Outcome: pcm.OutcomeOK, Usage: pcm.Usage{WallMS: 1, CPUMS: 1}, Output: pcm.DigestOf(fmt.Append(nil, name, i))})
 	}
-	if kind == 2 {
+	if kind == othersFinish {
 		never("a result that is not the seller's", b, pcm.Op{Finish: &pcm.Finish{Trade: trade, Results: results}})
 	}
 	if _, ok = do("finish", s, pcm.Op{Finish: &pcm.Finish{Trade: trade, Results: results}}); !ok {
 		return
 	}
-	if kind == 3 {
+	if kind == earlySettle {
 		never("a settlement ahead of the acceptance", b, pcm.Op{Settle: &pcm.Settle{Trade: trade, Tasks: tasks, Amount: 1_000_000}})
 	}
 	accept := pcm.Op{Accept: &pcm.Accept{Job: job, Term: term, Trade: trade, Results: results}}
-	if kind == 4 && term == 1 {
+	if kind == oldAccept && term == 1 {
 		if _, ok := do("drive", b, pcm.Op{Drive: &pcm.Drive{Job: job, Term: 2}}); !ok {
 			return
 		}
@@ -363,10 +482,10 @@ func (c *clients) trade(ctx context.Context, rng *rand.Rand, b, s, stranger *act
 		term = 2
 		accept.Accept = &pcm.Accept{Job: job, Term: term, Trade: trade, Results: results}
 	}
-	if kind == 5 {
+	if kind == othersAccept {
 		never("an acceptance by a stranger", stranger, accept)
 	}
-	if kind == 6 && count > 1 {
+	if kind == acceptTwice && count > 1 {
 		one := pcm.Op{Accept: &pcm.Accept{Job: job, Term: term, Trade: trade, Results: results[:1]}}
 		if _, ok = do("accept", b, one); !ok {
 			return
@@ -378,15 +497,15 @@ func (c *clients) trade(ctx context.Context, rng *rand.Rand, b, s, stranger *act
 		return
 	}
 	settle := pcm.Op{Settle: &pcm.Settle{Trade: trade, Tasks: tasks, Amount: pcm.MulMicro(price.PerTask, count)}}
-	if kind == 7 {
+	if kind == othersSettle {
 		never("a settlement of what a stranger owes nothing for", stranger, settle)
 	}
-	c.settle(ctx, rng, b, s, settle, count, kind == 8)
-	if kind == 9 {
+	c.settle(ctx, rng, b, s, settle, count, kind == sendTwice)
+	if kind == settleTwice {
 		never("a second settlement", b, settle)
 	}
 	switch kind {
-	case 10, 11, 12:
+	case badSignature, lateCommand, otherCell:
 		c.forged(ctx, rng, b, kind)
 	}
 	done = true
@@ -399,8 +518,9 @@ func (c *clients) tried(what string) {
 	c.checks[what]++
 }
 
-// settle pays; with again, the very same command is sent once more after its answer.
-func (c *clients) settle(ctx context.Context, rng *rand.Rand, b, s *actor, op pcm.Op, count int, again bool) {
+// settle pays; with again, the very same command is sent once more after its answer. It
+// tells whether it is known to have taken effect.
+func (c *clients) settle(ctx context.Context, rng *rand.Rand, b, s *actor, op pcm.Op, count int, again bool) bool {
 	id, until, signed := c.sign(b, op)
 	r, ok := c.send(ctx, rng, signed, until)
 	c.mu.Lock()
@@ -424,15 +544,17 @@ func (c *clients) settle(ctx context.Context, rng *rand.Rand, b, s *actor, op pc
 	}
 	c.paid[key] = sum
 	c.mu.Unlock()
+	paid := ok && r.First() == nil
 	if !ok || !again {
-		return
+		return paid
 	}
 	c.tried("the same command again")
 	r2, ok := c.send(ctx, rng, signed, until)
 	late := r2.Err != nil && strings.Contains(r2.Err.Message, "valid until")
 	if ok && !late && (r2.Index != r.Index || fmt.Sprint(r2.First()) != fmt.Sprint(r.First())) {
-		c.violated("command %s was answered by entry %d (%v), then by entry %d (%v)", id, r.Index, r.First(), r2.Index, r2.First())
+		c.violated(isOnce, "command %s was answered by entry %d (%v), then by entry %d (%v)", id, r.Index, r.First(), r2.Index, r2.First())
 	}
+	return paid
 }
 
 // forged sends a command that no cell may take, whoever signs it.
@@ -447,21 +569,21 @@ func (c *clients) forged(ctx context.Context, rng *rand.Rand, a *actor, kind int
 	}
 	what := ""
 	switch kind {
-	case 10:
+	case badSignature:
 		what = "a command with a bad signature"
-	case 11:
+	case lateCommand:
 		what, cmd.NotAfter = "a command whose time is over", 1
-	case 12:
+	case otherCell:
 		what, cmd.Cell = "a command for another cell", "cell-anotheranotherx"
 	}
 	signed := a.key.Seal(pcm.DomainCommand, cmd)
-	if kind == 10 {
+	if kind == badSignature {
 		signed.Sig = slices.Clone(signed.Sig)
 		signed.Sig[rng.IntN(len(signed.Sig))] ^= 4
 	}
 	r, ok := c.send(ctx, rng, signed, now+lifetime.Milliseconds())
 	if ok && r.First() == nil {
-		c.violated("%s took effect", what)
+		c.violated(isRefused, "%s took effect", what)
 	}
 	c.tried(what)
 }
@@ -478,17 +600,10 @@ func (c *clients) register(ctx context.Context, rng *rand.Rand, v *actor, key, c
 				op.unknown = true
 			}
 		} else {
-			p := c.somebody(ctx, rng)
-			if p == nil {
-				return
-			}
-			var out Reading
-			err := p.call("Read", Query{Peer: v.peer, For: tryFor}, &out, 2*tryFor)
-			c.cell.hear(out.LogTime)
-			if err != nil || out.Error != "" {
+			var ok bool
+			if op.value, ok = c.read(ctx, rng, v.peer); !ok {
 				continue // a read without an answer says nothing
 			}
-			op.value = out.Offer
 			c.reads.Add(1)
 		}
 		op.ret = elapsed()

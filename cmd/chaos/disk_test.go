@@ -5,17 +5,18 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/jointcloud/pcm/adapters/adaptertest/require"
 )
 
 func someDisk(t *testing.T) (d *disk, dir string) {
 	t.Helper()
 	d, err := newDisk(t.TempDir())
 	if err != nil {
-		if slices.Contains(strings.Split(os.Getenv("PCM_TEST_REQUIRE"), ","), "fuse") {
+		if require.Named("fuse") {
 			t.Fatal(err)
 		}
 		t.Skipf("SKIPPED: %v", err)

@@ -55,6 +55,22 @@ func main() {
 		s.only = strings.Split(v, ",")
 		return nil
 	})
+	flag.Func("probes", "numbers of what traders try that must be refused (clients.go), separated by commas", func(v string) error {
+		for text := range strings.SplitSeq(v, ",") {
+			n, err := strconv.Atoi(text)
+			if err != nil {
+				return err
+			}
+			s.probes = append(s.probes, n)
+		}
+		return nil
+	})
+	flag.IntVar(&s.after, "after", 0, "acknowledged commands before the first fault")
+	flag.Uint64Var(&s.snapshot, "snapshot", 0, "entries after which peers take a snapshot")
+	flag.BoolVar(&s.hasty, "hasty", false, "end at the first promise that a client sees broken")
+	flag.BoolVar(&s.bare, "bare", false, "nobody trades between cells or is of no cell, no replicas")
+	abroad := flag.Bool("abroad", false, "with -bare: but for trade between cells")
+	flag.StringVar(&s.older, "older", "", "the program of an older release, from which the cells are updated under load; none: they aren't (default: it is built)")
 	flag.DurationVar(&s.heavyPause, "pause", 600*time.Millisecond, "between faults of processes and disks, about")
 	var ts taskSettings
 	flag.IntVar(&ts.attempts, "tasks", 500, "attempts that really run, at least; 0: none")
@@ -64,7 +80,8 @@ func main() {
 	flag.DurationVar(&s.most, "limit", 0, "how long the load may take at most (default: three times -for and ten minutes)")
 	withBugs := flag.Bool("teeth", false, "plant one bug after the other instead: each must be found")
 	seeds := flag.Int("seeds", 10, "with -teeth: runs with each bug")
-	bug := flag.String("bug", "", "the planted bug of this run, or with -teeth the only one")
+	from := flag.Int("from", 1, "with -teeth: the first seed")
+	bug := flag.String("bug", "", "the planted bug of this run, or with -teeth the only ones, separated by commas")
 	flag.Parse()
 	if s.seed == 0 {
 		s.seed = uint64(time.Now().UnixNano())
@@ -74,7 +91,11 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	if *withBugs {
-		err := teeth(ctx, *seeds, *bug)
+		var only []string
+		if *bug != "" {
+			only = strings.Split(*bug, ",")
+		}
+		err := teeth(ctx, os.Stdout, s.keep, *from, *seeds, only)
 		stop()
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "chaos:", err)
@@ -85,7 +106,30 @@ func main() {
 	if *bug != "" {
 		s.env = []string{bugEnv + "=" + *bug}
 	}
-	r, err := run(ctx, s)
+	var built string // a folder that is ours
+	var err error
+	s.bare = s.bare && !*abroad
+	if !s.bare && !*abroad {
+		s.replicas = 1
+	}
+	switch s.older {
+	case "none":
+		s.older = ""
+	case "":
+		if built, err = os.MkdirTemp("", "pcm-older-"); err == nil {
+			s.older, err = older(ctx, built)
+		}
+		if err != nil {
+			err = fmt.Errorf("no older release to update from: %w", err)
+		}
+	}
+	var r *report
+	if err == nil {
+		r, err = run(ctx, s)
+	}
+	if built != "" {
+		os.RemoveAll(built)
+	}
 	if r != nil {
 		r.print(os.Stdout)
 	}

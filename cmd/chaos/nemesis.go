@@ -154,7 +154,8 @@ func (n *nemesis) expendable(ctx context.Context, rng *rand.Rand) (*proc, error)
 	ctx, cancel := context.WithTimeout(ctx, patience/4)
 	defer cancel()
 	whole := n.cell.awaitVoters(ctx, n.cell.voters)
-	if len(n.cell.running()) < n.cell.voters || whole != nil {
+	all := len(slices.DeleteFunc(n.cell.running(), func(p *proc) bool { return !p.votes }))
+	if all < n.cell.voters || whole != nil {
 		return nil, errNobody
 	}
 	return n.one(rng)
@@ -185,11 +186,16 @@ func (n *nemesis) between(from *proc, rules map[pcm.PeerID]Rule) {
 
 // cut keeps some peers apart from others, both ways, for a while.
 func (n *nemesis) cut(ctx context.Context, rng *rand.Rand, some, others []*proc, least, most time.Duration) error {
-	for _, side := range [][2][]*proc{{some, others}, {others, some}} {
+	sides := [][2][]*proc{{some, others}, {others, some}}
+	for i, side := range sides {
+		outside := i == 0 // who is in no cell is cut off from one side
 		for _, p := range side[0] {
 			rules := map[pcm.PeerID]Rule{}
 			for _, o := range side[1] {
 				rules[o.id] = Rule{Cut: true}
+			}
+			if outside && n.cell.outside != "" {
+				rules[n.cell.outside] = Rule{Cut: true}
 			}
 			n.between(p, rules)
 		}
@@ -483,6 +489,7 @@ func (n *nemesis) flipBits(ctx context.Context, rng *rand.Rand) error {
 	for range 1 + rng.IntN(3) {
 		data[rng.IntN(len(data))] ^= 1 << rng.IntN(8)
 	}
+	p.spoil()
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		return err
 	}
@@ -503,7 +510,7 @@ func (n *nemesis) succeed(p *proc) error {
 	p.abandon()
 	n.note("voters replaced")
 	ctx := context.Background() // bounded by patience
-	if _, err := n.cell.join(ctx); err != nil {
+	if _, err := n.cell.join(ctx, p.votes); err != nil {
 		return err
 	}
 	if err := n.cell.change(ctx, "remove", p.id); err != nil {
@@ -521,6 +528,54 @@ func (n *nemesis) rollingRestart(ctx context.Context, rng *rand.Rand) error {
 		if ctx.Err() != nil {
 			break
 		}
+	}
+	return nil
+}
+
+// bringUp lets peers of an older release work for a while, and updates them then.
+func (n *nemesis) bringUp(ctx context.Context, seed uint64, ready <-chan struct{}) error {
+	select {
+	case <-ready:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err := n.trades(ctx, olderFor); err != nil {
+		return err
+	}
+	return n.inject(ctx, fault{name: "rolling upgrade", do: (*nemesis).upgrade}, rand.New(rand.NewPCG(seed, 9)))
+}
+
+// trades waits until some more commands were acknowledged.
+func (n *nemesis) trades(ctx context.Context, least int) error {
+	was := n.c.acked.Load()
+	return await(ctx, patience, n.cell.name+" is used", func() error {
+		if done := n.c.acked.Load() - was; done < int64(least) {
+			return fmt.Errorf("%d of %d commands are acknowledged", done, least)
+		}
+		return nil
+	})
+}
+
+// olderFor is how many commands a cell of an older release takes before it is updated.
+const olderFor = 200
+
+// upgrade takes the cell from an older release to this one, a peer at a time, under load:
+// some are shut down for it, some just die.
+func (n *nemesis) upgrade(ctx context.Context, rng *rand.Rand) error {
+	n.cell.update()
+	for _, p := range n.cell.all() {
+		if !p.setOlder(false) {
+			continue
+		}
+		if rng.IntN(3) == 0 {
+			p.kill()
+		} else {
+			p.stop()
+		}
+		if err := n.mend(p); err != nil {
+			return err
+		}
+		n.note("peers updated to this release")
 	}
 	return nil
 }
@@ -547,6 +602,9 @@ func (n *nemesis) mend(p *proc) error {
 		return nil
 	}
 	p.wait()
+	if said := p.tail(4); strings.Contains(said, "so as not to differ from the others") && !p.isSpoilt() {
+		n.c.violated(isSame, "%s has stopped: %s", p.name, said)
+	}
 	for moved := false; ; moved = true {
 		err := p.start(context.Background()) // bounded by patience
 		if err == nil {

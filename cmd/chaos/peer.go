@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/rpc"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/consensus"
 	"github.com/jointcloud/pcm/ledger"
+	"github.com/jointcloud/pcm/ledger/tlog"
 )
 
 // peerEnv makes this program a peer of a cell, in place of the one that breaks them.
@@ -39,6 +41,7 @@ type PeerConfig struct {
 	Snapshot uint64
 	Clock    time.Duration // how wrong its wall clock is
 	Rules    map[pcm.PeerID]Rule
+	NoVotes  []pcm.PeerID // who never votes
 }
 
 // servePeer is a whole process: it opens its part of the cell and does as it is told
@@ -57,7 +60,8 @@ func servePeer() error {
 	if err != nil {
 		return err
 	}
-	p := &Peer{wire: newWire(h), state: ledger.New(cfg.Genesis), genesis: cfg.Genesis}
+	p := &Peer{wire: newWire(h), state: ledger.New(cfg.Genesis), genesis: cfg.Genesis, signer: tlog.NewSigner(cfg.Genesis.Cell, noteKey(cfg.Seed))}
+	p.NoVotes(cfg.NoVotes, new(bool))
 	p.clock.Store(int64(cfg.Clock))
 	if err := p.Book(cfg.Book, new(bool)); err != nil {
 		return err
@@ -73,10 +77,10 @@ func servePeer() error {
 			return err
 		},
 		Bootstrap: cfg.Founder, Trust: cfg.Trust, MaxVoters: cfg.Voters, Stabilise: 300 * time.Millisecond,
-		SnapshotEvery: cfg.Snapshot,
-		Logger:        slog.New(slog.NewTextHandler(os.Stderr, nil)),
-		Now:           func() time.Time { return time.Now().Add(time.Duration(p.clock.Load())) },
-		OnFailure:     func(err error) { failed <- err },
+		SnapshotEvery: cfg.Snapshot, Eligible: p.mayVote, Answer: p.answer,
+		Logger:    slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Now:       func() time.Time { return time.Now().Add(time.Duration(p.clock.Load())) },
+		OnFailure: func(err error) { failed <- err },
 	})
 	if err != nil {
 		return err
@@ -118,6 +122,60 @@ type Peer struct {
 	state   *ledger.State
 	genesis ledger.Genesis
 	clock   atomic.Int64
+	signer  tlog.Signer
+	noVotes atomic.Pointer[[]pcm.PeerID]
+}
+
+// noteKey is the key with which a peer signs checkpoints.
+func noteKey(seed []byte) pcm.Key { return keyOf("note key " + string(seed)) }
+
+// Checkpoint signs the head of the peer's log.
+func (p *Peer) Checkpoint(_ bool, note *[]byte) error {
+	c := tlog.Checkpoint{Origin: pcm.LogOrigin(p.genesis.Cell)}
+	c.Size, c.Root = p.cell.Head()
+	*note = p.signer.Sign(c)
+	return nil
+}
+
+// NoVotes names the peers that follow and never vote.
+func (p *Peer) NoVotes(ids []pcm.PeerID, _ *bool) error {
+	p.noVotes.Store(&ids)
+	return nil
+}
+
+func (p *Peer) mayVote(id pcm.PeerID) bool { return !slices.Contains(*p.noVotes.Load(), id) }
+
+// methodOffer asks for a peer's current offer, by its ID.
+const methodOffer = "offer"
+
+// answer answers clients that are not of the cell.
+func (p *Peer) answer(_ pcm.PeerID, method string, body []byte) ([]byte, error) {
+	var id pcm.PeerID
+	if err := pcm.Unmarshal(body, &id); err != nil || method != methodOffer {
+		return nil, pcm.Errorf(pcm.NotFound, "there is no question %.40q", method)
+	}
+	var offer uint64
+	p.cell.View(func() {
+		if m, ok := p.state.Member(id); ok {
+			offer = m.Offer
+		}
+	})
+	return pcm.Marshal(offer)
+}
+
+// Votes are the peers that vote, and what the leader is about to do about that.
+type Votes struct {
+	Voters []pcm.PeerID
+	Plan   string
+}
+
+// Votes asks the leader.
+func (p *Peer) Votes(most time.Duration, out *Votes) error {
+	ctx, cancel := context.WithTimeout(context.Background(), most)
+	defer cancel()
+	h, err := p.cell.Health(ctx)
+	out.Voters, out.Plan = p.cell.Voters(), h.Plan
+	return err
 }
 
 // Proposal is signed commands, encoded, and how long they may take.

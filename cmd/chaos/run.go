@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"text/tabwriter"
 	"time"
+
+	"github.com/jointcloud/pcm"
 )
 
 // settings of a run.
@@ -27,6 +29,13 @@ type settings struct {
 	plain                        bool     // disks without faults
 	only                         []string // names of faults; nil: all
 	heavyPause                   time.Duration
+	probes                       []int  // what traders try that must be refused; nil: anything
+	older                        string // the program of an older release, of which the peers are at first; "": none
+	after                        int    // commands that are acknowledged before the first fault
+	snapshot                     uint64 // entries after which peers take one; 0: 600
+	hasty                        bool   // ends at the first broken promise, and looks for no more
+	replicas                     int    // of the last cell, beside its voters
+	bare                         bool   // nobody buys in the other cell, or is of no cell
 }
 
 // report is what a run came to.
@@ -35,7 +44,8 @@ type report struct {
 	took     time.Duration
 	cells    []*nemesis
 	verdicts []verdict
-	problems []string
+	problems []problem
+	trades   int // between cells, held against each other
 	note     string
 }
 
@@ -78,14 +88,30 @@ func run(ctx context.Context, s settings) (_ *report, err error) {
 	}()
 	var wg sync.WaitGroup
 	started := make([]error, len(s.sizes))
-	for i, size := range s.sizes {
-		c := newTestCell(dir, d, s.seed, string(rune('a'+i)), size, s.env)
+	for i := range s.sizes {
+		c := newTestCell(dir, d, s, i)
 		cells = append(cells, c)
-		wg.Go(func() { started[i] = c.start(ctx) })
+		replicas := 0
+		if i == len(s.sizes)-1 {
+			replicas = s.replicas
+		}
+		wg.Go(func() { started[i] = c.start(ctx, replicas) })
 	}
 	wg.Wait()
-	if err := errors.Join(started...); err != nil {
-		return nil, fmt.Errorf("the cells don't start: %w", err)
+	for _, err := range started {
+		if err != nil {
+			r.problems = append(r.problems, problemOf(err))
+		}
+	}
+	if len(r.problems) > 0 {
+		return r, r.verdict()
+	}
+	var outside *outsider
+	if !s.bare {
+		if outside, err = newOutsider(); err != nil {
+			return nil, err
+		}
+		defer outside.close()
 	}
 
 	load, endLoad := context.WithCancel(ctx)
@@ -95,14 +121,40 @@ func run(ctx context.Context, s settings) (_ *report, err error) {
 	var clientsOf []*clients
 	failures := make(chan error, 8*len(cells))
 	var loads, harms sync.WaitGroup
-	for i, cell := range cells {
+	for _, cell := range cells {
 		c := newClients(cell, s.seed)
+		c.probes = s.probes
+		if outside != nil {
+			if c.away, err = outside.client(cell); err != nil {
+				return nil, err
+			}
+			defer c.away.Close()
+		}
 		clientsOf = append(clientsOf, c)
+	}
+	for i, cell := range cells {
+		c := clientsOf[i]
 		n := newNemesis(cell, c)
 		r.cells = append(r.cells, n)
-		ready := make(chan struct{})
+		ready, updated := make(chan struct{}), make(chan struct{})
+		m := market{ready: ready, updated: updated, older: s.older != ""}
+		if len(cells) > 1 && !s.bare {
+			m.other, m.abroad = clientsOf[(i+1)%len(cells)], 4
+		}
+		if s.older == "" {
+			close(updated)
+		} else {
+			harms.Go(func() {
+				switch err := n.bringUp(harm, s.seed, ready); {
+				case err == nil:
+					close(updated)
+				case harm.Err() == nil:
+					failures <- err
+				}
+			})
+		}
 		loads.Go(func() {
-			if err := c.run(load, 16, 3, ready); err != nil && load.Err() == nil {
+			if err := c.run(load, 16, 3, m); err != nil && load.Err() == nil {
 				failures <- err
 			}
 		})
@@ -115,10 +167,19 @@ func run(ctx context.Context, s settings) (_ *report, err error) {
 				pause = s.heavyPause
 			}
 			harms.Go(func() {
-				select {
-				case <-ready:
-				case <-harm.Done():
-					return
+				first := []<-chan struct{}{ready}
+				if lane == 1 {
+					first = append(first, updated) // one thing at a time happens to processes
+				}
+				for _, done := range first {
+					select {
+					case <-done:
+					case <-harm.Done():
+						return
+					}
+				}
+				if n.trades(harm, s.after) != nil {
+					return // it is told that too little was done
 				}
 				if err := n.run(harm, s.seed+uint64(100*i), faults, pause); err != nil {
 					failures <- err
@@ -140,11 +201,11 @@ func run(ctx context.Context, s settings) (_ *report, err error) {
 			_, enough := reached()
 			wait = !enough && !slices.ContainsFunc(clientsOf, (*clients).broken)
 		case err := <-failures:
-			r.problems = append(r.problems, err.Error())
+			r.problems = append(r.problems, problemOf(err))
 			wait = false
 		case <-deadline:
 			n, _ := reached()
-			r.problems = append(r.problems, fmt.Sprintf("after %s: %s", s.most, n))
+			r.problems = append(r.problems, problem{isBack, fmt.Sprintf("after %s: %s", s.most, n)})
 			wait = false
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -156,11 +217,22 @@ func run(ctx context.Context, s settings) (_ *report, err error) {
 	loads.Wait()
 	close(failures)
 	for err := range failures {
-		r.problems = append(r.problems, err.Error())
+		r.problems = append(r.problems, problemOf(err))
 	}
+	if s.hasty {
+		var seen problems
+		for _, c := range clientsOf {
+			seen = append(seen, c.found()...)
+		}
+		if len(seen) > 0 {
+			r.problems = append(r.problems, seen...)
+			return r, r.verdict()
+		}
+	}
+	ledgers := map[pcm.CellID][]pcm.Record{}
 	for i, n := range r.cells {
 		if err := n.settleDown(ctx); err != nil {
-			r.problems = append(r.problems, err.Error())
+			r.problems = append(r.problems, problemOf(err))
 			if s.keep != "" {
 				for _, p := range n.cell.running() {
 					p.signal(syscall.SIGQUIT) // its log then says where it hangs
@@ -170,14 +242,28 @@ func run(ctx context.Context, s settings) (_ *report, err error) {
 		v := clientsOf[i].check(ctx)
 		r.verdicts = append(r.verdicts, v)
 		for _, p := range v.problems {
-			r.problems = append(r.problems, n.cell.name+": "+p)
+			p.text = n.cell.name + ": " + p.text
+			r.problems = append(r.problems, p)
 		}
+		ledgers[n.cell.genesis.Cell] = v.ledger
 	}
+	var differ problems
+	r.trades, differ = agree(ledgers)
+	r.problems = append(r.problems, differ...)
 	r.took = time.Since(begun)
-	if len(r.problems) > 0 {
-		return r, fmt.Errorf("seed %d: %w:\n  %s", s.seed, errBroken, strings.Join(r.problems, "\n  "))
+	return r, r.verdict()
+}
+
+// verdict is an error that tells what was found; nil if nothing was.
+func (r *report) verdict() error {
+	if len(r.problems) == 0 {
+		return nil
 	}
-	return r, nil
+	texts := make([]string, len(r.problems))
+	for i, p := range r.problems {
+		texts[i] = p.String()
+	}
+	return fmt.Errorf("seed %d: %w:\n  %s", r.seed, errBroken, strings.Join(texts, "\n  "))
 }
 
 // errBroken says that a promise was not kept.
@@ -210,7 +296,8 @@ func (r *report) print(w io.Writer) {
 	notes := map[string]int{}
 	probes := map[string]int{}
 	var v verdict
-	var tries, failed, settled, given, unknown int64
+	var tries, failed, settled, given, unknown, outside, abroad int64
+	signed := 0
 	for i, n := range r.cells {
 		for name, t := range n.counts {
 			k := kinds[name]
@@ -224,6 +311,8 @@ func (r *report) print(w io.Writer) {
 		}
 		tries, failed = tries+n.c.tries.Load(), failed+n.c.failed.Load()
 		settled, given, unknown = settled+n.c.settled.Load(), given+n.c.given.Load(), unknown+int64(len(n.c.unknown))
+		outside, abroad = outside+n.c.outside.Load(), abroad+n.c.abroad.Load()
+		signed += n.c.heads.count
 		if i < len(r.verdicts) {
 			o := r.verdicts[i]
 			v.records, v.replicas, v.checked = v.records+o.records, v.replicas+o.replicas, v.checked+o.checked
@@ -247,6 +336,9 @@ func (r *report) print(w io.Writer) {
 	fmt.Fprintf(w, "faults: %d\n", f)
 	fmt.Fprintf(w, "operations: %d acknowledged, %d never answered; %d proposals sent, %d of them unanswered and sent again\n", o, unknown, tries, failed)
 	fmt.Fprintf(w, "jobs: %d settled, %d given up; %d attempts bought, %d of them lost\n", settled, given, a, v.lostTasks)
+	fmt.Fprintf(w, "from outside: %d commands were answered to a peer that is of no cell\n", outside)
+	fmt.Fprintf(w, "between cells: %d attempts bought; %d trades, the same in the ledgers of both sides\n", abroad, r.trades)
+	fmt.Fprintf(w, "checkpoints: %d signed, each of the one log of its cell\n", signed)
 	fmt.Fprintf(w, "ledgers: %d records, the same at %d replicas\n", v.records, v.replicas)
 	fmt.Fprintf(w, "linearizable: %d reads and writes of single values\n", v.checked)
 	fmt.Fprintf(w, "acknowledged and lost: %d\n", v.lost)

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+)
+
+// promise is one of those that a run holds a cell against.
+type promise string
+
+// The promises. All but the last are of what must never happen; a cell that only
+// takes too long has broken none of those.
+const (
+	isKept    promise = "what was acknowledged is kept"
+	isOnce    promise = "nothing is done or paid twice"
+	isTold    promise = "answers tell what the ledger says"
+	isRefused promise = "what must be refused is refused"
+	isSame    promise = "all replicas have the same state"
+	isWhole   promise = "every replica has the whole history"
+	isSound   promise = "records follow from each other"
+	isOneLog  promise = "all checkpoints are of one log"
+	isLinear  promise = "reads and writes are linearizable"
+	isOwed    promise = "accounts owe what was settled"
+	isOdd     promise = "votes grow in pairs"
+	isAgreed  promise = "cells agree on the trades between them"
+	isTimely  promise = "no attempt runs beyond its lease"
+	isBack    promise = "a cell comes back after faults"
+)
+
+// problem is a promise that was not kept, and how that showed.
+type problem struct {
+	promise promise
+	text    string
+}
+
+// problemOf is what an error says of a cell that it stopped: a promise by name, else
+// that the cell did not come back.
+func problemOf(err error) problem {
+	var p problem
+	if errors.As(err, &p) {
+		return p
+	}
+	return problem{isBack, err.Error()}
+}
+
+// Error implements error.
+func (p problem) Error() string { return p.String() }
+
+func (p problem) String() string { return fmt.Sprintf("[%s] %s", p.promise, p.text) }
+
+// problems are those that were found, up to a bound.
+type problems []problem
+
+// maxProblems bounds what is told of one cell.
+const maxProblems = 50
+
+func (ps *problems) add(of promise, format string, args ...any) {
+	if len(*ps) < maxProblems {
+		*ps = append(*ps, problem{of, fmt.Sprintf(format, args...)})
+	}
+}
