@@ -13,10 +13,10 @@ type Agreed struct {
 	Second  []byte `json:"second" cbor:"3,keyasint,omitempty"` // of the second; none in an offer
 }
 
-// open checks both signatures and decodes the payload into v; parties then
-// names the accounts, in the order of their signatures.
-func (a Agreed) open(d Domain, v any, parties func() (first, second AccountID)) error {
-	if err := Unmarshal(a.Payload, v); err != nil {
+// open decodes the payload and checks both signatures; parties names the accounts,
+// in the order of their signatures, once it is decoded.
+func (a Agreed) open(d Domain, decode func(payload []byte) error, parties func() (first, second AccountID)) error {
+	if err := decode(a.Payload); err != nil {
 		return err
 	}
 	first, second := parties()
@@ -151,7 +151,7 @@ func ReadNetting(a Agreed) (Netting, error) {
 // OpenNetting checks form and both signatures.
 func OpenNetting(a Agreed) (Netting, error) {
 	var n Netting
-	if err := a.open(DomainNetting, &n, func() (AccountID, AccountID) { return n.A, n.B }); err != nil {
+	if err := a.open(DomainNetting, func(payload []byte) error { return Unmarshal(payload, &n) }, func() (AccountID, AccountID) { return n.A, n.B }); err != nil {
 		return n, err
 	}
 	return n, n.Validate()
@@ -176,6 +176,30 @@ type Resolution struct {
 	// BySeller says that the seller offers it, and so signs first; else the buyer does.
 	BySeller bool   `json:"by_seller,omitempty" cbor:"8,keyasint,omitempty"`
 	Note     string `json:"note,omitempty" cbor:"9,keyasint,omitempty"`
+	// NotAfter is until when it can be applied, Unix ms; 0: until the dispute ends by
+	// itself. One that has an end is signed in another form, a timedResolution: cells
+	// below level 3 don't know it.
+	NotAfter int64 `json:"not_after,omitempty" cbor:"-"`
+}
+
+// timedResolution is the signed form of a resolution that can be applied until a time.
+type timedResolution struct {
+	Resolution Resolution `cbor:"1,keyasint"`
+	NotAfter   int64      `cbor:"2,keyasint"` // Unix ms
+}
+
+// readTimed decodes a payload with a resolution's end in it.
+func readTimed(payload []byte, r *Resolution) error {
+	var t timedResolution
+	if err := Unmarshal(payload, &t); err != nil {
+		return err
+	}
+	if t.NotAfter <= 0 {
+		return Errorf(Invalid, "the resolution of %s ends at %d, which is no time", t.Resolution.Trade, t.NotAfter)
+	}
+	*r = t.Resolution
+	r.NotAfter = t.NotAfter
+	return nil
 }
 
 // Parties are the accounts in the order of their signatures.
@@ -206,6 +230,9 @@ func (r Resolution) Validate() error {
 // Offer signs the resolution as its first party.
 func (r Resolution) Offer(key Key) Agreed {
 	payload := MustMarshal(r)
+	if r.NotAfter != 0 {
+		payload = MustMarshal(timedResolution{r, r.NotAfter})
+	}
 	return Agreed{Payload: payload, First: key.Sign(DomainResolution, payload)}
 }
 
@@ -213,7 +240,9 @@ func (r Resolution) Offer(key Key) Agreed {
 func ReadResolution(a Agreed) (Resolution, error) {
 	var r Resolution
 	if err := Unmarshal(a.Payload, &r); err != nil {
-		return r, err
+		if readTimed(a.Payload, &r) != nil {
+			return r, err
+		}
 	}
 	if err := r.Validate(); err != nil {
 		return r, err
@@ -224,10 +253,14 @@ func ReadResolution(a Agreed) (Resolution, error) {
 	return r, nil
 }
 
-// OpenResolution checks form and both signatures.
-func OpenResolution(a Agreed) (Resolution, error) {
+// Open checks form and both signatures.
+func (op Resolve) Open() (Resolution, error) {
 	var r Resolution
-	if err := a.open(DomainResolution, &r, func() (AccountID, AccountID) { return r.Parties() }); err != nil {
+	decode := func(payload []byte) error { return Unmarshal(payload, &r) }
+	if op.Timed {
+		decode = func(payload []byte) error { return readTimed(payload, &r) }
+	}
+	if err := op.Resolution.open(DomainResolution, decode, func() (AccountID, AccountID) { return r.Parties() }); err != nil {
 		return r, err
 	}
 	return r, r.Validate()
@@ -236,7 +269,11 @@ func OpenResolution(a Agreed) (Resolution, error) {
 // Resolve ends a dispute as both its sides have signed. Any member may bring it.
 type Resolve struct {
 	Resolution Agreed `json:"resolution" cbor:"1,keyasint"`
+	Timed      bool   `json:"timed,omitempty" cbor:"2,keyasint,omitempty"` // it can be applied until a time that stands in it
 }
+
+// ResolveAs is the operation that brings a resolution.
+func ResolveAs(r Resolution, a Agreed) *Resolve { return &Resolve{Resolution: a, Timed: r.NotAfter != 0} }
 
 // Accept signs an offer as its second party: what it says is then binding.
 func (a Agreed) Accept(d Domain, key Key) Agreed {

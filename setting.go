@@ -111,7 +111,8 @@ type Set struct {
 //
 //	1: the first
 //	2: netting, resolution, settings, trade across cells, recovery of the cell
-const LedgerLevel = 2
+//	3: what was bought in other cells stays on record; resolutions that end; a quota of nettings
+const LedgerLevel = 3
 
 // Upgrade raises the level of the cell's rules. It is proposed when all its
 // replicas speak the level; one that doesn't stops at it.
@@ -122,6 +123,8 @@ type Upgrade struct {
 // Level is the first level at which the operation may be proposed.
 func (o Op) Level() int {
 	switch {
+	case o.Resolve != nil && o.Resolve.Timed:
+		return 3
 	case o.Net != nil, o.Resolve != nil, o.Set != nil, o.Recovered != nil, o.Void != nil, o.Clear != nil:
 		return 2
 	case o.Place != nil && o.Place.Terms.Abroad(), o.Award != nil && o.Award.Terms.Abroad():

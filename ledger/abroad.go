@@ -21,6 +21,31 @@ const (
 	maxVoids      = 100_000
 )
 
+// Bought is what a cell keeps of a trade abroad that is over for it: a job of its
+// own bought in another cell.
+type Bought struct {
+	Terms     pcm.Terms `cbor:"1,keyasint"`
+	Paid      pcm.Micro `cbor:"2,keyasint"`           // what it cost, as its buyer's account says; of one that time has cleared: as far as this cell knows
+	Due       pcm.Spans `cbor:"3,keyasint,omitempty"` // tasks with a result that was to be paid
+	Doubt     int       `cbor:"4,keyasint,omitempty"` // tasks given up of which this cell never learned what they cost
+	PlacedAt  int64     `cbor:"5,keyasint,omitempty"` // log time, ms
+	ClearedAt int64     `cbor:"6,keyasint"`           // log time, ms
+	ByTime    bool      `cbor:"7,keyasint,omitempty"` // nobody said what it cost
+}
+
+// BoughtKey is the document key of what was bought in another cell.
+func BoughtKey(id pcm.TradeID) string { return "bought/" + string(id) }
+
+// keepBought puts a trade abroad among the documents, unless it was never awarded.
+func (a *applying) keepBought(p *Placement, paid pcm.Micro, byTime bool) {
+	if a.Level() < 3 || p.Unsold {
+		return
+	}
+	a.document(BoughtKey(p.Trade), &Bought{
+		Terms: *p.Terms, Paid: paid, Due: p.Due, Doubt: p.Doubt, PlacedAt: p.PlacedAt, ClearedAt: a.stamp, ByTime: byTime,
+	})
+}
+
 // abroad counts the job's placements abroad.
 func (j *Job) abroad() int {
 	n := 0
@@ -232,7 +257,7 @@ func (a *applying) abandonAbroad(o *pcm.Op, j *Job, p *Placement) (pcm.Spans, er
 			r = nil
 		}
 		a.decideAbroad(j, p, i, r, op.Fault == pcm.FaultSeller && !op.Over)
-		if op.Unsold { // a full cell must not use up the tries of what waits
+		if p.Unsold = op.Unsold && a.Level() >= 3; op.Unsold { // a full cell must not use up the tries of what waits
 			tk.Attempt--
 			tk.Trade, tk.Seller, tk.State, tk.Reason = "", "", pcm.TaskWaiting, op.Reason
 			if j.Stopping {
@@ -275,6 +300,7 @@ func (a *applying) clear(o *pcm.Op) error {
 		return pcm.Errorf(pcm.Invalid, "%s can't have cost %s: %s is set aside for it", op.Trade, op.Paid, most)
 	}
 	j.Paid += op.Paid - p.Counted
+	a.keepBought(p, op.Paid, false)
 	a.event(o, j.ID, p.news(), j.Driver, j.Submitter)
 	a.unhold(j, *p)
 	return nil
@@ -300,6 +326,7 @@ func (a *applying) expireAbroad(j *Job) {
 			a.soon(end)
 			at++
 		default:
+			a.keepBought(&p, p.Counted, true)
 			a.fact(pcm.Fact{Cleared: &pcm.Cleared{Job: j.ID, Trade: p.Trade, Cell: p.Terms.Cell}}, j.ID, p.news(), j.Driver, j.Submitter)
 			a.unhold(j, p)
 		}

@@ -115,6 +115,9 @@ func (r *random) resolve(t *rapid.T) {
 	if r.rarely(t, "too much", 12) {
 		res.Amount = holdOf(tr.Terms)*pcm.Micro(len(tasks)) + 1
 	}
+	if r.rarely(t, "ends", 2) {
+		res.NotAfter = r.wall + int64(r.n(t, "valid", 4)-1)*time.Hour.Milliseconds()
+	}
 	first, second := buyer, seller
 	if res.BySeller {
 		first, second = seller, buyer
@@ -123,5 +126,5 @@ func (r *random) resolve(t *rapid.T) {
 		second = r.anyone(t)
 	}
 	agreed := res.Offer(first.account).Accept(pcm.DomainResolution, second.account)
-	r.run(t, r.anyone(t), pcm.Op{Resolve: &pcm.Resolve{Resolution: agreed}})
+	r.run(t, r.anyone(t), pcm.Op{Resolve: pcm.ResolveAs(res, agreed)})
 }

@@ -62,6 +62,8 @@ type Placement struct {
 	Counted   pcm.Micro  `cbor:"8,keyasint,omitempty"`  // what they cost as far as this cell can know
 	Doubt     int        `cbor:"9,keyasint,omitempty"`  // tasks given up of which it is open what they cost: still held for
 	DecidedAt int64      `cbor:"10,keyasint,omitempty"` // log time at which the last task was decided, ms
+	PlacedAt  int64      `cbor:"11,keyasint,omitempty"` // log time, ms; 0: below level 3
+	Unsold    bool       `cbor:"12,keyasint,omitempty"` // it was never awarded
 }
 
 // Step is a step of a job.
@@ -319,6 +321,9 @@ func (a *applying) place(o *pcm.Op) (bool, error) {
 		terms.Tasks = slices.Clone(t.Tasks)
 		p.Terms = &terms
 		a.abroad++
+		if a.Level() >= 3 {
+			p.PlacedAt = a.stamp
+		}
 	}
 	j.Places = append(j.Places, p)
 	return true, nil

@@ -87,8 +87,8 @@ func (m *model) net(op *pcm.Net) bool {
 }
 
 func (m *model) resolve(op *pcm.Resolve) bool {
-	r, err := pcm.OpenResolution(op.Resolution)
-	if err != nil {
+	r, err := op.Open()
+	if err != nil || r.NotAfter != 0 && m.wall > r.NotAfter+pcm.Skew.Milliseconds() {
 		return false
 	}
 	t := m.trades[r.Trade]

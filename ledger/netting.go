@@ -9,8 +9,22 @@ import (
 	"github.com/jointcloud/pcm"
 )
 
-// maxNettings bounds the nettings that a cell remembers, so as not to apply one twice.
-const maxNettings = 4096
+// Bounds of the nettings that a cell remembers, so as not to apply one twice: of
+// all accounts, of one account, and of the same two, so that none of them can keep
+// the others from netting.
+const (
+	maxNettings     = 4096
+	maxNettingsEach = 256
+	maxNettingsPair = 32
+)
+
+// parties are the accounts of a netting, by name.
+type parties struct {
+	A pcm.AccountID `cbor:"1,keyasint"`
+	B pcm.AccountID `cbor:"2,keyasint"`
+}
+
+func partiesOf(n *pcm.Netting) parties { return parties{min(n.A, n.B), max(n.A, n.B)} }
 
 // net strikes what two accounts owe each other here, once.
 func (a *applying) net(op *pcm.Net) (bool, error) {
@@ -42,8 +56,17 @@ func (a *applying) net(op *pcm.Net) (bool, error) {
 			return false, pcm.Errorf(pcm.Conflict, "%s strikes %s %s of what account %s owes %s here, which is %s: agree on a new one", n.ID, s.by, n.Unit, pcm.Short(s.key.Buyer), pcm.Short(s.key.Seller), owed)
 		}
 	}
-	if len(a.nettings) >= maxNettings && !a.sweepNettings() {
+	if len(a.nettings) >= maxNettings && !a.sweepNettings(maxNettings) {
 		return false, pcm.Errorf(pcm.Busy, "%d nettings are still within their validity in %s: retry when some have expired", len(a.nettings), pcm.Short(a.genesis.Cell))
+	}
+	if a.Level() >= 3 {
+		if a.overQuota(partiesOf(&n)) != nil {
+			a.sweepNettings(never)
+		}
+		if err := a.overQuota(partiesOf(&n)); err != nil {
+			return false, err
+		}
+		a.netters[n.Key()] = partiesOf(&n)
 	}
 	a.nettings[n.Key()] = n.NotAfter
 	a.strike(ab, l.ByA)
@@ -70,10 +93,37 @@ func (a *applying) strike(k BalanceKey, by pcm.Micro) {
 	}
 }
 
+// overQuota tells why two accounts can't net once more just now. What was applied
+// below level 3 counts for nobody.
+func (s *State) overQuota(p parties) error {
+	var pair int
+	var each [2]int
+	for _, id := range slices.SortedFunc(maps.Keys(s.netters), cmp.Compare[pcm.NettingID]) {
+		o := s.netters[id]
+		if o == p {
+			pair++
+		}
+		for i, who := range []pcm.AccountID{p.A, p.B} {
+			if o.A == who || o.B == who {
+				each[i]++
+			}
+		}
+	}
+	if pair >= maxNettingsPair {
+		return pcm.Errorf(pcm.Busy, "account %s and account %s have %d nettings within their validity in %s, which is the bound for two accounts: retry when some have expired, or net more at a time", pcm.Short(p.A), pcm.Short(p.B), pair, pcm.Short(s.genesis.Cell))
+	}
+	for i, who := range []pcm.AccountID{p.A, p.B} {
+		if each[i] >= maxNettingsEach {
+			return pcm.Errorf(pcm.Busy, "account %s has %d nettings within their validity in %s, which is the bound for one account: retry when some have expired", pcm.Short(who), each[i], pcm.Short(s.genesis.Cell))
+		}
+	}
+	return nil
+}
+
 // sweepNettings forgets nettings that would be refused by time, and from then on
 // refuses all that are no younger, whatever the clock says: none is applied twice.
-// It tells whether there is room now; if not, nothing is forgotten.
-func (a *applying) sweepNettings() bool {
+// It tells whether fewer than most are left; if not, nothing is forgotten.
+func (a *applying) sweepNettings(most int64) bool {
 	past := func(notAfter int64) bool { return a.entry.Wall > notAfter+2*pcm.Skew.Milliseconds() }
 	n, floor := 0, a.netFloor
 	for _, id := range slices.SortedFunc(maps.Keys(a.nettings), cmp.Compare[pcm.NettingID]) {
@@ -81,22 +131,26 @@ func (a *applying) sweepNettings() bool {
 			n, floor = n+1, max(floor, at)
 		}
 	}
-	if len(a.nettings)-n >= maxNettings {
+	if int64(len(a.nettings)-n) >= most {
 		return false
 	}
 	maps.DeleteFunc(a.nettings, func(_ pcm.NettingID, at int64) bool { return past(at) })
+	maps.DeleteFunc(a.netters, func(id pcm.NettingID, _ parties) bool { _, left := a.nettings[id]; return !left })
 	a.netFloor = floor
 	return true
 }
 
 // resolve ends a dispute as both sides have agreed.
 func (a *applying) resolve(o *pcm.Op) error {
-	r, err := pcm.OpenResolution(o.Resolve.Resolution)
+	r, err := o.Resolve.Open()
 	if err != nil {
 		return err
 	}
 	if r.Mesh != a.genesis.Mesh || r.Cell != a.genesis.Cell {
 		return pcm.Errorf(pcm.Refused, "the resolution of %s is for %s, this is %s", r.Trade, pcm.Short(r.Cell), pcm.Short(a.genesis.Cell))
+	}
+	if r.NotAfter != 0 && a.entry.Wall > r.NotAfter+pcm.Skew.Milliseconds() {
+		return pcm.Errorf(pcm.Refused, "the resolution of %s could be applied until %s: agree on a new one", r.Trade, time.UnixMilli(r.NotAfter).UTC().Format(time.RFC3339))
 	}
 	t, err := a.openTrade(r.Trade)
 	if err != nil {

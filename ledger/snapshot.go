@@ -34,6 +34,7 @@ type snapshot struct {
 	NetFloor int64                             `cbor:"17,keyasint,omitempty"`
 	Settings []*Setting                        `cbor:"18,keyasint,omitempty"`
 	Level    int                               `cbor:"19,keyasint,omitempty"`
+	Netters  []pair[pcm.NettingID, parties]    `cbor:"20,keyasint,omitempty"`
 }
 
 type pair[K, V any] struct {
@@ -63,6 +64,7 @@ func (s *State) Snapshot() ([]byte, error) {
 		Seen:     pairs(s.seen, compareIDs),
 		Voids:    pairs(s.voids, cmp.Compare[pcm.TradeID]),
 		Nettings: pairs(s.nettings, cmp.Compare[pcm.NettingID]), NetFloor: s.netFloor,
+		Netters: pairs(s.netters, cmp.Compare[pcm.NettingID]),
 		Settings: byKey(s.settings, cmp.Compare[string]), Level: s.level,
 	})
 }
@@ -124,6 +126,9 @@ func (s *State) Restore(data []byte) error {
 	}
 	for _, x := range in.Nettings {
 		n.nettings[x.Key] = x.Value
+	}
+	for _, x := range in.Netters {
+		n.netters[x.Key] = x.Value
 	}
 	for _, x := range in.Settings {
 		n.settings[x.Key] = x

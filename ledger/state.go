@@ -44,11 +44,12 @@ type State struct {
 	seen     map[pcm.CommandID]remembered
 	buckets  map[int64][]pcm.CommandID // IDs of seen by NotAfter, in steps of seenBucket
 
-	voids    map[pcm.TradeID]int64   // trades abroad that are not to be awarded, by their AwardBy
-	voidsDue int64                   // log time before which none of voids is past: a lower bound
-	abroad   int                     // placements abroad of all jobs
-	nettings map[pcm.NettingID]int64 // applied, by [pcm.Netting.Key], with their NotAfter, Unix ms
-	netFloor int64                   // nettings up to this NotAfter may have been forgotten
+	voids    map[pcm.TradeID]int64     // trades abroad that are not to be awarded, by their AwardBy
+	voidsDue int64                     // log time before which none of voids is past: a lower bound
+	abroad   int                       // placements abroad of all jobs
+	nettings map[pcm.NettingID]int64   // applied, by [pcm.Netting.Key], with their NotAfter, Unix ms
+	netters  map[pcm.NettingID]parties // of those applied since level 3
+	netFloor int64                     // nettings up to this NotAfter may have been forgotten
 	settings map[string]*Setting
 	level    int // of the rules; 0: 1
 	speaks   int // tests: level of an older release; 0: that of this one
@@ -75,6 +76,7 @@ func New(g Genesis) *State {
 		buckets:  map[int64][]pcm.CommandID{},
 		voids:    map[pcm.TradeID]int64{},
 		nettings: map[pcm.NettingID]int64{},
+		netters:  map[pcm.NettingID]parties{},
 		settings: map[string]*Setting{},
 	}
 }

@@ -62,6 +62,20 @@ func (s *story) showAbroad(b *strings.Builder, j *ledger.Job) {
 	}
 }
 
+// showBought shows what the cell keeps of a trade abroad that is over for it.
+func (s *story) showBought(b *strings.Builder, id pcm.TradeID) {
+	doc, ok := s.docs[ledger.BoughtKey(id)]
+	if !ok {
+		b.WriteString("nothing is kept\n")
+		return
+	}
+	var k ledger.Bought
+	if err := pcm.UnmarshalLarge(doc, &k); err != nil {
+		panic(err)
+	}
+	fmt.Fprintf(b, "of %s in %s, paid %s for %s, %d in doubt%s\n", k.Terms.Seller, k.Terms.Cell, k.Paid, none(list(k.Due)), k.Doubt, when(k.ByTime, ", cleared by time"))
+}
+
 func none(s string) string {
 	if s == "" {
 		return "none"

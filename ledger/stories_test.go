@@ -550,6 +550,9 @@ func (s *story) resolve(l line) pcm.Op {
 		Mesh: s.genesis.Mesh, Cell: s.genesis.Cell, Trade: t.Trade(), Tasks: l.spans(), Buyer: buyer.buyer, Seller: seller.buyer,
 		Amount: l.micro("amount", "0"), BySeller: l.HasArg("by-seller"),
 	}
+	if l.HasArg("good") {
+		r.NotAfter = s.wall + l.dur("good", time.Hour).Milliseconds()
+	}
 	first, second := buyer, seller
 	if r.BySeller {
 		first, second = seller, buyer
@@ -562,7 +565,9 @@ func (s *story) resolve(l line) pcm.Op {
 	default:
 		agreed = agreed.Accept(pcm.DomainResolution, second.account)
 	}
-	return pcm.Op{Resolve: &pcm.Resolve{Resolution: agreed}}
+	op := pcm.ResolveAs(r, agreed)
+	op.Timed = op.Timed != l.HasArg("misnamed")
+	return pcm.Op{Resolve: op}
 }
 
 func (s *story) finish(l line) pcm.Op {
@@ -589,6 +594,8 @@ func (s *story) show(l line) string {
 		s.showJob(&b, jobID(l.CmdArgs[1].Key))
 	case "trade":
 		s.showTrade(&b, s.trades[l.CmdArgs[1].Key].Trade())
+	case "bought":
+		s.showBought(&b, s.trades[l.CmdArgs[1].Key].Trade())
 	case "balances":
 		for k, v := range s.state.Balances {
 			fmt.Fprintf(&b, "%s owes %s %s %s, held %s\n", k.Buyer, k.Seller, v.Owed, k.Unit, v.Held)

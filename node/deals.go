@@ -93,7 +93,7 @@ func (k *deal) read() (err error) {
 		if k.Domain == pcm.DomainNetting {
 			_, err = pcm.OpenNetting(k.Agreed)
 		} else {
-			_, err = pcm.OpenResolution(k.Agreed)
+			_, err = pcm.ResolveAs(k.res, k.Agreed).Open()
 		}
 	}
 	return err
@@ -138,7 +138,7 @@ func (k *deal) op() pcm.Op {
 	if k.Domain == pcm.DomainNetting {
 		return pcm.Op{Net: &pcm.Net{Netting: k.Agreed}}
 	}
-	return pcm.Op{Resolve: &pcm.Resolve{Resolution: k.Agreed}}
+	return pcm.Op{Resolve: pcm.ResolveAs(k.res, k.Agreed)}
 }
 
 func (k *deal) done() bool {
@@ -354,7 +354,7 @@ func (d *deals) resolved(op pcm.Op, cell pcm.CellID) bool {
 	if op.Resolve == nil || cell != d.n.id.Mesh.Cell {
 		return false
 	}
-	r, err := pcm.OpenResolution(op.Resolve.Resolution)
+	r, err := op.Resolve.Open()
 	if err != nil {
 		return false
 	}
