@@ -80,6 +80,11 @@ func (n *Node) party(typed string) (string, error) {
 			add(string(m.Account), string(m.Account))
 		}
 	})
+	for _, p := range n.mesh.Peers() { // of other cells as well
+		add(p.Passport.Name, string(p.Passport.Peer))
+		add(pcm.Short(p.Passport.Peer), string(p.Passport.Peer))
+		add(string(p.Passport.Account), string(p.Passport.Account))
+	}
 	n.operator.mu.Lock()
 	for who := range n.operator.set.Accounts {
 		add(who, who)

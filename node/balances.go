@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -65,29 +64,35 @@ func (n *Node) answerAccount(from pcm.PeerID) ([]byte, error) {
 	return pcm.Marshal(accountAnswer{list[:min(len(list), maxBalances)]})
 }
 
-// owedAbroad remembers for a moment what other cells have said.
+// owedAbroad remembers what other cells have said: for a moment, so as not to ask
+// for each look; of a cell that is silent, what it said last.
 type owedAbroad struct {
 	mu   sync.Mutex
 	at   time.Time
-	rows []api.Balance
+	rows map[pcm.CellID][]api.Balance
 }
 
-// balancesAbroad are this account's balances in the other cells that sell.
+// list is all that is known. It needs the lock.
+func (o *owedAbroad) list() (all []api.Balance) {
+	for _, c := range sortedKeys(o.rows) {
+		all = append(all, o.rows[c]...)
+	}
+	return all
+}
+
+// balancesAbroad are this account's balances in the other cells that are known.
 func (n *Node) balancesAbroad(ctx context.Context) []api.Balance {
 	n.owed.mu.Lock() // who comes meanwhile waits for the same answers
 	defer n.owed.mu.Unlock()
 	if time.Since(n.owed.at) < balanceFresh {
-		return slices.Clone(n.owed.rows)
+		return n.owed.list()
 	}
-	var cells []pcm.CellID
-	for _, row := range n.mesh.Offers() {
-		if c := row.Offer.Cell; c != n.id.Mesh.Cell && c.Valid() && !slices.Contains(cells, c) && len(cells) < maxBalanceCells {
-			cells = append(cells, c)
-		}
-	}
+	cells, _ := n.cellsTraded(n.account)
+	cells = cells[:min(len(cells), maxBalanceCells)]
 	ctx, cancel := context.WithTimeout(ctx, balanceWait)
 	defer cancel()
 	found := make([][]api.Balance, len(cells))
+	errs := make([]error, len(cells))
 	var wg sync.WaitGroup
 	for i, cell := range cells {
 		wg.Go(func() {
@@ -96,7 +101,7 @@ func (n *Node) balancesAbroad(ctx context.Context) []api.Balance {
 			if err == nil {
 				err = away.Query(ctx, queryAccount, nil, &answer)
 			}
-			if err != nil {
+			if errs[i] = err; err != nil {
 				n.log.Debug("another cell does not tell of balances", "cell", cell, "error", err)
 				return
 			}
@@ -104,8 +109,14 @@ func (n *Node) balancesAbroad(ctx context.Context) []api.Balance {
 		})
 	}
 	wg.Wait()
-	n.owed.at, n.owed.rows = time.Now(), slices.Concat(found...)
-	return slices.Clone(n.owed.rows)
+	rows := map[pcm.CellID][]api.Balance{}
+	for i, cell := range cells {
+		if rows[cell] = found[i]; errs[i] != nil {
+			rows[cell] = n.owed.rows[cell]
+		}
+	}
+	n.owed.at, n.owed.rows = time.Now(), rows
+	return n.owed.list()
 }
 
 // believable are the rows of another cell's answer that can be true.
@@ -121,6 +132,7 @@ func (n *Node) believable(cell pcm.CellID, answer accountAnswer) (rows []api.Bal
 		}
 		v := balanceView(cell, b)
 		v.ID += "/" + string(cell) // the same accounts may trade here as well
+		v.AsOf = time.Now().UTC()
 		rows = append(rows, v)
 	}
 	return rows

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,7 +19,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 
 	"github.com/jointcloud/pcm"
-	"github.com/jointcloud/pcm/ledger"
 	"github.com/jointcloud/pcm/node/api"
 )
 
@@ -32,7 +32,7 @@ const (
 	maxAskedBy     = 32  // offers of one other account that are kept unanswered
 	agreementsFile = "agreements.json"
 	dealsRetry     = 30 * time.Second // how often what is agreed is brought to cells that don't have it
-	dealsWait      = 15 * time.Second
+	dealsWait      = 10 * time.Second // for all cells, and for the other account
 	keepDone       = 30 * 24 * time.Hour
 )
 
@@ -52,8 +52,10 @@ type deal struct {
 	Domain pcm.Domain          `json:"domain"`
 	At     time.Time           `json:"at"`
 	In     map[pcm.CellID]bool `json:"in,omitempty"`   // cells that have it
-	Over   string              `json:"over,omitempty"` // why nothing can come of it any more
+	Over   string              `json:"over,omitempty"` // why nothing more can come of it
 	Text   string              `json:"text,omitempty"` // for people
+
+	Refused map[pcm.CellID]string `json:"refused,omitempty"` // cells that will never have it, and why
 
 	net pcm.Netting
 	res pcm.Resolution
@@ -150,13 +152,25 @@ func (k *deal) done() bool {
 	return true
 }
 
+// until is until when it can be applied; the zero time: no end is said.
+func (k *deal) until() time.Time {
+	at := k.res.NotAfter
+	if k.Domain == pcm.DomainNetting {
+		at = k.net.NotAfter
+	}
+	if at == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(at).UTC()
+}
+
 // state is where it stands for an account.
 func (k *deal) state(account pcm.AccountID, now time.Time) string {
 	from, _ := k.parties()
 	switch {
 	case k.done():
 		return api.AgreementDone
-	case k.Over != "" || k.Domain == pcm.DomainNetting && now.UnixMilli() > k.net.NotAfter:
+	case k.Over != "" || !k.until().IsZero() && now.After(k.until()):
 		return api.AgreementOver
 	case k.both():
 		return api.AgreementAgreed
@@ -272,6 +286,8 @@ func (d *deals) deliver(ctx context.Context, k *deal) string {
 	if other == d.n.account {
 		return ""
 	}
+	ctx, cancel := context.WithTimeout(ctx, dealsWait)
+	defer cancel()
 	raw := pcm.MustMarshal(agreeRequest{k.Agreed, k.Domain})
 	why := "none of its peers is known here"
 	for _, p := range d.n.peersOfAccount(other) {
@@ -299,7 +315,8 @@ func (n *Node) peersOfAccount(account pcm.AccountID) []pcm.PeerID {
 	return append(near, far[:min(len(far), 4)]...)
 }
 
-// carry brings what both have signed to the cells that it is for.
+// carry brings what both have signed to the cells that it is for, to all of them
+// at once: one that is silent, or refuses, keeps no other from it.
 func (d *deals) carry(ctx context.Context, id string) {
 	ctx, cancel := context.WithTimeout(ctx, dealsWait)
 	defer cancel()
@@ -309,59 +326,68 @@ func (d *deals) carry(ctx context.Context, id string) {
 		d.mu.Unlock()
 		return
 	}
-	op, cells, in := k.op(), k.cells(), map[pcm.CellID]bool{}
-	for c := range k.In {
-		in[c] = true
-	}
+	op := k.op()
+	cells := slices.DeleteFunc(k.cells(), func(c pcm.CellID) bool { return k.In[c] || k.Refused[c] != "" })
 	d.mu.Unlock()
-	over, text := "", ""
-	for _, c := range cells {
-		if in[c] {
-			continue
-		}
-		ops := []pcm.Op{op}
-		if c != d.n.id.Mesh.Cell {
-			ops = append([]pcm.Op{{Enroll: &pcm.Enroll{Passport: d.n.mesh.Signed()}}}, op)
-		}
-		r, err := d.n.proposeIn(ctx, c, ops...)
-		if err == nil {
-			err = r.First()
-		}
-		switch code := pcm.ErrorCode(err); {
-		case err == nil:
-			in[c] = true
-		case code == pcm.Unavailable || code == pcm.Busy || ctx.Err() != nil:
-			text = clip("waits for " + pcm.Short(c) + ": " + err.Error())
-		case d.resolved(op, c):
-			in[c] = true // the other side was faster
-		default:
-			over = clip(pcm.Short(c) + ": " + err.Error())
-		}
+	errs := make([]error, len(cells))
+	var wg sync.WaitGroup
+	for i, c := range cells {
+		wg.Go(func() {
+			if errs[i] = d.n.mustIn(ctx, c, op); errs[i] != nil && d.resolved(ctx, op) {
+				errs[i] = nil // the other side was faster
+			}
+		})
 	}
+	wg.Wait()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if k = d.list[id]; k == nil {
 		return
 	}
-	k.In, k.Over, k.Text = in, over, text
+	in, refused, waits := maps.Clone(k.In), maps.Clone(k.Refused), []string{}
+	if in == nil {
+		in, refused = map[pcm.CellID]bool{}, map[pcm.CellID]string{}
+	}
+	for i, c := range cells {
+		switch code := pcm.ErrorCode(errs[i]); {
+		case errs[i] == nil:
+			in[c] = true
+		case code == pcm.Unavailable || code == pcm.Busy || errors.Is(errs[i], context.DeadlineExceeded) || errors.Is(errs[i], context.Canceled):
+			waits = append(waits, "waits for "+d.n.cellName(c)+": "+errs[i].Error())
+		case !in[c]:
+			if refused == nil {
+				refused = map[pcm.CellID]string{}
+			}
+			refused[c] = clip(d.n.cellName(c) + ": " + errs[i].Error())
+		}
+	}
+	k.In, k.Refused, k.Text = in, refused, clip(strings.Join(waits, "; "))
+	var why []string
+	for _, c := range sortedKeys(refused) {
+		why = append(why, refused[c])
+	}
+	switch said := clip(strings.Join(why, "; ")); {
+	case len(in)+len(refused) == len(k.cells()):
+		k.Over = said
+	case said != "":
+		k.Text = clip(k.Text + "; refused by " + said)
+	}
 	if err := d.save(); err != nil {
 		d.n.log.Warn("can't keep what became of an agreement", "id", id, "error", err)
 	}
 }
 
-// resolved tells whether a dispute in this peer's own cell was ended as agreed.
-func (d *deals) resolved(op pcm.Op, cell pcm.CellID) bool {
-	if op.Resolve == nil || cell != d.n.id.Mesh.Cell {
+// resolved tells whether a dispute was ended as agreed.
+func (d *deals) resolved(ctx context.Context, op pcm.Op) bool {
+	if op.Resolve == nil {
 		return false
 	}
 	r, err := op.Resolve.Open()
 	if err != nil {
 		return false
 	}
-	var stamp int64
-	raw, err := d.n.rawTrade(r.Trade, &stamp)
-	t := new(ledger.Trade)
-	if err != nil || pcm.UnmarshalLarge(raw, t) != nil {
+	t, cell, err := d.n.tradeAnywhere(ctx, r.Trade)
+	if err != nil || cell != r.Cell {
 		return false
 	}
 	var sum pcm.Micro
@@ -399,18 +425,14 @@ func (d *deals) view(k *deal) api.Agreement {
 	from, to := k.parties()
 	v := api.Agreement{
 		ID: k.id(), Kind: api.AgreeResolution, State: k.state(d.n.account, time.Now()), From: from, To: to,
-		At: k.At.UTC(), Text: orElse(k.Over, k.Text), Line: k.Agreed.Line(k.Domain),
+		At: k.At.UTC(), Until: k.until(), Text: orElse(k.Over, k.Text), Line: k.Agreed.Line(k.Domain),
 	}
 	if k.Domain != pcm.DomainNetting {
 		v.Trade, v.Tasks, v.Amount, v.Note = k.res.Trade, k.res.Tasks.String(), k.res.Amount.String(), k.res.Note
-		d.n.cell.View(func() {
-			if t, ok := d.n.state.Trade(k.res.Trade); ok {
-				v.Unit = t.Terms.Price.Unit
-			}
-		})
+		v.Cell, v.Unit = k.res.Cell, d.n.unitOf(k.res.Trade)
 		return v
 	}
-	v.Kind, v.Unit, v.Note, v.Until = api.AgreeNetting, k.net.Unit, k.net.Note, time.UnixMilli(k.net.NotAfter).UTC()
+	v.Kind, v.Unit, v.Note = api.AgreeNetting, k.net.Unit, k.net.Note
 	for _, l := range k.net.Lines {
 		v.Lines = append(v.Lines, api.AgreementLine{Cell: l.Cell, From: l.ByA.String(), To: l.ByB.String()})
 	}

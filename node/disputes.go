@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"github.com/jointcloud/pcm"
@@ -10,27 +9,25 @@ import (
 	"github.com/jointcloud/pcm/node/api"
 )
 
-// openTrade is an open trade of this node's cell with those of its tasks that are
-// in a state, all or the ones that a person names.
-func (n *Node) openTrade(ctx context.Context, id pcm.TradeID, typed string, in pcm.AttemptState) (t ledger.Trade, tasks pcm.Spans, err error) {
+// openTrade is an open trade, of this node's cell or of its jobs in another one, with
+// those of its tasks that are in a state, all or the ones that a person names.
+func (n *Node) openTrade(ctx context.Context, id pcm.TradeID, typed string, in pcm.AttemptState) (t soldIn, tasks pcm.Spans, err error) {
 	n.fresh(ctx)
-	found := false
+	found, cell, err := n.tradeAnywhere(ctx, id)
+	switch {
+	case pcm.ErrorCode(err) == pcm.NotFound && cell == n.id.Mesh.Cell:
+		return t, nil, pcm.Errorf(pcm.NotFound, "there is no trade %s in this node's cell, and none of its jobs has bought it in another one; see 'pcm trade list'", id)
+	case err != nil:
+		return t, nil, err
+	case found.ClosedAt != 0:
+		return t, nil, pcm.Errorf(pcm.Conflict, "%s has closed: what is closed stays as it is", id)
+	}
+	t = soldIn{*found, cell}
 	var of []int
-	n.cell.View(func() {
-		open, ok := n.state.Trade(id)
-		if !ok {
-			return
+	for i, at := range t.All {
+		if at.State == in {
+			of = append(of, i)
 		}
-		found, t = true, *open
-		t.Attempts = slices.Clone(open.Attempts)
-		for i, at := range open.All {
-			if at.State == in {
-				of = append(of, i)
-			}
-		}
-	})
-	if !found {
-		return t, nil, pcm.Errorf(pcm.NotFound, "there is no open trade %s in this node's cell: what is closed stays as it is", id)
 	}
 	if typed == "" {
 		if len(of) == 0 {
@@ -53,8 +50,14 @@ func (n *Node) openTrade(ctx context.Context, id pcm.TradeID, typed string, in p
 	return t, tasks, nil
 }
 
+// soldIn is a trade and the cell that it is in.
+type soldIn struct {
+	ledger.Trade
+	cell pcm.CellID
+}
+
 // mayAct refuses what only the buyer's or the seller's account does.
-func (n *Node) mayAct(t *ledger.Trade, account pcm.AccountID, what string) error {
+func (n *Node) mayAct(t soldIn, account pcm.AccountID, what string) error {
 	if account == n.account {
 		return nil
 	}
@@ -62,28 +65,28 @@ func (n *Node) mayAct(t *ledger.Trade, account pcm.AccountID, what string) error
 }
 
 // acted is a trade after an operation on it.
-func (n *Node) acted(ctx context.Context, id pcm.TradeID, op pcm.Op) (api.Trade, error) {
-	if _, err := n.must(ctx, op); err != nil {
+func (n *Node) acted(ctx context.Context, t soldIn, op pcm.Op) (api.Trade, error) {
+	if err := n.mustIn(ctx, t.cell, op); err != nil {
 		return api.Trade{}, err
 	}
 	n.fresh(ctx)
-	var stamp int64
-	raw, err := n.rawTrade(id, &stamp)
-	t := new(ledger.Trade)
-	if err == nil {
-		err = pcm.UnmarshalLarge(raw, t)
-	}
+	after, cell, err := n.tradeAnywhere(ctx, t.ID)
 	if err != nil {
 		return api.Trade{}, err
 	}
-	return tradeView(t, n.id.Mesh.Cell, n.names()), nil
+	v := tradeView(after, cell, n.names())
+	if cell != n.id.Mesh.Cell {
+		v.Source = api.TradeOfCell
+		n.bought.learn(v)
+	}
+	return v, nil
 }
 
 // DisputeTrade freezes the holds of finished tasks that the buyer doesn't want to pay.
 func (n *Node) DisputeTrade(ctx context.Context, id pcm.TradeID, r api.TasksRequest) (api.Trade, error) {
 	t, tasks, err := n.openTrade(ctx, id, r.Tasks, pcm.AttemptFinished)
 	if err == nil {
-		err = n.mayAct(&t, t.Terms.Buyer, "dispute")
+		err = n.mayAct(t, t.Terms.Buyer, "dispute")
 	}
 	if err == nil && r.Reason == "" {
 		err = pcm.Errorf(pcm.Invalid, "a dispute needs a reason: its seller has to know what is wrong")
@@ -92,24 +95,28 @@ func (n *Node) DisputeTrade(ctx context.Context, id pcm.TradeID, r api.TasksRequ
 		return api.Trade{}, err
 	}
 	n.audit.operator(ctx, "dispute", api.AuditEntry{Trade: id, Tasks: spansText(tasks), Reason: r.Reason})
-	return n.acted(ctx, id, pcm.Op{Dispute: &pcm.Dispute{Trade: id, Tasks: tasks, Reason: clip(r.Reason)}})
+	return n.acted(ctx, t, pcm.Op{Dispute: &pcm.Dispute{Trade: id, Tasks: tasks, Reason: clip(r.Reason)}})
 }
 
 // PayTrade pays for disputed tasks what the ledger charges.
 func (n *Node) PayTrade(ctx context.Context, id pcm.TradeID, r api.TasksRequest) (api.Trade, error) {
 	t, tasks, err := n.openTrade(ctx, id, r.Tasks, pcm.AttemptDisputed)
 	if err == nil {
-		err = n.mayAct(&t, t.Terms.Buyer, "pay")
+		err = n.mayAct(t, t.Terms.Buyer, "pay")
 	}
 	if err != nil {
 		return api.Trade{}, err
 	}
 	var sum pcm.Micro
 	for i := range tasks.All {
-		sum = pcm.AddMicro(sum, t.Attempt(i).Charge)
+		at := t.Attempt(i)
+		if at.Charge < 0 || at.Charge > t.Terms.HoldEach() {
+			return api.Trade{}, pcm.Errorf(pcm.Invalid, "%s says that task %d of %s costs %s; at most %s can be asked for it", n.cellName(t.cell), i, id, at.Charge, t.Terms.HoldEach())
+		}
+		sum = pcm.AddMicro(sum, at.Charge)
 	}
 	n.audit.operator(ctx, "pay", api.AuditEntry{Trade: id, Tasks: spansText(tasks), Reason: r.Reason})
-	return n.acted(ctx, id, pcm.Op{Settle: &pcm.Settle{Trade: id, Tasks: tasks, Amount: sum}})
+	return n.acted(ctx, t, pcm.Op{Settle: &pcm.Settle{Trade: id, Tasks: tasks, Amount: sum}})
 }
 
 // GiveIn takes nothing for disputed tasks that this peer sold.
@@ -122,8 +129,11 @@ func (n *Node) GiveIn(ctx context.Context, id pcm.TradeID, r api.TasksRequest) (
 		return api.Trade{}, err
 	}
 	n.audit.operator(ctx, "give in", api.AuditEntry{Trade: id, Tasks: spansText(tasks), Reason: r.Reason})
-	return n.acted(ctx, id, pcm.Op{Reject: &pcm.Reject{Trade: id, Tasks: tasks, Reason: clip(orElse(r.Reason, "the seller gives in"))}})
+	return n.acted(ctx, t, pcm.Op{Reject: &pcm.Reject{Trade: id, Tasks: tasks, Reason: clip(orElse(r.Reason, "the seller gives in"))}})
 }
+
+// resolutionFor is how long an offer to end a dispute can be accepted, if it doesn't say.
+const resolutionFor = 3 * 24 * time.Hour
 
 // ProposeResolution offers the other side of a dispute to end it at an amount.
 func (n *Node) ProposeResolution(ctx context.Context, id pcm.TradeID, r api.ResolutionRequest) (api.Agreement, error) {
@@ -145,8 +155,22 @@ func (n *Node) ProposeResolution(ctx context.Context, id pcm.TradeID, r api.Reso
 		return api.Agreement{}, pcm.Errorf(pcm.Forbidden, "%s is between account %s and account %s, this peer is of account %s", id, pcm.Short(t.Terms.Buyer), pcm.Short(t.SellerAccount), pcm.Short(n.account))
 	}
 	res := pcm.Resolution{
-		Mesh: n.id.Mesh.Mesh, Cell: n.id.Mesh.Cell, Trade: id, Tasks: tasks, Buyer: t.Terms.Buyer, Seller: t.SellerAccount,
+		Mesh: n.id.Mesh.Mesh, Cell: t.cell, Trade: id, Tasks: tasks, Buyer: t.Terms.Buyer, Seller: t.SellerAccount,
 		Amount: amount, BySeller: n.account != t.Terms.Buyer, Note: r.Note,
+	}
+	valid, err := r.ValidFor.Get(resolutionFor)
+	if err != nil {
+		return api.Agreement{}, err
+	}
+	if valid < time.Minute || valid > pcm.DisputeFor {
+		return api.Agreement{}, pcm.Errorf(pcm.Invalid, "an offer to end a dispute can't be valid for %s: 1m to %s, by when it ends unpaid", valid, pcm.DisputeFor)
+	}
+	level, err := n.levelIn(ctx, t.cell)
+	if err != nil {
+		return api.Agreement{}, err
+	}
+	if level >= (pcm.Op{Resolve: &pcm.Resolve{Timed: true}}).Level() {
+		res.NotAfter = time.Now().Add(valid).UnixMilli()
 	}
 	k := &deal{Domain: pcm.DomainResolution, At: time.Now().UTC(), Agreed: res.Offer(n.id.Account)}
 	if t.Terms.Buyer == t.SellerAccount { // both sides are this account

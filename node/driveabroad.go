@@ -326,6 +326,11 @@ func (d *driver) decidedAbroad(t *abroadTrade, ops []pcm.Op, r pcm.CommandResult
 			}
 		case op.Clear != nil:
 			delete(d.abroad, t.id)
+			if t.seen != nil {
+				v := tradeView(t.seen, t.terms.Cell, d.n.names())
+				v.Source = api.TradeOfCell
+				d.n.bought.learn(v)
+			}
 			d.mu.Lock()
 			delete(d.told, t.id)
 			d.mu.Unlock()
@@ -342,28 +347,6 @@ func (d *driver) openAbroad() bool {
 		}
 	}
 	return false
-}
-
-// tradesAbroad are the trades in other cells of the jobs of this one: as their cell
-// has told it to this peer, where it drives the job; else as they were placed.
-func (n *Node) tradesAbroad(names map[pcm.PeerID]string) []api.Trade {
-	var list []api.Trade
-	n.cell.View(func() {
-		for _, j := range n.state.Jobs() {
-			for k := range j.Places {
-				p := &j.Places[k]
-				if p.Terms == nil {
-					continue
-				}
-				t := n.drivers.toldOf(j.ID, p.Trade)
-				if t == nil {
-					t = &ledger.Trade{ID: p.Trade, Terms: *p.Terms, Held: pcm.MulMicro(p.HoldEach, p.Open+p.Doubt), Paid: p.Counted}
-				}
-				list = append(list, tradeView(t, p.Terms.Cell, names))
-			}
-		}
-	})
-	return list
 }
 
 func (ds *drivers) toldOf(job pcm.JobID, trade pcm.TradeID) *ledger.Trade {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jointcloud/pcm"
@@ -40,10 +41,12 @@ func (n *Node) offered(ctx context.Context, k *deal) (api.Agreement, error) {
 	if _, err := n.deals.keep(k); err != nil {
 		return api.Agreement{}, err
 	}
-	text := n.deals.deliver(ctx, k)
-	if k.both() {
-		n.deals.carry(ctx, k.id())
+	var carrying sync.WaitGroup
+	if k.both() { // neither a silent account nor a silent cell holds up the other
+		carrying.Go(func() { n.deals.carry(ctx, k.id()) })
 	}
+	text := n.deals.deliver(ctx, k)
+	carrying.Wait()
 	n.deals.mu.Lock()
 	defer n.deals.mu.Unlock()
 	kept := n.deals.list[k.id()]
@@ -59,9 +62,11 @@ func (n *Node) offered(ctx context.Context, k *deal) (api.Agreement, error) {
 
 // debts are what two accounts owe each other in a cell.
 type debts struct {
-	Cell pcm.CellID `cbor:"-"`
-	AB   pcm.Micro  `cbor:"1,keyasint"` // what the asking account owes
-	BA   pcm.Micro  `cbor:"2,keyasint"` // what it is owed
+	Cell   pcm.CellID `cbor:"-"`
+	AB     pcm.Micro  `cbor:"1,keyasint"` // what the asking account owes
+	BA     pcm.Micro  `cbor:"2,keyasint"` // what it is owed
+	Silent string     `cbor:"-"`          // why it isn't known what they owe there; "": it is
+	Likely bool       `cbor:"-"`          // one of the two sells there, or has bought there
 }
 
 type balancesQuery struct {
@@ -91,29 +96,113 @@ func (n *Node) answerBalances(from pcm.PeerID, body []byte) ([]byte, error) {
 	return pcm.Marshal(n.debtsHere(p.Account, q.With, q.Unit))
 }
 
-// debtsWith are this account's with another one, in all cells that either sells in.
-func (n *Node) debtsWith(ctx context.Context, with pcm.AccountID, unit string) (all []debts, silent []string) {
-	all = append(all, n.debtsHere(n.account, with, unit))
-	cells := map[pcm.CellID]bool{n.id.Mesh.Cell: true}
-	for _, row := range n.mesh.Offers() {
-		p, ok := n.mesh.Passport(row.Offer.Peer)
-		if !ok || cells[row.Offer.Cell] || p.Account != with && p.Account != n.account || len(cells) >= pcm.MaxNettingLines {
-			continue
+// cellsTraded are the other cells in which given accounts may owe each other: those
+// in which one of them sells or from which this peer's cell has bought come first,
+// then all others that are known.
+func (n *Node) cellsTraded(accounts ...pcm.AccountID) (cells []pcm.CellID, likely int) {
+	add := func(c pcm.CellID) {
+		if c != n.id.Mesh.Cell && c.Valid() && !slices.Contains(cells, c) {
+			cells = append(cells, c)
 		}
-		cells[row.Offer.Cell] = true
-		d := debts{}
-		away, err := n.aways.to(row.Offer.Cell)
-		if err == nil {
-			err = away.Query(ctx, queryBalances, balancesQuery{with, unit}, &d)
-		}
-		if d.Cell = row.Offer.Cell; err != nil || d.AB < 0 || d.BA < 0 {
-			silent = append(silent, pcm.Short(row.Offer.Cell))
-			continue
-		}
-		all = append(all, d)
 	}
+	for _, row := range n.mesh.Offers() {
+		if p, ok := n.mesh.Passport(row.Offer.Peer); ok && slices.Contains(accounts, p.Account) {
+			add(row.Offer.Cell)
+		}
+	}
+	n.cell.View(func() {
+		for _, j := range n.state.Jobs() {
+			for k := range j.Places {
+				if t := j.Places[k].Terms; t != nil && slices.Contains(accounts, t.Buyer) {
+					add(t.Cell)
+				}
+			}
+		}
+	})
+	if old, err := archived[ledger.Bought](n, boughtKeys); err == nil {
+		for _, k := range old {
+			if slices.Contains(accounts, k.Terms.Buyer) {
+				add(k.Terms.Cell)
+			}
+		}
+	} else {
+		n.log.Warn("can't read what was bought in other cells", "error", err)
+	}
+	likely = len(cells)
+	for _, d := range n.otherCells() {
+		add(d.Cell)
+	}
+	return cells, likely
+}
+
+// debtsWith are this account's with another one, in all cells that are known, as
+// far as a netting can name them. Cells are asked at once: who is silent keeps
+// nobody waiting longer than silentFor.
+func (n *Node) debtsWith(ctx context.Context, with pcm.AccountID, unit string) []debts {
+	cells, likely := n.cellsTraded(with, n.account)
+	all := make([]debts, min(len(cells), pcm.MaxNettingLines-1))
+	ctx, cancel := context.WithTimeout(ctx, silentFor)
+	defer cancel()
+	var wg sync.WaitGroup
+	for i := range all {
+		wg.Go(func() {
+			d := &all[i]
+			away, err := n.aways.to(cells[i])
+			if err == nil {
+				err = away.Query(ctx, queryBalances, balancesQuery{with, unit}, d)
+			}
+			if err == nil && (d.AB < 0 || d.BA < 0) {
+				err = pcm.Errorf(pcm.Invalid, "it says that %s and %s are owed", d.AB, d.BA)
+			}
+			if err != nil {
+				*d = debts{Silent: clip(err.Error())}
+			}
+			d.Cell, d.Likely = cells[i], i < likely
+		})
+	}
+	wg.Wait()
+	all = append(all, n.debtsHere(n.account, with, unit))
 	slices.SortFunc(all, func(a, b debts) int { return strings.Compare(string(a.Cell), string(b.Cell)) })
-	return all, silent
+	return all
+}
+
+// silentFor is how long cells are waited for that are asked what is owed in them.
+const silentFor = 6 * time.Second
+
+// foundView is what was found in each cell that was asked: all in which something is
+// owed, and all that are silent.
+func (n *Node) foundView(all []debts) (list []api.AgreementDebt) {
+	for _, d := range all {
+		if d.Silent == "" && d.AB == 0 && d.BA == 0 && d.Cell != n.id.Mesh.Cell {
+			continue
+		}
+		v := api.AgreementDebt{Cell: d.Cell, Name: n.id.Mesh.CellName, Silent: d.Silent}
+		if row, ok := n.cellRow(d.Cell); ok {
+			v.Name = row.Descriptor.Name
+		}
+		if d.Silent == "" {
+			v.From, v.To = d.AB.String(), d.BA.String()
+		}
+		list = append(list, v)
+	}
+	return list
+}
+
+// waitFor refuses to net without cells in which something may well be owed.
+func (n *Node) waitFor(all []debts) error {
+	var silent, found []string
+	for _, d := range all {
+		switch {
+		case d.Silent != "" && d.Likely:
+			silent = append(silent, n.cellName(d.Cell))
+		case d.AB > 0 || d.BA > 0:
+			found = append(found, fmt.Sprintf("%s %s, and is owed %s", n.cellName(d.Cell), d.AB, d.BA))
+		}
+	}
+	if len(silent) == 0 {
+		return nil
+	}
+	return pcm.Errorf(pcm.Unavailable, "it isn't known what is owed in %s, which did not answer; elsewhere this account owes: in %s. Retry when it answers, or leave it out with --partial", strings.Join(silent, " and in "), orElse(strings.Join(found, "; in "), "no cell anything"))
 }
 
 // strikes are the lines of a netting: what both owe each other is set off, and
@@ -166,6 +255,9 @@ func (n *Node) ProposeNetting(ctx context.Context, r api.NettingRequest) (api.Ag
 				with = m.Account
 			}
 		})
+		if p, ok := n.mesh.Passport(pcm.PeerID(typed)); ok {
+			with = p.Account
+		}
 	}
 	valid, err := r.ValidFor.Get(nettingFor)
 	if err != nil {
@@ -189,7 +281,12 @@ func (n *Node) ProposeNetting(ctx context.Context, r api.NettingRequest) (api.Ag
 	if err := checkNote("note", r.Note); err != nil {
 		return api.Agreement{}, err
 	}
-	all, silent := n.debtsWith(ctx, with, unit)
+	all := n.debtsWith(ctx, with, unit)
+	if !r.Partial {
+		if err := n.waitFor(all); err != nil {
+			return api.Agreement{}, err
+		}
+	}
 	lines, err := strikes(all, paid, r.Paid == "all")
 	if err != nil {
 		return api.Agreement{}, err
@@ -198,11 +295,11 @@ func (n *Node) ProposeNetting(ctx context.Context, r api.NettingRequest) (api.Ag
 		Mesh: n.id.Mesh.Mesh, ID: pcm.NewNettingID(), A: n.account, B: with, Unit: unit, Lines: lines,
 		NotAfter: time.Now().Add(valid).UnixMilli(), Note: r.Note,
 	}.Offer(n.id.Account)}
-	if len(silent) > 0 {
-		k.Text = "left out, as they did not answer: " + strings.Join(silent, ", ")
-	}
+	found := n.foundView(all)
 	n.audit.operator(ctx, "offer", api.AuditEntry{Subject: string(with), Reason: "to net debts"})
-	return n.offered(ctx, k)
+	v, err := n.offered(ctx, k)
+	v.Found = found
+	return v, err
 }
 
 // Agree accepts an offer.

@@ -89,6 +89,7 @@ type Node struct {
 	offer   *selling
 	glass   *transparency
 	aways   *aways
+	bought  *bought
 	joins   sync.Mutex // held while another cell's issuer has a peer taken in
 	changes *changes
 	pulse   pulse
@@ -186,7 +187,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	n.seller = newSeller(n)
 	n.offer = newSelling(n)
 	n.aways = newAways(n)
-	n.rooms, n.ears = newRooms(n), newEars(n)
+	n.rooms, n.ears, n.bought = newRooms(n), newEars(n), newBought(n)
 	n.cell, err = consensus.Open(consensus.Config{
 		Dir: filepath.Join(cfg.Dir, "cell"), Cell: member.Cell, Mesh: member.Mesh, Self: n.self,
 		Host: n.mesh.Host(), Machine: n.state, Bootstrap: member.Founded && !member.Begun, Profile: consensus.Profile(cfg.Profile),

@@ -438,7 +438,7 @@ func tradeView(t *ledger.Trade, cell pcm.CellID, names map[pcm.PeerID]string) ap
 		Buyer: t.Terms.Buyer, Seller: t.Terms.Seller, SellerName: names[t.Terms.Seller], SellerAccount: t.SellerAccount,
 		Pool: t.Terms.Pool, Adapter: t.Terms.Adapter, Price: priceView(t.Terms.Price), States: map[pcm.AttemptState]int{},
 		State: "open", Unit: t.Terms.Price.Unit, Held: t.Held.String(), Paid: t.Paid.String(),
-		At: logDate(t.AwardedAt), ClosedAt: logDate(t.ClosedAt),
+		At: logDate(t.AwardedAt), ClosedAt: logDate(t.ClosedAt), Source: api.TradeOfLedger,
 	}
 	if t.ClosedAt != 0 {
 		v.State = "closed"
@@ -449,7 +449,8 @@ func tradeView(t *ledger.Trade, cell pcm.CellID, names map[pcm.PeerID]string) ap
 	return v
 }
 
-// Trades lists open and closed trades, newest first.
+// Trades lists open and closed trades of this node's cell, and those in other
+// cells that its jobs have bought there, newest first.
 func (n *Node) Trades(ctx context.Context) ([]api.Trade, error) {
 	n.fresh(ctx)
 	names := n.names()
@@ -466,7 +467,11 @@ func (n *Node) Trades(ctx context.Context) ([]api.Trade, error) {
 			list = append(list, tradeView(t, n.id.Mesh.Cell, names))
 		}
 	})
-	list = append(list, n.tradesAbroad(names)...)
+	abroad, err := n.tradesAbroad(ctx, names)
+	if err != nil {
+		return nil, err
+	}
+	list = append(list, abroad...)
 	slices.SortStableFunc(list, func(a, b api.Trade) int { return b.At.Compare(a.At) })
 	seen := map[pcm.TradeID]bool{}
 	return slices.DeleteFunc(list, func(t api.Trade) bool {

@@ -43,6 +43,7 @@ func (a *app) netProposeCommand() *cobra.Command {
 	c.Flags().StringVar(&r.Paid, "paid", "", "`AMOUNT` that the account that owes more has paid outside, or all")
 	c.Flags().StringVar(&r.Note, "note", "", "a word to the other account")
 	c.Flags().DurationVar(&valid, "valid-for", 0, "how long the offer can be accepted (default 168h)")
+	c.Flags().BoolVar(&r.Partial, "partial", false, "leave out cells that don't answer")
 	return c
 }
 
@@ -117,6 +118,14 @@ func (a *app) drawOffer(t *table, g api.Agreement) {
 	t.pair("From", "%s", id(t, g.From))
 	t.pair("To", "%s", id(t, g.To))
 	t.pair("Terms", "%s", terms(t, g))
+	for _, f := range g.Found {
+		switch {
+		case f.Silent != "":
+			t.pair("Silent", "%s (%s), left out: %s", or(plain(f.Name), id(t, f.Cell)), id(t, f.Cell), plain(f.Silent))
+		default:
+			t.pair("Found", "in %s (%s) this account owes %s, and is owed %s", or(plain(f.Name), id(t, f.Cell)), id(t, f.Cell), f.From, f.To)
+		}
+	}
 	for _, l := range g.Lines {
 		t.pair("Cell", "%s: %s owes %s less, %s owes %s less", id(t, l.Cell), id(t, g.From), l.From, id(t, g.To), l.To)
 	}
@@ -152,12 +161,56 @@ seven days, unpaid.`,
 	c.RunE = a.group(c)
 	list := a.tradesCommand()
 	list.Use = "list"
-	c.AddCommand(list,
+	c.AddCommand(list, a.tradeGetCommand(),
 		a.tradeActCommand("dispute", "Refuse to pay for finished tasks as they are", true),
 		a.tradeActCommand("pay", "Pay for tasks in dispute after all", false),
 		a.tradeActCommand("give-in", "Take nothing for tasks in dispute that this peer sold", false),
 		a.tradeResolveCommand(), a.netAcceptCommand("accept"))
 	return c
+}
+
+func (a *app) tradeGetCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "get TRADE", Short: "Show one trade, of this node's cell or bought in another one", Args: exactly(1, "a TRADE of 'pcm trade list'"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return view(a, func(ctx context.Context, c *api.Client) (api.Trade, error) { return c.Trade(ctx, args[0]) }, a.drawTrade)(cmd, nil)
+		},
+	}
+}
+
+// drawTrade shows a trade, and what can be done about it.
+func (a *app) drawTrade(t *table, tr api.Trade) {
+	t.pair("Trade", "%s", tr.ID)
+	t.pair("Job", "%s step %d, %s, try %d", id(t, tr.Job), tr.Step, plural(tr.Tasks, "task"), tr.Attempt)
+	t.pair("State", "%s (%s)", tr.State, drawStates(tr.States))
+	t.pair("Cell", "%s", tr.Cell)
+	says := map[string]string{
+		api.TradeOfLedger: "this cell's ledger", api.TradeOfCell: "its cell, asked just now or when it had closed",
+		api.TradeOfHome: "the buyer's cell: the trade's own did not tell, or not this account",
+	}
+	t.pair("Says", "%s", or(says[tr.Source], tr.Source))
+	t.pair("Buyer", "%s", tr.Buyer)
+	t.pair("Seller", "%s, pool %s (%s)", or(plain(tr.SellerName), pcm.Short(tr.Seller)), tr.Pool, tr.Adapter)
+	if tr.SellerAccount != "" {
+		t.pair("Its account", "%s", tr.SellerAccount)
+	}
+	t.pair("Paid", "%s %s", tr.Paid, tr.Unit)
+	t.pair("Held", "%s %s", tr.Held, tr.Unit)
+	if !tr.At.IsZero() {
+		t.pair("Awarded", "%s ago", t.age(tr.At))
+	}
+	if !tr.ClosedAt.IsZero() {
+		t.pair("Closed", "%s ago", t.age(tr.ClosedAt))
+	}
+	t.flush()
+	a.nextOfTrade(t, tr)
+}
+
+// nextOfTrade says what ends a dispute.
+func (a *app) nextOfTrade(t *table, tr api.Trade) {
+	if tr.States[pcm.AttemptDisputed] > 0 {
+		t.text("In dispute: '%[1]s trade pay %[2]s', '%[1]s trade give-in %[2]s' (the seller) or '%[1]s trade resolve %[2]s --amount X' ends it.", a.self(), id(t, tr.ID))
+	}
 }
 
 func (a *app) tradeActCommand(act, short string, reasoned bool) *cobra.Command {
@@ -171,9 +224,7 @@ func (a *app) tradeActCommand(act, short string, reasoned bool) *cobra.Command {
 			return view(a, func(ctx context.Context, c *api.Client) (api.Trade, error) { return c.ActOnTrade(ctx, args[0], act, r) },
 				func(t *table, tr api.Trade) {
 					drawTrades(t, api.List[api.Trade]{Items: []api.Trade{tr}})
-					if tr.States[pcm.AttemptDisputed] > 0 {
-						t.text("In dispute: '%[1]s trade pay %[2]s', '%[1]s trade give-in %[2]s' (the seller) or '%[1]s trade resolve %[2]s --amount X' ends it.", a.self(), id(t, tr.ID))
-					}
+					a.nextOfTrade(t, tr)
 				})(cmd, nil)
 		},
 	}
@@ -184,11 +235,15 @@ func (a *app) tradeActCommand(act, short string, reasoned bool) *cobra.Command {
 
 func (a *app) tradeResolveCommand() *cobra.Command {
 	var r api.ResolutionRequest
+	var valid time.Duration
 	c := &cobra.Command{
 		Use: "resolve TRADE --amount AMOUNT", Short: "Offer the other side of a dispute to end it at an amount", Args: exactly(1, "a TRADE of 'pcm trades'"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if r.Amount == "" {
 				return pcm.Errorf(pcm.Invalid, "say what the buyer shall pay for these tasks together: --amount 0.5")
+			}
+			if valid != 0 {
+				r.ValidFor = pcm.Duration(valid.String())
 			}
 			return view(a, func(ctx context.Context, c *api.Client) (api.Agreement, error) {
 				return c.ProposeResolution(ctx, args[0], r)
@@ -198,6 +253,7 @@ func (a *app) tradeResolveCommand() *cobra.Command {
 	c.Flags().StringVar(&r.Amount, "amount", "", "what the buyer pays for these tasks together")
 	c.Flags().StringVar(&r.Tasks, "tasks", "", "only these `TASKS`, like 0-3,7 (default: all in dispute)")
 	c.Flags().StringVar(&r.Note, "note", "", "a word to the other side")
+	c.Flags().DurationVar(&valid, "valid-for", 0, "how long the offer can be accepted (default 72h)")
 	return c
 }
 

@@ -35,7 +35,7 @@ func (a *app) tradesCommand() *cobra.Command {
 func drawTrades(t *table, l api.List[api.Trade]) {
 	head := []string{"TRADE", "JOB", "TASKS", "TRY", "SELLER", "ADAPTER", "STATE", "ATTEMPTS", "HELD", "PAID", "UNIT", "AGE"}
 	if t.wide {
-		head = append(head, "BUYER", "SELLER PEER", "SELLER ACCOUNT", "POOL", "CELL")
+		head = append(head, "BUYER", "SELLER PEER", "SELLER ACCOUNT", "POOL", "CELL", "SAYS")
 	}
 	t.row(head...)
 	for _, r := range l.Items {
@@ -44,7 +44,7 @@ func drawTrades(t *table, l api.List[api.Trade]) {
 			r.State, drawStates(r.States), r.Held, r.Paid, r.Unit, t.age(r.At),
 		}
 		if t.wide {
-			row = append(row, string(r.Buyer), string(r.Seller), string(r.SellerAccount), string(r.Pool), string(r.Cell))
+			row = append(row, string(r.Buyer), string(r.Seller), string(r.SellerAccount), string(r.Pool), string(r.Cell), r.Source)
 		}
 		t.row(row...)
 	}
@@ -63,9 +63,20 @@ func (a *app) balancesCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "balances", Short: "List what accounts owe each other", Args: noArgs,
 		RunE: view(a, func(ctx context.Context, c *api.Client) (api.List[api.Balance], error) { return c.Balances(ctx) }, func(t *table, l api.List[api.Balance]) {
-			t.row("BUYER", "OWES", "UNIT", "TO SELLER", "HELD", "LIMIT", "CELL")
+			head := []string{"BUYER", "OWES", "UNIT", "TO SELLER", "HELD", "LIMIT", "CELL"}
+			if t.wide {
+				head = append(head, "AGE")
+			}
+			t.row(head...)
 			for _, b := range l.Items {
-				t.row(id(t, b.Buyer), b.Owed, b.Unit, id(t, b.Seller), b.Held, b.Limit, id(t, b.Cell))
+				row := []string{id(t, b.Buyer), b.Owed, b.Unit, id(t, b.Seller), b.Held, b.Limit, id(t, b.Cell)}
+				if age := "-"; t.wide { // of what another cell has said
+					if !b.AsOf.IsZero() {
+						age = t.age(b.AsOf)
+					}
+					row = append(row, age)
+				}
+				t.row(row...)
 			}
 		}),
 	}

@@ -49,8 +49,10 @@ type Agreement struct {
 	Lines []AgreementLine `json:"lines,omitempty"` // of a netting
 	Payer pcm.AccountID   `json:"payer,omitempty"` // who pays the rest outside of PCM
 	Rest  string          `json:"rest,omitempty"`  // how much that is
+	Found []AgreementDebt `json:"found,omitempty"` // where it was looked for debts, in the answer to the proposal only
 
 	Trade  pcm.TradeID `json:"trade,omitempty"` // of a resolution
+	Cell   pcm.CellID  `json:"cell,omitempty"`  // that the trade is in
 	Tasks  string      `json:"tasks,omitempty"`
 	Amount string      `json:"amount,omitempty"` // that the buyer pays for these tasks
 
@@ -68,6 +70,15 @@ type AgreementLine struct {
 	To   string     `json:"to_owes_less"`
 }
 
+// AgreementDebt is what was found in one cell when a netting was proposed.
+type AgreementDebt struct {
+	Cell   pcm.CellID `json:"cell"`
+	Name   string     `json:"name,omitempty"`
+	From   string     `json:"from_owes,omitempty"` // who proposes
+	To     string     `json:"to_owes,omitempty"`
+	Silent string     `json:"silent,omitempty"` // why it isn't known; what is owed there is left out
+}
+
 // NettingRequest asks for an offer to strike what two accounts owe each other.
 type NettingRequest struct {
 	With     string       `json:"with" maxLength:"64" doc:"The other account: its ID, an unambiguous beginning of it, or one of its peers."`
@@ -75,6 +86,7 @@ type NettingRequest struct {
 	Paid     string       `json:"paid,omitempty" maxLength:"32" doc:"What the account that owes more has paid outside of PCM, or all: it owes nothing then. Default: nothing." example:"all"`
 	Note     string       `json:"note,omitempty" maxLength:"200"`
 	ValidFor pcm.Duration `json:"valid_for,omitempty" doc:"Default 168h, at most 720h." example:"168h"`
+	Partial  bool         `json:"partial,omitempty" doc:"Leave out cells that don't answer. Default: refuse while one in which something may be owed does not."`
 }
 
 // ResolutionRequest asks for an offer to end a dispute at an amount.
@@ -82,6 +94,8 @@ type ResolutionRequest struct {
 	Tasks  string `json:"tasks,omitempty" maxLength:"4096" doc:"Default: all that are in dispute." example:"0-3,7"`
 	Amount string `json:"amount" maxLength:"32" doc:"What the buyer pays for these tasks together: zero to what is held for them."`
 	Note   string `json:"note,omitempty" maxLength:"200"`
+
+	ValidFor pcm.Duration `json:"valid_for,omitempty" doc:"Default 72h, at most 168h." example:"72h"`
 }
 
 // TasksRequest names tasks of a trade.

@@ -192,7 +192,7 @@ func (s *Server) viewRoutes() {
 		Job   string `query:"job" maxLength:"64" doc:"Only trades of this job."`
 		State string `query:"state" enum:"open,closed" doc:"Only trades in this state."`
 	}
-	route(s, false, http.MethodGet, "/v1/trades", "list-trades", "Trades of this node's cell, newest first", func(ctx context.Context, in *tradesQuery) (List[Trade], error) {
+	route(s, false, http.MethodGet, "/v1/trades", "list-trades", "Trades of this node's cell, and of its jobs in others, newest first", func(ctx context.Context, in *tradesQuery) (List[Trade], error) {
 		job, err := s.optionalJob(ctx, in.Job)
 		if err != nil {
 			return List[Trade]{}, err

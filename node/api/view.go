@@ -207,7 +207,17 @@ type Trade struct {
 	Paid          string                   `json:"paid"`
 	At            time.Time                `json:"awarded_at"`
 	ClosedAt      time.Time                `json:"closed_at,omitzero"`
+	// Source says whose word this is: ledger, of this node's own cell; cell, that of the
+	// trade told it; home, what the buyer's cell has of it, since the trade's did not tell.
+	Source string `json:"source"`
 }
+
+// Sources of what is shown of a trade.
+const (
+	TradeOfLedger = "ledger"
+	TradeOfCell   = "cell"
+	TradeOfHome   = "home"
+)
 
 // Balance is what one account owes another.
 type Balance struct {
@@ -218,7 +228,8 @@ type Balance struct {
 	Unit   string        `json:"unit"`
 	Owed   string        `json:"owed"`
 	Held   string        `json:"held"`
-	Limit  string        `json:"limit"` // smallest credit limit of the seller's peers
+	Limit  string        `json:"limit"`          // smallest credit limit of the seller's peers
+	AsOf   time.Time     `json:"as_of,omitzero"` // of another cell: when it said so
 }
 
 // RecordView is a record of the ledger, decoded.

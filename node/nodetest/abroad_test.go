@@ -90,7 +90,111 @@ func TestAbroad(t *testing.T) {
 		}
 		return err
 	})
+	// What is over stays to be seen, by the beginning of its ID.
+	trades, err := home.Trades(t.Context(), api.Query{Job: j.ID})
+	if err != nil || len(trades.Items) == 0 {
+		t.Fatalf("the buyer sees the trades %+v, %v", trades.Items, err)
+	}
+	var paid pcm.Micro
+	for _, tr := range trades.Items {
+		p, _ := pcm.ParseMicro(tr.Paid)
+		if paid += p; tr.State != "closed" || tr.Cell != owed.Items[0].Cell {
+			t.Errorf("it sees %+v", tr)
+		}
+		if r := home.PCM("trade", "get", string(tr.ID)[:len("trd-")+8]); r.Code != 0 || !strings.Contains(r.Stdout, string(tr.ID)) || !strings.Contains(r.Stdout, string(tr.Cell)) {
+			t.Errorf("pcm trade get: %+v", r)
+		}
+	}
+	if paid.String() != done.Paid {
+		t.Errorf("its trades cost %s, the job %s", paid, done.Paid)
+	}
 	sound(t, home, east)
+}
+
+// Two accounts owe each other in two cells. One netting, signed by both while one
+// of the cells is silent, takes effect in each of them, once.
+func TestAbroadNetting(t *testing.T) {
+	site := func(name string) string { return nodetest.Bare("1", 2) + "labels:\n  site: " + name + "\n" }
+	m := overseas(t,
+		nodetest.Spec{Name: "anna", Config: site("anna")},
+		nodetest.Spec{Name: "east", Config: site("east")},
+	)
+	anna, east := m.Peer("anna"), m.Peer("east")
+	buys := func(who *nodetest.Peer, count int, site string) {
+		t.Helper()
+		spec := nodetest.Command(count, "true")
+		spec.Steps[0].Labels = pcm.Labels{"site": site}
+		who.Done(who.Send(spec, "").ID)
+	}
+	buys(anna, 3, "east")
+	buys(east, 2, "anna")
+	// Anna owes about 3 in east's cell, and is owed about 2 in her own. Now east is silent.
+	defer east.Thaw()
+	east.Freeze()
+	if r := anna.PCM("account", "net", "propose", "east"); r.Code == 0 || !strings.Contains(r.Stderr, "east") || !strings.Contains(r.Stderr, "--partial") {
+		t.Errorf("a netting without asking a silent cell: %+v", r)
+	}
+	east.Thaw()
+	var offer api.Agreement
+	nodetest.Eventually(t, "anna can propose", func(ctx context.Context) (err error) {
+		offer, err = anna.ProposeNetting(ctx, api.NettingRequest{With: "east"})
+		return err
+	})
+	if len(offer.Lines) != 2 || len(offer.Found) != 2 {
+		t.Fatalf("the offer is %+v", offer)
+	}
+	var struck pcm.Micro
+	for _, l := range offer.Lines {
+		f, _ := pcm.ParseMicro(l.From)
+		struck += f
+	}
+	owes := func(p *nodetest.Peer) (sum pcm.Micro) {
+		t.Helper()
+		l, err := p.Balances(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range l.Items {
+			if b.Cell == cellOf(t, p) {
+				o, _ := pcm.ParseMicro(b.Owed)
+				sum += o
+			}
+		}
+		return sum
+	}
+	atAnna, atEast := owes(anna), owes(east)
+	if struck != min(atAnna, atEast) || struck < 2_000_000 {
+		t.Errorf("%s is to be struck; %s is owed in one cell and %s in the other", struck, atAnna, atEast)
+	}
+	// East accepts while anna's cell is silent: its own has it, the other waits.
+	defer anna.Thaw()
+	anna.Freeze()
+	if r := east.PCM("account", "net", "accept", offer.Line); r.Code != 0 || !strings.Contains(r.Stdout, "agreed") {
+		t.Errorf("accepting while the other cell is silent: %+v", r)
+	}
+	if got := owes(east); got != atEast-struck {
+		t.Errorf("in east's cell %s is owed, want %s less than %s", got, struck, atEast)
+	}
+	anna.Thaw()
+	for _, p := range []*nodetest.Peer{anna, east} {
+		nodetest.Eventually(t, p.Name+" knows that both cells have it", func(ctx context.Context) error {
+			l, err := p.Agreements(ctx)
+			if err == nil && (len(l.Items) != 1 || l.Items[0].State != api.AgreementDone) {
+				err = fmt.Errorf("it shows %+v", l.Items)
+			}
+			return err
+		})
+	}
+	// Brought once more, to both cells by both sides, it changes nothing.
+	for _, p := range []*nodetest.Peer{anna, east} {
+		if r := p.PCM("account", "net", "accept", offer.ID); r.Code != 0 {
+			t.Errorf("once more at %s: %+v", p.Name, r)
+		}
+	}
+	if a, e := owes(anna), owes(east); a != atAnna-struck || e != atEast-struck {
+		t.Errorf("%s and %s are owed, want %s less than %s and %s", a, e, struck, atAnna, atEast)
+	}
+	sound(t, anna, east)
 }
 
 // The driver of a job that runs in another cell is killed; another peer of its

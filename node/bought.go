@@ -1,0 +1,310 @@
+package node
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/ledger"
+	"github.com/jointcloud/pcm/node/api"
+)
+
+// A trade in another cell is that cell's to tell of. What home has of it, the
+// placement and then a document, says that there is one, and in which cell.
+
+// Bounds of asking other cells for trades that are to be shown.
+const (
+	boughtWait  = 2 * time.Second
+	boughtAgain = 5 * time.Second // after a cell that did not answer
+	maxBought   = 4096            // closed trades that are remembered: they never change
+)
+
+// bought remembers what other cells have told of trades, for those who look.
+type bought struct {
+	n      *Node
+	mu     sync.Mutex
+	closed map[pcm.TradeID]api.Trade
+	silent map[pcm.CellID]time.Time
+}
+
+func newBought(n *Node) *bought {
+	return &bought{n: n, closed: map[pcm.TradeID]api.Trade{}, silent: map[pcm.CellID]time.Time{}}
+}
+
+// learn remembers a trade that has closed.
+func (b *bought) learn(t api.Trade) {
+	if t.State != "closed" {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.closed) >= maxBought {
+		clear(b.closed) // what is needed is asked for again
+	}
+	b.closed[t.ID] = t
+}
+
+// told is a closed trade as its cell has told of it.
+func (b *bought) told(id pcm.TradeID) (api.Trade, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	t, ok := b.closed[id]
+	t.States = maps.Clone(t.States)
+	return t, ok
+}
+
+// ask has a cell tell of some trades, given their terms. One that was silent just
+// now is not asked.
+func (b *bought) ask(ctx context.Context, cell pcm.CellID, terms map[pcm.TradeID]pcm.Terms) map[pcm.TradeID]*ledger.Trade {
+	b.mu.Lock()
+	shy := time.Since(b.silent[cell]) < boughtAgain
+	b.mu.Unlock()
+	if shy {
+		return nil
+	}
+	seen, err := b.n.tradesAbroadAs(ctx, cell, terms)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err == nil {
+		delete(b.silent, cell)
+		return seen
+	}
+	if len(b.silent) >= maxAway {
+		clear(b.silent)
+	}
+	b.silent[cell] = time.Now()
+	b.n.log.Debug("another cell does not tell of trades", "cell", cell, "error", err)
+	return nil
+}
+
+// tradesAbroadAs asks another cell for trades, and believes only what can be of
+// trades on these terms.
+func (n *Node) tradesAbroadAs(ctx context.Context, cell pcm.CellID, terms map[pcm.TradeID]pcm.Terms) (map[pcm.TradeID]*ledger.Trade, error) {
+	seen, _, err := n.tradesIn(ctx, cell, sortedKeys(terms))
+	if err != nil {
+		return nil, err
+	}
+	for id, v := range seen {
+		if err := newAbroadTrade(id, terms[id]).plausible(v); err != nil {
+			return nil, err
+		}
+		seller, ok := n.mesh.Passport(v.Terms.Seller)
+		if ok && seller.Account != v.SellerAccount {
+			return nil, pcm.Errorf(pcm.Invalid, "%s says that %s is sold by account %s; the passport of peer %s names account %s", pcm.Short(cell), id, pcm.Short(v.SellerAccount), pcm.Short(v.Terms.Seller), pcm.Short(seller.Account))
+		}
+	}
+	return seen, nil
+}
+
+// placedView is a trade in another cell as its placement tells of it.
+func placedView(p *ledger.Placement, names map[pcm.PeerID]string) api.Trade {
+	v := tradeView(&ledger.Trade{
+		ID: p.Trade, Terms: *p.Terms, Held: pcm.MulMicro(p.HoldEach, p.Open+p.Doubt), Paid: p.Counted, AwardedAt: p.PlacedAt,
+	}, p.Terms.Cell, names)
+	v.Source = api.TradeOfHome
+	return v
+}
+
+// boughtView is a trade in another cell that is over for the job's own.
+func boughtView(id pcm.TradeID, k *ledger.Bought, names map[pcm.PeerID]string) api.Trade {
+	v := tradeView(&ledger.Trade{ID: id, Terms: k.Terms, Paid: k.Paid, AwardedAt: k.PlacedAt, ClosedAt: k.ClearedAt}, k.Terms.Cell, names)
+	if n := k.Due.Len(); n > 0 {
+		v.States[pcm.AttemptSettled] = n
+	}
+	v.Source = api.TradeOfHome
+	return v
+}
+
+// tradesAbroad are the trades in other cells of the jobs of this one: this
+// account's as their cell tells of them, if it does; else as home has them.
+func (n *Node) tradesAbroad(ctx context.Context, names map[pcm.PeerID]string) ([]api.Trade, error) {
+	var list []api.Trade
+	asked := map[pcm.CellID]map[pcm.TradeID]pcm.Terms{}
+	ask := func(id pcm.TradeID, t *pcm.Terms) {
+		if t.Buyer != n.account && t.Driver != n.self { // it tells others nothing
+			return
+		}
+		of := asked[t.Cell]
+		if of == nil {
+			of = map[pcm.TradeID]pcm.Terms{}
+			asked[t.Cell] = of
+		}
+		if len(of) < maxAskedTrades {
+			of[id] = *t
+		}
+	}
+	n.cell.View(func() {
+		for _, j := range n.state.Jobs() {
+			for k := range j.Places {
+				p := &j.Places[k]
+				if p.Terms == nil {
+					continue
+				}
+				if t := n.drivers.toldOf(j.ID, p.Trade); t != nil {
+					v := tradeView(t, p.Terms.Cell, names)
+					v.Source = api.TradeOfCell
+					list = append(list, v)
+					continue
+				}
+				list = append(list, placedView(p, names))
+				terms := *p.Terms
+				terms.Tasks = slices.Clone(terms.Tasks)
+				ask(p.Trade, &terms)
+			}
+		}
+	})
+	old, err := archived[ledger.Bought](n, boughtKeys)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(old, func(a, b *ledger.Bought) int { return int(b.ClearedAt - a.ClearedAt) }) // the newest are asked for first
+	for _, k := range old {
+		id := k.Terms.Trade()
+		v, ok := n.bought.told(id)
+		if !ok {
+			v = boughtView(id, k, names)
+			ask(id, &k.Terms)
+		}
+		list = append(list, v)
+	}
+	seen := n.bought.askAll(ctx, asked)
+	for i := range list {
+		if t := seen[list[i].ID]; t != nil {
+			list[i] = tradeView(t, list[i].Cell, names)
+			list[i].Source = api.TradeOfCell
+			n.bought.learn(list[i])
+		}
+	}
+	return list, nil
+}
+
+// boughtKeys is what the keys of documents about such trades begin with.
+var boughtKeys = ledger.BoughtKey("")
+
+// askAll asks cells at once.
+func (b *bought) askAll(ctx context.Context, asked map[pcm.CellID]map[pcm.TradeID]pcm.Terms) map[pcm.TradeID]*ledger.Trade {
+	ctx, cancel := context.WithTimeout(ctx, boughtWait)
+	defer cancel()
+	all := map[pcm.TradeID]*ledger.Trade{}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	cells := sortedKeys(asked)
+	for _, cell := range cells[:min(len(cells), maxAway/2)] {
+		wg.Go(func() {
+			seen := b.ask(ctx, cell, asked[cell])
+			mu.Lock()
+			defer mu.Unlock()
+			maps.Copy(all, seen)
+		})
+	}
+	wg.Wait()
+	return all
+}
+
+// termsAbroad are the terms of a trade of this cell's jobs in another one, and
+// whether it is over for this one.
+func (n *Node) termsAbroad(id pcm.TradeID) (t pcm.Terms, over, found bool) {
+	n.cell.View(func() {
+		for _, j := range n.state.Jobs() {
+			for k := range j.Places {
+				if p := &j.Places[k]; p.Trade == id && p.Terms != nil {
+					t, found = *p.Terms, true
+					t.Tasks = slices.Clone(t.Tasks)
+					return
+				}
+			}
+		}
+	})
+	if found {
+		return t, false, true
+	}
+	doc, err := n.cell.Document(ledger.BoughtKey(id))
+	if err != nil {
+		return t, false, false
+	}
+	var k ledger.Bought
+	if err := pcm.UnmarshalLarge(doc, &k); err != nil {
+		n.log.Warn("what is kept of a trade in another cell can't be read", "trade", id, "error", err)
+		return t, false, false
+	}
+	return k.Terms, true, true
+}
+
+// tradeAnywhere is a trade of this node's cell, or one of its jobs in another.
+func (n *Node) tradeAnywhere(ctx context.Context, id pcm.TradeID) (t *ledger.Trade, cell pcm.CellID, err error) {
+	cell = n.id.Mesh.Cell
+	var stamp int64
+	raw, err := n.rawTrade(id, &stamp)
+	if err == nil {
+		t = new(ledger.Trade)
+		return t, cell, pcm.UnmarshalLarge(raw, t)
+	}
+	terms, _, found := n.termsAbroad(id)
+	if pcm.ErrorCode(err) != pcm.NotFound || !found {
+		return nil, cell, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, dealsWait)
+	defer cancel()
+	seen, err := n.tradesAbroadAs(ctx, terms.Cell, map[pcm.TradeID]pcm.Terms{id: terms})
+	if err != nil {
+		return nil, terms.Cell, err
+	}
+	if seen[id] == nil {
+		return nil, terms.Cell, pcm.Errorf(pcm.NotFound, "%s is placed in %s, which does not know it: it is not awarded yet, or was refused", id, n.cellName(terms.Cell))
+	}
+	return seen[id], terms.Cell, nil
+}
+
+// cellName is what people call a cell.
+func (n *Node) cellName(cell pcm.CellID) string {
+	if cell == n.id.Mesh.Cell {
+		return n.id.Mesh.CellName
+	}
+	if row, ok := n.cellRow(cell); ok && row.Descriptor.Name != "" {
+		return row.Descriptor.Name + " (" + pcm.Short(cell) + ")"
+	}
+	return pcm.Short(cell)
+}
+
+// mustIn has an operation committed in a cell, this node's or another one.
+func (n *Node) mustIn(ctx context.Context, cell pcm.CellID, op pcm.Op) error {
+	if cell == n.id.Mesh.Cell {
+		_, err := n.must(ctx, op)
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, dealsWait)
+	defer cancel()
+	r, err := n.proposeIn(ctx, cell, pcm.Op{Enroll: &pcm.Enroll{Passport: n.mesh.Signed()}}, op)
+	if err != nil {
+		return err
+	}
+	return r.First()
+}
+
+// levelIn is the level of the rules of a cell.
+func (n *Node) levelIn(ctx context.Context, cell pcm.CellID) (level int, err error) {
+	if cell == n.id.Mesh.Cell {
+		n.cell.View(func() { level = n.state.Level() })
+		return level, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, dealsWait)
+	defer cancel()
+	s, err := n.summaryOf(ctx, cell)
+	return s.Level, err
+}
+
+// unitOf is the unit of a trade's price; "" if it isn't known here.
+func (n *Node) unitOf(id pcm.TradeID) string {
+	var stamp int64
+	if raw, err := n.rawTrade(id, &stamp); err == nil {
+		var t ledger.Trade
+		if pcm.UnmarshalLarge(raw, &t) == nil {
+			return t.Terms.Price.Unit
+		}
+	}
+	t, _, _ := n.termsAbroad(id)
+	return t.Price.Unit
+}

@@ -1,0 +1,178 @@
+package node
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/ledger"
+	"github.com/jointcloud/pcm/node/api"
+)
+
+// TestDealsAbroad has a buyer in one cell dispute, pay and agree about a trade in
+// another, from its own peer, and see it before and after it is over.
+func TestDealsAbroad(t *testing.T) {
+	a := upHere(t, "anna", nil)
+	b := upHere(t, "bert", func(c *Config) { c.Join, c.Cell = invited(t, a), "new:east" })
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	home, east := a.id.Mesh.Cell, b.id.Mesh.Cell
+	for _, n := range []*Node{a, b} {
+		until(t, "the level of this release", func() (ok bool) {
+			n.cell.View(func() { ok = n.state.Level() == pcm.LedgerLevel })
+			return ok
+		})
+	}
+	until(t, "each cell known in the other", func() bool {
+		_, there := a.cellRow(east)
+		_, here := b.cellRow(home)
+		return there && here
+	})
+	desk, shop := ghostOf(t, a, a, "desk"), ghostOf(t, a, b, "shop")
+	commit := func(in *Node, by ghost, ops ...pcm.Op) {
+		t.Helper()
+		rs, err := in.cell.Propose(ctx, by.says(in, append([]pcm.Op{{Enroll: &pcm.Enroll{Passport: by.passport}}}, ops...)...))
+		if err == nil {
+			err = rs[0].First()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	each := pcm.Resources{CPU: 1000, Memory: 1 << 30}
+	price := pcm.Price{Unit: pcm.DefaultUnit, PerTask: 100_000}
+	job := pcm.NewJobID()
+	commit(b, shop, pcm.Op{Capacity: &pcm.Capacity{Offer: 1, Credit: 1e9, Pools: []pcm.Pool{{ID: "local", Adapter: "process", Capacity: each.Times(4), Slots: 4, Price: price}}}})
+	commit(a, desk, pcm.Op{Submit: &pcm.Submit{Job: job, Name: "doubt", Spec: pcm.DigestOf([]byte("x")), Steps: []pcm.Shape{{Count: 3}}, Unit: pcm.DefaultUnit, Takeover: pcm.TakeoverNone}})
+	terms := pcm.Terms{
+		Job: job, Tasks: pcm.Spans{{Lo: 0, Hi: 3}}, Attempt: 1, Buyer: a.account, Spec: pcm.DigestOf([]byte("x")), Driver: desk.key.Peer(), Cell: east, Home: home,
+		AwardBy: b.cell.LogTime() + 60_000,
+		Seller:  shop.key.Peer(), Pool: "local", Offer: 1, Price: price, Each: each, Width: 3, LimitMS: 100_000, Adapter: "process",
+	}
+	a.fresh(ctx)
+	a.cell.View(func() {
+		j, _ := a.state.Job(job)
+		terms.Fence = j.Fence + 1
+	})
+	id := terms.Trade()
+	results := []pcm.Result{{Index: 0, Outcome: pcm.OutcomeOK}, {Index: 1, Outcome: pcm.OutcomeOK}, {Index: 2, Outcome: pcm.OutcomeOK}}
+	commit(a, desk, pcm.Op{Place: &pcm.Place{Term: 1, Terms: terms}})
+	a.fresh(ctx)
+	if _, err := a.DisputeTrade(ctx, id, api.TasksRequest{Reason: "x"}); pcm.ErrorCode(err) != pcm.NotFound || !strings.Contains(err.Error(), "not awarded yet") {
+		t.Errorf("what is not awarded yet is disputed: %v", err)
+	}
+	commit(b, desk, pcm.Op{Award: &pcm.Award{Terms: terms}})
+	commit(b, shop, pcm.Op{Finish: &pcm.Finish{Trade: id, Results: results}})
+
+	shown := func(n *Node) (v api.Trade) {
+		t.Helper()
+		all, err := n.Trades(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, tr := range all {
+			if tr.ID == id {
+				v = tr
+			}
+		}
+		return v
+	}
+	if v := shown(a); v.Source != api.TradeOfCell || v.Cell != east || v.States[pcm.AttemptFinished] != 3 || v.SellerAccount != b.account {
+		t.Errorf("the open trade is shown as %+v", v)
+	}
+	if tr, err := a.DisputeTrade(ctx, id, api.TasksRequest{Reason: "the outputs are empty"}); err != nil || tr.States[pcm.AttemptDisputed] != 3 || tr.Cell != east {
+		t.Fatalf("%+v: %v", tr, err)
+	}
+	if _, err := a.GiveIn(ctx, id, api.TasksRequest{}); pcm.ErrorCode(err) != pcm.Forbidden {
+		t.Errorf("the buyer gives in for its seller: %v", err)
+	}
+	commit(a, desk, pcm.Op{Accept: &pcm.Accept{Job: job, Term: 1, Trade: id, Results: results}})
+	if tr, err := a.PayTrade(ctx, id, api.TasksRequest{Tasks: "0"}); err != nil || tr.States[pcm.AttemptSettled] != 1 || tr.Paid != "0.1" {
+		t.Fatalf("%+v: %v", tr, err)
+	}
+	// Two offers to end the rest: one by each side, each accepted by the other.
+	asked := func(n *Node, kind string) (id string) {
+		until(t, "an offer of "+kind, func() bool {
+			all, err := n.Agreements(ctx)
+			for _, g := range all {
+				if err == nil && g.Kind == kind && g.State == api.AgreementAsked {
+					id = g.ID
+				}
+			}
+			return id != ""
+		})
+		return id
+	}
+	if _, err := a.ProposeResolution(ctx, id, api.ResolutionRequest{Tasks: "1", Amount: "0.05", ValidFor: "200h"}); pcm.ErrorCode(err) != pcm.Invalid {
+		t.Errorf("an offer that outlives its dispute: %v", err)
+	}
+	res, err := a.ProposeResolution(ctx, id, api.ResolutionRequest{Tasks: "1", Amount: "0.05"})
+	if err != nil || res.State != api.AgreementOffered || res.Cell != east || res.Unit != pcm.DefaultUnit || res.Until.IsZero() {
+		t.Fatalf("%+v: %v", res, err)
+	}
+	if g, err := b.Agree(ctx, asked(b, api.AgreeResolution)); err != nil || g.State != api.AgreementDone {
+		t.Fatalf("%+v: %v", g, err)
+	}
+	if _, err := b.ProposeResolution(ctx, id, api.ResolutionRequest{Tasks: "2", Amount: "0.02"}); err != nil {
+		t.Fatal(err)
+	}
+	if g, err := a.Agree(ctx, asked(a, api.AgreeResolution)); err != nil || g.State != api.AgreementDone {
+		t.Fatalf("%+v: %v", g, err)
+	}
+	until(t, "both offers to be done at both", func() bool {
+		for _, n := range []*Node{a, b} {
+			all, err := n.Agreements(ctx)
+			if err != nil || len(all) != 2 || all[0].State != api.AgreementDone || all[1].State != api.AgreementDone {
+				return false
+			}
+		}
+		return true
+	})
+	// It is over there and here, and stays to be seen.
+	if v := shown(a); v.State != "closed" || v.Paid != "0.17" {
+		t.Errorf("the closed trade is shown as %+v", v)
+	}
+	commit(a, desk, pcm.Op{Clear: &pcm.Clear{Job: job, Trade: id, Paid: 170_000}})
+	a.fresh(ctx)
+	a.bought = newBought(a) // as after a restart
+	if v := shown(a); v.Source != api.TradeOfCell || v.State != "closed" || v.Paid != "0.17" || v.States[pcm.AttemptSettled] != 3 || v.Cell != east || v.Job != job {
+		t.Errorf("the cleared trade is shown as %+v", v)
+	}
+	if _, err := a.PayTrade(ctx, id, api.TasksRequest{}); pcm.ErrorCode(err) != pcm.Conflict {
+		t.Errorf("a closed trade is paid: %v", err)
+	}
+	// Another account of the home cell sees that there was a trade, as home has it.
+	other := &bought{n: a, closed: map[pcm.TradeID]api.Trade{}, silent: map[pcm.CellID]time.Time{east: time.Now()}}
+	a.bought = other
+	if v := shown(a); v.Source != api.TradeOfHome || v.State != "closed" || v.Paid != "0.17" || v.Cell != east {
+		t.Errorf("with its cell silent, the trade is shown as %+v", v)
+	}
+	all, err := a.Balances(ctx)
+	if err != nil || len(all) != 1 || all[0].Cell != east || all[0].Owed != "0.17" || all[0].AsOf.IsZero() {
+		t.Errorf("balances: %+v, %v", all, err)
+	}
+
+	// The debt in the other cell is struck from here, by the other peer's name.
+	g, err := a.ProposeNetting(ctx, api.NettingRequest{With: "bert", Paid: "all"})
+	if err != nil || len(g.Lines) != 1 || g.Lines[0].Cell != east || g.Lines[0].From != "0.17" {
+		t.Fatalf("%+v: %v", g, err)
+	}
+	found := map[pcm.CellID]api.AgreementDebt{}
+	for _, f := range g.Found {
+		found[f.Cell] = f
+	}
+	if f := found[east]; len(found) != 2 || f.From != "0.17" || f.To != "0" || f.Silent != "" || f.Name != "east" {
+		t.Errorf("it was found that %+v", g.Found)
+	}
+	if got, err := b.Agree(ctx, asked(b, api.AgreeNetting)); err != nil || got.State != api.AgreementDone {
+		t.Fatalf("%+v: %v", got, err)
+	}
+	b.fresh(ctx)
+	b.cell.View(func() {
+		if owed := b.state.BalanceOf(ledger.BalanceKey{Buyer: a.account, Seller: b.account, Unit: pcm.DefaultUnit}).Owed; owed != 0 {
+			t.Errorf("%s is owed after all was struck", owed)
+		}
+	})
+}
