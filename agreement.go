@@ -273,7 +273,9 @@ type Resolve struct {
 }
 
 // ResolveAs is the operation that brings a resolution.
-func ResolveAs(r Resolution, a Agreed) *Resolve { return &Resolve{Resolution: a, Timed: r.NotAfter != 0} }
+func ResolveAs(r Resolution, a Agreed) *Resolve {
+	return &Resolve{Resolution: a, Timed: r.NotAfter != 0}
+}
 
 // Accept signs an offer as its second party: what it says is then binding.
 func (a Agreed) Accept(d Domain, key Key) Agreed {

@@ -64,7 +64,7 @@ func (s *State) Snapshot() ([]byte, error) {
 		Seen:     pairs(s.seen, compareIDs),
 		Voids:    pairs(s.voids, cmp.Compare[pcm.TradeID]),
 		Nettings: pairs(s.nettings, cmp.Compare[pcm.NettingID]), NetFloor: s.netFloor,
-		Netters: pairs(s.netters, cmp.Compare[pcm.NettingID]),
+		Netters:  pairs(s.netters, cmp.Compare[pcm.NettingID]),
 		Settings: byKey(s.settings, cmp.Compare[string]), Level: s.level,
 	})
 }
