@@ -83,12 +83,21 @@ func (d Digest) Valid() bool {
 	return true
 }
 
-var (
-	idForm   = regexp.MustCompile(`^(job|trd|cell|mesh|net)-[a-z2-7]{16}$`)
-	nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
-)
+var nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
 
-func validID(prefix, s string) bool { return strings.HasPrefix(s, prefix) && idForm.MatchString(s) }
+// validID tells whether s is the prefix and 16 letters of base 32.
+func validID(prefix, s string) bool {
+	rest, ok := strings.CutPrefix(s, prefix)
+	if !ok || len(rest) != 16 {
+		return false
+	}
+	for i := range len(rest) {
+		if c := rest[i]; (c < 'a' || c > 'z') && (c < '2' || c > '7') {
+			return false
+		}
+	}
+	return true
+}
 
 // Valid tells whether the ID has the right form.
 func (id JobID) Valid() bool   { return validID("job-", string(id)) }

@@ -1,8 +1,11 @@
 package pcm
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/sha512"
+	"hash/maphash"
+	"sync/atomic"
 
 	"github.com/oasisprotocol/curve25519-voi/curve"
 	"github.com/oasisprotocol/curve25519-voi/curve/scalar"
@@ -81,10 +84,8 @@ func allValid(d Domain, batch []Signed) bool {
 		s := &batch[i]
 		at, known := keys[string(s.Signer)]
 		if !known {
-			a := new(curve.EdwardsPoint)
-			var y curve.CompressedEdwardsY
-			copy(y[:], s.Signer)
-			if _, err := a.SetCompressedY(&y); err != nil {
+			a := pointOf(s.Signer)
+			if a == nil {
 				return false
 			}
 			at = len(points)
@@ -105,4 +106,31 @@ func allValid(d Domain, batch []Signed) bool {
 	}
 	var rest curve.EdwardsPoint
 	return rest.MultiscalarMulVartime(scalars, points).IsSmallOrder()
+}
+
+// pointOf is the curve's point that a key of 32 bytes stands for; nil if there is none.
+func pointOf(key []byte) *curve.EdwardsPoint {
+	slot := &keyPoints[maphash.Bytes(keyPointsSeed, key)%uint64(len(keyPoints))]
+	if k := slot.Load(); k != nil && bytes.Equal(k.key[:], key) {
+		return &k.point
+	}
+	k := new(keyPoint)
+	copy(k.key[:], key)
+	if _, err := k.point.SetCompressedY(&k.key); err != nil {
+		return nil
+	}
+	slot.Store(k)
+	return &k.point
+}
+
+// keyPoints remembers the points of keys: to find one takes as long as half of what
+// a signature costs otherwise, and a few hundred signers sign most of a cell's commands.
+var (
+	keyPoints     [1024]atomic.Pointer[keyPoint]
+	keyPointsSeed = maphash.MakeSeed()
+)
+
+type keyPoint struct {
+	key   curve.CompressedEdwardsY
+	point curve.EdwardsPoint // only read
 }

@@ -189,8 +189,8 @@ func (f *fsm) applyOne(l *raft.Log, e pcm.Entry) (resp any, err error) {
 	return &applied{index: l.Index, results: effects.Results}, nil
 }
 
-// minVerify is the least number of signatures that is worth a goroutine.
-const minVerify = 64
+// minVerify is the least number of signatures that is worth a goroutine: half of them cost more each.
+const minVerify = 128
 
 // firstInvalid checks signatures on all cores; -1 if all are valid.
 func (f *fsm) firstInvalid(cmds []pcm.Signed) int {

@@ -16,10 +16,11 @@ import (
 
 // Bounds of the proposer.
 const (
-	maxQueued      = 16384    // commands that wait for an entry or its result, all proposers together
-	maxQueuedBytes = 64 << 20 // the same in bytes
-	maxFlying      = 3        // entries on their way through Raft: more would be smaller ones, and cost more
-	verifyBatch    = 256      // commands that are checked at a time, for each core
+	maxQueued      = 16384                // commands that wait for an entry or its result, all proposers together
+	maxQueuedBytes = 64 << 20             // the same in bytes
+	maxFlying      = 3                    // entries on their way through Raft: more would be smaller ones, and cost more
+	verifyBatch    = 256                  // commands that are checked at a time, for each core
+	maxPatience    = 5 * time.Millisecond // a command waits for others at most so long, and half as long as an entry flies
 	tickEvery      = 200 * time.Millisecond
 	idleTick       = time.Minute // an entry at least so often: what log time may lose with its leader
 	retryLeast     = 10 * time.Millisecond
@@ -154,9 +155,11 @@ type unit struct {
 	results []pcm.CommandResult // refusals are filled in before the entry is made
 	refused []bool
 	live    int // commands that go into the entry
-	once    atomic.Bool
-	done    func([]pcm.CommandResult, error)
-	p       *proposer
+	// gathered says that the verifier has taken it.
+	gathered bool
+	once     atomic.Bool
+	done     func([]pcm.CommandResult, error)
+	p        *proposer
 }
 
 // finish answers the unit, once.
@@ -166,6 +169,12 @@ func (u *unit) finish(err error) {
 	}
 	u.p.queued.Add(-int64(len(u.cmds)))
 	u.p.queuedBytes.Add(-int64(u.size))
+	if u.gathered && u.p.ahead.Add(-int64(len(u.cmds))) == 0 {
+		select {
+		case u.p.ended <- struct{}{}:
+		default:
+		}
+	}
 	if err != nil {
 		u.done(nil, err)
 		return
@@ -178,21 +187,28 @@ type flight struct {
 	entry pcm.Entry
 	data  []byte // the entry, encoded
 	units []*unit
+	began time.Time
 }
 
 // proposer makes entries of commands while this peer leads: a verifier checks
-// signatures in batches and in parallel, then one goroutine packs all that waits
-// into the next entry. Nothing is delayed for the sake of a fuller entry: while
-// entries are under way, the next one fills.
+// signatures in batches and in parallel, then one goroutine packs all that is
+// checked into the next entry. What comes while nothing is under way goes at
+// once. What comes while entries are under way is gathered for a moment: an entry
+// costs three disks a write and three peers a round of messages, whether it holds
+// one command or hundreds, and so does a batch of signatures.
 type proposer struct {
 	c       *Cell
 	intake  chan *unit
-	checked chan *unit
+	checked chan []*unit
 	slots   chan struct{}
+	ended   chan struct{} // holds a token when a unit was answered since the verifier looked
 
 	queued, queuedBytes atomic.Int64
-	leading             atomic.Bool // commands are taken
-	ready               atomic.Bool // the first entry of the term is under way
+	ahead               atomic.Int64 // commands that were gathered and are not answered yet
+	flight              atomic.Int64 // how long an entry flies: a moving average, ns
+	crowd               int64        // commands that were queued lately; of the verifier alone
+	leading             atomic.Bool  // commands are taken
+	ready               atomic.Bool  // the first entry of the term is under way
 
 	mu      sync.Mutex
 	flights map[*byte]*flight // by the first byte of their data
@@ -200,8 +216,8 @@ type proposer struct {
 
 func newProposer(c *Cell) *proposer {
 	return &proposer{
-		c: c, intake: make(chan *unit, maxQueued), checked: make(chan *unit, 1024),
-		slots: make(chan struct{}, maxFlying), flights: map[*byte]*flight{},
+		c: c, intake: make(chan *unit, maxQueued), checked: make(chan []*unit, 4),
+		slots: make(chan struct{}, maxFlying), ended: make(chan struct{}, 1), flights: map[*byte]*flight{},
 	}
 }
 
@@ -232,46 +248,89 @@ func (p *proposer) submit(cmds []pcm.Signed, done func([]pcm.CommandResult, erro
 	}
 }
 
+// gather takes what waits, and while commands taken before are under way, waits
+// for about half of all that are queued: then two entries take turns, each with
+// half of them. No units mean that the cell is closing.
+func (p *proposer) gather() (units []*unit, n int) {
+	take := func(u *unit) {
+		u.gathered = true
+		units, n = append(units, u), n+len(u.cmds)
+	}
+	select {
+	case u := <-p.intake:
+		take(u)
+	case <-p.c.ctx.Done():
+		return nil, 0
+	}
+	p.crowd = max(p.queued.Load(), p.crowd*7/8)
+	defer func() { p.ahead.Add(int64(n)) }()
+	var late <-chan time.Time
+	for n < verifyBatch*runtime.GOMAXPROCS(0) {
+		select {
+		case u := <-p.intake:
+			take(u)
+			continue
+		default:
+		}
+		if p.ahead.Load() == 0 || 2*int64(n) >= p.crowd {
+			return units, n
+		}
+		if late == nil {
+			timer := time.NewTimer(min(maxPatience, time.Duration(p.flight.Load())/2))
+			defer timer.Stop()
+			late = timer.C
+		}
+		select {
+		case u := <-p.intake:
+			take(u)
+		case <-p.ended: // look again
+		case <-late:
+			return units, n
+		case <-p.c.ctx.Done():
+			return units, n
+		}
+	}
+	return units, n
+}
+
 // verify checks what comes in and passes it on. What comes meanwhile is checked
 // together: in batches a signature costs a third. Batches that are worth it are
 // shared among the cores.
 func (p *proposer) verify() {
-	cores := runtime.GOMAXPROCS(0)
 	for {
-		var units []*unit
-		n := 0
-		select {
-		case u := <-p.intake:
-			units, n = append(units, u), len(u.cmds)
-		case <-p.c.ctx.Done():
+		units, n := p.gather()
+		if n == 0 {
 			return
 		}
-		for more := true; more && n < verifyBatch*cores; {
-			select {
-			case u := <-p.intake:
-				units, n = append(units, u), n+len(u.cmds)
-			default:
-				more = false
-			}
-		}
-		parts := max(1, min(cores, n/minVerify, len(units)))
+		parts := max(1, min(runtime.GOMAXPROCS(0), n/minVerify, len(units)))
 		var wg sync.WaitGroup
 		for i := 1; i < parts; i++ {
 			wg.Go(func() { p.check(units[i*len(units)/parts : (i+1)*len(units)/parts]) })
 		}
 		p.check(units[:len(units)/parts])
 		wg.Wait()
+		live := units[:0]
 		for _, u := range units {
 			if u.live == 0 {
 				u.finish(nil)
 				continue
 			}
-			select {
-			case p.checked <- u:
-			case <-p.c.ctx.Done():
-				u.finish(errClosing)
-			}
+			live = append(live, u)
 		}
+		if len(live) == 0 {
+			continue
+		}
+		select {
+		case p.checked <- live:
+		case <-p.c.ctx.Done():
+			finishAll(live, errClosing)
+		}
+	}
+}
+
+func finishAll(units []*unit, err error) {
+	for _, u := range units {
+		u.finish(err)
 	}
 }
 
@@ -323,8 +382,8 @@ func (p *proposer) run() {
 			if on {
 				again = p.lead(leads)
 			}
-		case u := <-p.checked:
-			u.finish(errNotLeader)
+		case units := <-p.checked:
+			finishAll(units, errNotLeader)
 		case <-p.c.ctx.Done():
 			return
 		}
@@ -361,11 +420,11 @@ func (p *proposer) lead(leads <-chan bool) (again bool) {
 	made := time.Now()
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
-	var u *unit
+	var waiting []*unit
 	for {
-		if !first && u == nil {
+		if !first && len(waiting) == 0 {
 			select {
-			case u = <-p.checked:
+			case waiting = <-p.checked:
 			case <-tick.C:
 				due := time.Since(made) >= idleTick
 				if !due {
@@ -383,18 +442,14 @@ func (p *proposer) lead(leads <-chan bool) (again bool) {
 		select {
 		case p.slots <- struct{}{}:
 		case on := <-leads:
-			if u != nil {
-				u.finish(errNotLeader)
-			}
+			finishAll(waiting, errNotLeader)
 			return on
 		case <-p.c.ctx.Done():
-			if u != nil {
-				u.finish(errClosing)
-			}
+			finishAll(waiting, errClosing)
 			return false
 		}
 		var units []*unit
-		units, u = p.pack(u)
+		units, waiting = p.pack(waiting)
 		stamp := st.next()
 		if first {
 			p.c.clock.observe(p.c.raft.CurrentTerm(), stamp)
@@ -409,25 +464,23 @@ func (p *proposer) lead(leads <-chan bool) (again bool) {
 	}
 }
 
-// pack takes what waits, beginning with first, up to an entry's bounds. The
-// unit that doesn't fit any more is the next entry's first.
-func (p *proposer) pack(first *unit) (units []*unit, next *unit) {
+// pack takes what waits and what else is checked, up to an entry's bounds. What
+// doesn't fit any more is for the next entry.
+func (p *proposer) pack(waiting []*unit) (units, rest []*unit) {
 	n, size := 0, 0
-	u := first
 	for {
-		if u == nil {
-			select {
-			case u = <-p.checked:
-			default:
-				return units, nil
+		for i, u := range waiting {
+			if n > 0 && (n+u.live > pcm.MaxEntryCommands || size+u.size > pcm.MaxEntryBytes) {
+				return append(units, waiting[:i]...), waiting[i:]
 			}
+			n, size = n+u.live, size+u.size
 		}
-		if n > 0 && (n+u.live > pcm.MaxEntryCommands || size+u.size > pcm.MaxEntryBytes) {
-			return units, u
+		units = append(units, waiting...)
+		select {
+		case waiting = <-p.checked:
+		default:
+			return units, nil
 		}
-		units = append(units, u)
-		n, size = n+u.live, size+u.size
-		u = nil
 	}
 }
 
@@ -441,7 +494,7 @@ func (p *proposer) launch(e pcm.Entry, units []*unit) {
 		}
 	}
 	data := pcm.MustMarshal(e)
-	fl := &flight{e, data, units}
+	fl := &flight{e, data, units, time.Now()}
 	p.mu.Lock()
 	p.flights[&data[0]] = fl
 	p.mu.Unlock()
@@ -476,6 +529,8 @@ func (p *proposer) land(fl *flight, resp any, err error) {
 		}
 		return
 	}
+	average := p.flight.Load() // two that land at a time may cost it an entry
+	p.flight.Store(average + (int64(time.Since(fl.began))-average)/8)
 	a := resp.(*applied)
 	n := 0
 	for _, u := range fl.units {
@@ -529,8 +584,8 @@ func (p *proposer) drain() {
 		select {
 		case u := <-p.intake:
 			u.finish(errClosing)
-		case u := <-p.checked:
-			u.finish(errClosing)
+		case units := <-p.checked:
+			finishAll(units, errClosing)
 		default:
 			return
 		}

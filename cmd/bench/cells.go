@@ -72,6 +72,10 @@ func (b *bench) cells(ctx context.Context) error {
 				figure(fmt.Sprintf("%d callers, round %d: etcd, puts of 400 bytes", c.callers, round+1), rate(r), "")
 			}
 			for _, checks := range b.checks {
+				entries, err := troops[checks].entries()
+				if err != nil {
+					return err
+				}
 				before, err := troops[checks].usage()
 				if err != nil {
 					return err
@@ -85,7 +89,12 @@ func (b *bench) cells(ctx context.Context) error {
 				if err != nil {
 					return err
 				}
-				cost := fmt.Sprintf("; %.0f µs of CPU each, at the voters", float64(after.minus(before).cpu.Microseconds())/float64(max(r.Acknowledged, 1)))
+				now, err := troops[checks].entries()
+				if err != nil {
+					return err
+				}
+				cost := fmt.Sprintf("; %.0f µs of CPU each, at the voters; %.1f in an entry",
+					float64(after.minus(before).cpu.Microseconds())/float64(max(r.Acknowledged, 1)), float64(r.Acknowledged)/float64(max(now-entries, 1)))
 				name := fmt.Sprintf("  commands of %d bytes, %s", r.Bytes, signatures(checks))
 				if beside == 0 {
 					figure(name, rate(r), cost[2:])

@@ -179,3 +179,9 @@ func (t *troop) stop() {
 		timer.Stop()
 	}
 }
+
+// entries is how many entries the founder has applied.
+func (t *troop) entries() (uint64, error) {
+	a, err := t.members[0].order(order{Do: "status"})
+	return a.Status.Applied, err
+}
