@@ -88,11 +88,12 @@ type Config struct {
 	// snapshot; a quarter more are kept beyond it. 0: 8192.
 	SnapshotEvery uint64
 
-	maxQueued   int                // tests: bound of the proposer's queue
-	digestEvery int                // tests: entries between marks
-	memberEvery time.Duration      // tests: between rounds of the member loop
-	tune        func(*raft.Config) // tests
-	silent      bool               // tests: commits are not announced
+	maxQueued   int                               // tests: bound of the proposer's queue
+	digestEvery int                               // tests: entries between marks
+	memberEvery time.Duration                     // tests: between rounds of the member loop
+	tune        func(*raft.Config)                // tests
+	silent      bool                              // tests: commits are not announced
+	store       func(raft.LogStore) raft.LogStore // tests: wraps the store of Raft's log
 }
 
 func (cfg *Config) complete() error {
@@ -225,6 +226,7 @@ type Cell struct {
 	members   *members
 	memory    memory
 	cache     *logCache
+	ahead     *ahead
 	snaps     raft.SnapshotStore
 	recovered *Recovery // under mu
 	history   *history
@@ -261,7 +263,7 @@ func Open(cfg Config) (_ *Cell, err error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, pcm.Errorf(pcm.Internal, "can't make %s: %w", cfg.Dir, err)
 	}
-	c := &Cell{cfg: cfg, log: cfg.Logger, failed: make(chan struct{}), clock: &logClock{}, committed: &logClock{}}
+	c := &Cell{cfg: cfg, log: cfg.Logger, failed: make(chan struct{}), clock: &logClock{}, committed: &logClock{}, ahead: newAhead()}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.hub, c.proposer, c.links, c.watch = newHub(c), newProposer(c), newLinks(cfg.Host, cfg.Cell, c.start), newLeaderWatch(c)
 	c.members, c.history, c.fsm = newMembers(c), newHistory(c), newFSM(c, cfg.Machine)
@@ -306,8 +308,11 @@ func (c *Cell) startRaft(logPath string) (err error) {
 	if err := c.openStore(); err != nil {
 		return err
 	}
+	if c.cfg.store != nil {
+		c.logs = c.cfg.store(c.logs)
+	}
 	cache := newLogCache(c.logs, cacheEntries, cacheBytes)
-	cache.stored = c.stored
+	cache.stored, cache.storing = c.stored, c.ahead.storing
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(c.cfg.Dir, 2, rlog.hclog())
 	if err != nil {
 		return pcm.Errorf(pcm.Internal, "can't use %s: %w", filepath.Join(c.cfg.Dir, dirSnapshots), err)
@@ -349,7 +354,7 @@ func (c *Cell) startRaft(logPath string) (err error) {
 	trans := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: c.layer, MaxPool: maxPool, Timeout: 10 * rc.HeartbeatTimeout, Logger: rlog.hclog(),
 	})
-	voting, forward := c.memory.muted(trans)
+	voting, forward := c.memory.muted(steadyTransport{trans, c.ahead})
 	if forward != nil {
 		c.start(func() { forward(c.ctx) })
 	}
@@ -365,6 +370,7 @@ func (c *Cell) startRaft(logPath string) (err error) {
 		trans.Close()
 		return pcm.Errorf(pcm.Internal, "can't start from %s and %s: %w: %s", logPath, filepath.Join(c.cfg.Dir, dirSnapshots), err, boltAdvice)
 	}
+	c.ahead.know(c.raft.CommitIndex)
 	c.trans = trans
 	c.layer.listen()
 	if v := c.voters(); len(v) == 1 && v[0] == c.cfg.Self {

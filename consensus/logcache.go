@@ -11,7 +11,8 @@ import (
 // raft.LogCache it is bounded in bytes as well; an entry may have a MiB.
 type logCache struct {
 	raft.LogStore
-	stored func(error) // told how each write ended; nil: nobody is
+	storing func(before uint64, logs []*raft.Log) // told of each write that follows a cached entry, whose term is before; nil: nobody is
+	stored  func(error)                           // told how each write ended; nil: nobody is
 
 	mu    sync.RWMutex
 	ring  []*raft.Log // by index modulo its length
@@ -54,6 +55,14 @@ func (c *logCache) StoreLog(l *raft.Log) error { return c.StoreLogs([]*raft.Log{
 
 // StoreLogs implements raft.LogStore.
 func (c *logCache) StoreLogs(logs []*raft.Log) error {
+	if c.storing != nil && len(logs) > 0 {
+		c.mu.RLock()
+		before := *c.slot(logs[0].Index - 1)
+		c.mu.RUnlock()
+		if before != nil && before.Index == logs[0].Index-1 {
+			c.storing(before.Term, logs)
+		}
+	}
 	err := c.LogStore.StoreLogs(logs)
 	if c.stored != nil {
 		c.stored(err)

@@ -63,11 +63,11 @@ type mute struct {
 }
 
 // muted wraps a transport if the memory is lost; run forwards what may pass until ctx ends.
-func (m *memory) muted(trans *raft.NetworkTransport) (t raft.Transport, run func(context.Context)) {
+func (m *memory) muted(trans steadyTransport) (t raft.Transport, run func(context.Context)) {
 	if !m.lost.Load() {
-		return steadyTransport{trans}, nil
+		return trans, nil
 	}
-	w := &mute{steadyTransport: steadyTransport{trans}, memory: m, rpcs: make(chan raft.RPC)}
+	w := &mute{steadyTransport: trans, memory: m, rpcs: make(chan raft.RPC)}
 	return w, func(ctx context.Context) {
 		for {
 			select {

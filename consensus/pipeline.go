@@ -8,13 +8,16 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// steadyTransport is Raft's transport with pipelines that can't hang, and votes that aren't
-// lost to streams of a process that is no more. Raft gives a
+// steadyTransport is Raft's transport with pipelines that can't hang and over which entries
+// go ahead of Raft, and votes that aren't lost to streams of a process that is no more. Raft gives a
 // pipeline up at the first answer that is no success, and takes no more of its
 // answers; if it is just sending then, and as many are under way as may be, it waits for room that
 // only taking answers would make: for ever, while its heartbeats go on. A leader
 // in which that has befallen a majority leads on and commits nothing.
-type steadyTransport struct{ *raft.NetworkTransport }
+type steadyTransport struct {
+	*raft.NetworkTransport
+	ahead *ahead
+}
 
 // AppendEntriesPipeline implements raft.Transport.
 func (t steadyTransport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
@@ -22,7 +25,9 @@ func (t steadyTransport) AppendEntriesPipeline(id raft.ServerID, target raft.Ser
 	if err != nil {
 		return nil, err
 	}
-	return newSteadyPipeline(inner), nil
+	p := newSteadyPipeline(inner)
+	t.ahead.add(p)
+	return p, nil
 }
 
 // RequestVote implements raft.Transport.
@@ -50,35 +55,219 @@ func past(ask func() error) error {
 	return err
 }
 
-// steadyPipeline takes the answers that Raft doesn't want any more.
+// steadyPipeline takes the answers that Raft doesn't want any more, and keeps
+// those to what was sent ahead of Raft until it asks for them.
 type steadyPipeline struct {
 	raft.AppendPipeline
-	out  chan raft.AppendFuture
-	done chan struct{}
-	once sync.Once
+	out   chan raft.AppendFuture
+	done  chan struct{}
+	once  sync.Once
+	over  func()                          // called when it is closed; nil: nothing
+	first chan *raft.AppendEntriesRequest // to be sent ahead of Raft
+
+	sending sync.Mutex                 // held by who sends
+	last    *raft.AppendEntriesRequest // of Raft
+	next    uint64                     // index behind the last entry that was sent
+	early   []*sent                    // ahead of Raft, which didn't ask for them yet, oldest first
+
+	mu     sync.Mutex // never held while something is sent
+	known  map[*raft.AppendEntriesRequest]*sent
+	late   []raft.AppendFuture // Raft has asked for these after they were answered
+	notify chan struct{}       // holds a token when late has grown
 }
 
+// sent is a request that isn't quite one of Raft's.
+type sent struct {
+	req    *raft.AppendEntriesRequest
+	asked  *raft.AppendEntriesRequest // Raft's, to which its answer is an answer
+	answer raft.AppendFuture          // that came before Raft asked
+	drop   bool                       // nobody wants its answer
+}
+
+// answerTo is an answer as one to another request.
+type answerTo struct {
+	raft.AppendFuture
+	asked *raft.AppendEntriesRequest
+}
+
+// Request implements raft.AppendFuture.
+func (a answerTo) Request() *raft.AppendEntriesRequest { return a.asked }
+
+// maxAnswers bounds the answers that wait for Raft to take them.
+const maxAnswers = 8
+
 func newSteadyPipeline(inner raft.AppendPipeline) *steadyPipeline {
-	p := &steadyPipeline{AppendPipeline: inner, out: make(chan raft.AppendFuture), done: make(chan struct{})}
+	p := &steadyPipeline{
+		AppendPipeline: inner, out: make(chan raft.AppendFuture), done: make(chan struct{}),
+		first: make(chan *raft.AppendEntriesRequest, 1), notify: make(chan struct{}, 1), known: map[*raft.AppendEntriesRequest]*sent{},
+	}
 	go p.pass()
+	go p.sendAhead()
 	return p
 }
 
 // pass hands answers on, up to and with the first that is no success.
 func (p *steadyPipeline) pass() {
 	over := false
+	var ready []raft.AppendFuture
+	for {
+		in, out, head := p.AppendPipeline.Consumer(), p.out, raft.AppendFuture(nil)
+		switch {
+		case len(ready) == 0:
+			out = nil
+		case len(ready) >= maxAnswers:
+			in, head = nil, ready[0]
+		default:
+			head = ready[0]
+		}
+		select {
+		case f := <-in:
+			if f = p.answered(f); f != nil && !over {
+				ready = append(ready, f)
+			}
+		case <-p.notify:
+			p.mu.Lock()
+			late := p.late
+			p.late = nil
+			p.mu.Unlock()
+			if !over {
+				ready = append(ready, late...)
+			}
+		case out <- head:
+			if ready = ready[1:]; head.Error() != nil || !head.Response().Success {
+				over, ready = true, nil
+			}
+		case <-p.done:
+			return
+		}
+	}
+}
+
+// answered is what Raft gets of an answer; nil: nothing now.
+func (p *steadyPipeline) answered(f raft.AppendFuture) raft.AppendFuture {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.known[f.Request()]
+	switch {
+	case s == nil:
+		return f
+	case s.drop:
+	case s.asked != nil:
+		f = answerTo{f, s.asked}
+		delete(p.known, s.req)
+		return f
+	default:
+		s.answer = f
+		return nil
+	}
+	delete(p.known, s.req)
+	return nil
+}
+
+// ask makes the answer to a request one to Raft's.
+func (p *steadyPipeline) ask(s *sent, asked *raft.AppendEntriesRequest) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s.asked = asked; s.answer == nil {
+		return
+	}
+	delete(p.known, s.req)
+	p.late = append(p.late, answerTo{s.answer, asked})
+	select {
+	case p.notify <- struct{}{}:
+	default:
+	}
+}
+
+// forget has the answers to requests dropped.
+func (p *steadyPipeline) forget(list []*sent) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range list {
+		if s.drop = true; s.answer != nil {
+			delete(p.known, s.req)
+		}
+	}
+}
+
+// register makes a request known before it is sent.
+func (p *steadyPipeline) register(req, asked *raft.AppendEntriesRequest) *sent {
+	s := &sent{req: req, asked: asked}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.known[req] = s
+	return s
+}
+
+// pending is what AppendEntries returns where the answer is one to an earlier
+// request. Raft looks at answers where they are consumed, and never at this.
+type pending struct{ raft.AppendFuture }
+
+// AppendEntries implements raft.AppendPipeline. What of a request went ahead is not
+// sent again.
+func (p *steadyPipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	p.sending.Lock()
+	defer p.sending.Unlock()
+	p.last = args
+	if args == nil || len(args.Entries) == 0 {
+		if args != nil && len(p.early) == 0 {
+			p.next = args.PrevLogEntry + 1
+		}
+		return p.AppendPipeline.AppendEntries(args, resp)
+	}
+	from, to := args.Entries[0].Index, args.Entries[len(args.Entries)-1].Index
+	covered := 0 // of early
+	at := from   // index behind what is covered
+	for covered < len(p.early) {
+		first, last, term := p.early[covered].span()
+		if first != at || last > to || term != args.Term {
+			break
+		}
+		covered, at = covered+1, last+1
+	}
+	early := p.early
+	if covered < len(early) { // Raft goes on elsewhere
+		p.forget(early[covered:])
+	}
+	p.early, p.next = nil, to+1
+	switch {
+	case covered == 0:
+		return p.AppendPipeline.AppendEntries(args, resp)
+	case at == to+1:
+		p.forget(early[:covered-1])
+		p.ask(early[covered-1], args)
+		return pending{}, nil
+	}
+	p.forget(early[:covered])
+	rest := *args
+	rest.PrevLogEntry, rest.PrevLogTerm, rest.Entries = at-1, args.Entries[at-1-from].Term, args.Entries[at-from:]
+	p.register(&rest, args)
+	return p.AppendPipeline.AppendEntries(&rest, resp)
+}
+
+// span is the first and last index of a request with entries, and its term.
+func (s *sent) span() (first, last, term uint64) {
+	return s.req.Entries[0].Index, s.req.Entries[len(s.req.Entries)-1].Index, s.req.Term
+}
+
+// sendAhead sends what is to be sent ahead of Raft, if Raft hasn't sent it by then.
+func (p *steadyPipeline) sendAhead() {
 	for {
 		select {
-		case f := <-p.AppendPipeline.Consumer():
-			if over {
-				continue
+		case req := <-p.first:
+			p.sending.Lock()
+			if last := p.last; last != nil && last.Term == req.Term && p.next == req.Entries[0].Index {
+				own := *req
+				own.RPCHeader, own.Leader = last.RPCHeader, last.Leader
+				s := p.register(&own, nil)
+				p.early, p.next = append(p.early, s), req.Entries[len(req.Entries)-1].Index+1
+				// Where it fails, the stream is broken: Raft will find out by what it asks for.
+				if _, err := p.AppendPipeline.AppendEntries(&own, new(raft.AppendEntriesResponse)); err != nil {
+					p.forget(p.early)
+					p.early, p.next = nil, 0
+				}
 			}
-			over = f.Error() != nil || !f.Response().Success
-			select {
-			case p.out <- f:
-			case <-p.done:
-				return
-			}
+			p.sending.Unlock()
 		case <-p.done:
 			return
 		}
@@ -90,6 +279,11 @@ func (p *steadyPipeline) Consumer() <-chan raft.AppendFuture { return p.out }
 
 // Close implements raft.AppendPipeline.
 func (p *steadyPipeline) Close() error {
-	p.once.Do(func() { close(p.done) })
+	p.once.Do(func() {
+		close(p.done)
+		if p.over != nil {
+			p.over()
+		}
+	})
 	return p.AppendPipeline.Close()
 }

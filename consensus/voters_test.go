@@ -165,7 +165,7 @@ func TestLostFolderDoesNotVote(t *testing.T) {
 // mute is the transport of a peer without memory.
 func (n *node) mute(t *testing.T) *mute {
 	t.Helper()
-	trans, run := n.memory.muted(n.trans)
+	trans, run := n.memory.muted(steadyTransport{n.trans, newAhead()})
 	m, ok := trans.(*mute)
 	if !ok || run == nil {
 		t.Fatal("the transport isn't muted")
