@@ -32,6 +32,7 @@ type archive struct {
 	queue    chan *archiveOp
 	reserved atomic.Uint64 // ops that were promised, in the order of Apply
 	wrote    atomic.Uint64 // ops that were written
+	hurry    chan struct{} // holds a token when somebody waits for what is queued
 	closing  chan struct{} // closed when the archive is to end
 	done     chan struct{} // closed when the writer has ended
 
@@ -92,6 +93,7 @@ const (
 	archiveQueue = 64      // entries between Apply and the store; a full queue holds Apply up
 	archiveBatch = 1 << 20 // bytes that one write takes together, more or less
 	archiveWait  = 10 * time.Second
+	archiveDelay = 20 * time.Millisecond // ops wait for more so long, unless somebody waits for them: a write costs the same for one and for many
 )
 
 var keyState = []byte("m/state")
@@ -136,8 +138,8 @@ func openArchive(dir string, log *slog.Logger, fail func(error)) (a *archive, er
 		WithValueThreshold(256 << 10).
 		WithValueLogFileSize(64 << 20).
 		WithNumCompactors(2).
-		WithNumLevelZeroTables(2).
-		WithNumLevelZeroTablesStall(6).
+		WithNumLevelZeroTables(4).
+		WithNumLevelZeroTablesStall(8).
 		WithNumGoroutines(1).
 		WithNumVersionsToKeep(1).
 		WithChecksumVerificationMode(options.OnBlockRead)
@@ -147,7 +149,7 @@ func openArchive(dir string, log *slog.Logger, fail func(error)) (a *archive, er
 	}
 	a = &archive{
 		db: db, dir: dir, log: log, fail: fail,
-		queue: make(chan *archiveOp, archiveQueue), closing: make(chan struct{}), done: make(chan struct{}), written: make(chan struct{}),
+		queue: make(chan *archiveOp, archiveQueue), hurry: make(chan struct{}, 1), closing: make(chan struct{}), done: make(chan struct{}), written: make(chan struct{}),
 	}
 	err = db.View(func(txn *badger.Txn) error {
 		item, err := txn.Get(keyState)
@@ -202,19 +204,7 @@ func (a *archive) run() {
 	defer close(a.done)
 	var batch []*archiveOp
 	for op := range a.queue {
-		batch = append(batch[:0], op)
-		for size := op.size(); size < archiveBatch && len(batch) < archiveQueue; {
-			select {
-			case more, ok := <-a.queue:
-				if ok {
-					batch = append(batch, more)
-					size += more.size()
-					continue
-				}
-			default:
-			}
-			break
-		}
+		batch = a.gather(append(batch[:0], op))
 		err := awaitRoom(a.dir, a.closing, a.log)
 		if err == nil {
 			err = a.write(batch)
@@ -243,6 +233,45 @@ func (a *archive) run() {
 			batch[i] = nil
 		}
 	}
+}
+
+// gather takes what else is queued, and what comes within archiveDelay.
+func (a *archive) gather(batch []*archiveOp) []*archiveOp {
+	waited := batch[0].answer != nil
+	size := batch[0].size()
+	var late <-chan time.Time
+	for size < archiveBatch && len(batch) < archiveQueue {
+		var op *archiveOp
+		select {
+		case op = <-a.queue: // nil: it is closed
+			if op == nil {
+				return batch
+			}
+		default:
+			if waited || len(batch) > archiveQueue/2 {
+				return batch
+			}
+			if late == nil {
+				timer := time.NewTimer(archiveDelay)
+				defer timer.Stop()
+				late = timer.C
+			}
+			select {
+			case op = <-a.queue:
+				if op == nil {
+					return batch
+				}
+			case <-a.hurry:
+				waited = true
+				continue
+			case <-late:
+				return batch
+			}
+		}
+		waited = waited || op.answer != nil
+		batch, size = append(batch, op), size+op.size()
+	}
+	return batch
 }
 
 func (op *archiveOp) size() int {
@@ -407,6 +436,10 @@ func (a *archive) settle() error {
 	timer := time.NewTimer(archiveWait)
 	defer timer.Stop()
 	for {
+		select {
+		case a.hurry <- struct{}{}:
+		default:
+		}
 		a.mu.Lock()
 		ch, broken := a.written, a.broken
 		a.mu.Unlock()

@@ -64,16 +64,11 @@ func (l *link) alive() bool {
 }
 
 func (l *link) write() {
-	w := bufio.NewWriterSize(l.stream, 64<<10)
+	w := newFrameWriter(l.stream)
 	for {
 		select {
 		case r := <-l.out:
-			l.stream.SetWriteDeadline(time.Now().Add(writeTimeout))
-			err := writeFrame(w, r)
-			if err == nil && len(l.out) == 0 {
-				err = w.Flush()
-			}
-			if err != nil {
+			if err := w.write(r, func() bool { return len(l.out) > 0 }); err != nil {
 				l.fail(err)
 				return
 			}
@@ -304,17 +299,14 @@ func (c *Cell) serve(proto string, limit int, allow func(pcm.PeerID) bool, answe
 		written := make(chan struct{})
 		go func() {
 			defer close(written)
-			w := bufio.NewWriterSize(s, 64<<10)
+			w := newFrameWriter(s)
+			more := func() bool { return len(out) > 0 }
 			for {
 				select {
 				case resp := <-out:
-					s.SetWriteDeadline(time.Now().Add(writeTimeout))
-					err := writeFrame(w, resp)
+					err := w.write(resp, more)
 					if pcm.ErrorCode(err) == pcm.TooLarge {
-						err = writeFrame(w, response{ID: resp.ID, Err: pcm.AsError(err)})
-					}
-					if err == nil && len(out) == 0 {
-						err = w.Flush()
+						err = w.write(response{ID: resp.ID, Err: pcm.AsError(err)}, more)
 					}
 					<-sem
 					if err != nil {

@@ -6,7 +6,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"runtime"
+	"time"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/protocol"
 
 	"github.com/jointcloud/pcm"
@@ -65,6 +68,37 @@ func writeFrame(w *bufio.Writer, v any) error {
 	}
 	_, err = w.Write(data)
 	return err
+}
+
+// frameWriter writes frames to a stream; those that are to be written together leave together.
+type frameWriter struct {
+	stream network.Stream
+	buf    *bufio.Writer
+	until  time.Time // the stream's write deadline
+}
+
+func newFrameWriter(s network.Stream) *frameWriter {
+	return &frameWriter{stream: s, buf: bufio.NewWriterSize(s, 64<<10)}
+}
+
+// write writes a frame and, if no more are to follow, sends what is buffered. The answers
+// to an entry's commands come one after the other: who is about to add the next one
+// gets a chance to, as each message is a TLS record and a system call at both ends.
+func (w *frameWriter) write(v any, more func() bool) error {
+	if now := time.Now(); w.until.Sub(now) < writeTimeout-time.Second {
+		w.until = now.Add(writeTimeout)
+		w.stream.SetWriteDeadline(w.until)
+	}
+	if err := writeFrame(w.buf, v); err != nil {
+		return err
+	}
+	if more() {
+		return nil
+	}
+	if runtime.Gosched(); more() {
+		return nil
+	}
+	return w.buf.Flush()
 }
 
 // readFrame reads what writeFrame wrote. Memory grows only as bytes arrive, so

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"github.com/libp2p/go-libp2p/core/network"
 
 	"github.com/jointcloud/pcm"
 )
@@ -185,5 +186,38 @@ func TestClock(t *testing.T) {
 	st := newStamper(5_000, time.UnixMilli(1))
 	if a, b := st.next(), st.next(); a < 5_000 || b < a {
 		t.Errorf("stamps %d, %d", a, b)
+	}
+}
+
+// recorder is a stream that takes note of each write.
+type recorder struct {
+	network.Stream
+	writes [][]byte
+}
+
+func (r *recorder) Write(b []byte) (int, error) {
+	r.writes = append(r.writes, bytes.Clone(b))
+	return len(b), nil
+}
+func (r *recorder) SetWriteDeadline(time.Time) error { return nil }
+
+// Frames that are queued together are one write.
+func TestFramesLeaveTogether(t *testing.T) {
+	r := &recorder{}
+	w := newFrameWriter(r)
+	for left := 2; left >= 0; left-- {
+		if err := w.write(left, func() bool { return left > 0 }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(r.writes) != 1 {
+		t.Fatalf("%d writes", len(r.writes))
+	}
+	in := bytes.NewReader(r.writes[0])
+	for want := 2; want >= 0; want-- {
+		got := -1
+		if err := readFrame(in, &got); err != nil || got != want {
+			t.Errorf("read %d (%v), not %d", got, err, want)
+		}
 	}
 }
