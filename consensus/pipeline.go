@@ -258,7 +258,7 @@ func (p *steadyPipeline) sendAhead() {
 			p.sending.Lock()
 			if last := p.last; last != nil && last.Term == req.Term && p.next == req.Entries[0].Index {
 				own := *req
-				own.RPCHeader, own.Leader = last.RPCHeader, last.Leader
+				own.RPCHeader = last.RPCHeader
 				s := p.register(&own, nil)
 				p.early, p.next = append(p.early, s), req.Entries[len(req.Entries)-1].Index+1
 				// Where it fails, the stream is broken: Raft will find out by what it asks for.
