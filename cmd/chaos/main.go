@@ -74,7 +74,7 @@ func main() {
 	flag.DurationVar(&s.heavyPause, "pause", 600*time.Millisecond, "between faults of processes and disks, about")
 	var ts taskSettings
 	flag.IntVar(&ts.attempts, "tasks", 500, "attempts that really run, at least; 0: none")
-	flag.BoolVar(&ts.supervisors, "supervisors", true, "kill supervisors as well; two attempts of a task at once are then no failure")
+	flag.BoolVar(&ts.supervisors, "supervisors", true, "kill supervisors as well: two attempts of a task at once are no failure where the earlier one's was")
 	flag.StringVar(&ts.pcm, "pcm", "bin/pcm", "the program whose peers run them")
 	flag.DurationVar(&patience, "patience", patience, "how long a cell may take to recover")
 	flag.DurationVar(&s.most, "limit", 0, "how long the load may take at most (default: three times -for and ten minutes)")

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // promise is one of those that a run holds a cell against.
@@ -50,6 +51,18 @@ func (p problem) String() string { return fmt.Sprintf("[%s] %s", p.promise, p.te
 
 // problems are those that were found, up to a bound.
 type problems []problem
+
+// err is an error that tells of the problems; nil if there are none.
+func (ps problems) err(seed uint64) error {
+	if len(ps) == 0 {
+		return nil
+	}
+	texts := make([]string, len(ps))
+	for i, p := range ps {
+		texts[i] = p.String()
+	}
+	return fmt.Errorf("seed %d: %w:\n  %s", seed, errBroken, strings.Join(texts, "\n  "))
+}
 
 // maxProblems bounds what is told of one cell.
 const maxProblems = 50

@@ -9,7 +9,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 	"text/tabwriter"
@@ -44,7 +43,7 @@ type report struct {
 	took     time.Duration
 	cells    []*nemesis
 	verdicts []verdict
-	problems []problem
+	problems problems
 	trades   int // between cells, held against each other
 	note     string
 }
@@ -104,7 +103,7 @@ func run(ctx context.Context, s settings) (_ *report, err error) {
 		}
 	}
 	if len(r.problems) > 0 {
-		return r, r.verdict()
+		return r, r.problems.err(r.seed)
 	}
 	var outside *outsider
 	if !s.bare {
@@ -226,7 +225,7 @@ func run(ctx context.Context, s settings) (_ *report, err error) {
 		}
 		if len(seen) > 0 {
 			r.problems = append(r.problems, seen...)
-			return r, r.verdict()
+			return r, r.problems.err(r.seed)
 		}
 	}
 	ledgers := map[pcm.CellID][]pcm.Record{}
@@ -251,19 +250,7 @@ func run(ctx context.Context, s settings) (_ *report, err error) {
 	r.trades, differ = agree(ledgers)
 	r.problems = append(r.problems, differ...)
 	r.took = time.Since(begun)
-	return r, r.verdict()
-}
-
-// verdict is an error that tells what was found; nil if nothing was.
-func (r *report) verdict() error {
-	if len(r.problems) == 0 {
-		return nil
-	}
-	texts := make([]string, len(r.problems))
-	for i, p := range r.problems {
-		texts[i] = p.String()
-	}
-	return fmt.Errorf("seed %d: %w:\n  %s", r.seed, errBroken, strings.Join(texts, "\n  "))
+	return r, r.problems.err(r.seed)
 }
 
 // errBroken says that a promise was not kept.

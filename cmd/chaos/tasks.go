@@ -29,8 +29,8 @@ type taskSettings struct {
 	faults   int    // at least
 	most     time.Duration
 	keep     string
-	// supervisors are killed too: then nothing holds a task's end until another one has
-	// started, and overlaps are only counted.
+	// supervisors are killed too: then nothing holds the end of what they ran, and an
+	// overlap with that is only counted.
 	supervisors bool
 }
 
@@ -44,18 +44,21 @@ type taskReport struct {
 	awarded   int
 	states    map[pcm.AttemptState]int
 	faults    map[string]int
-	overlaps  int // attempts of one task that ran at the same time
+	overlaps  int                    // attempts of one task that ran at the same time
+	unfenced  int                    // those of them whose supervisor was killed while they ran
+	sellers   map[pcm.TradeID]string // by name
+	killed    map[string][]float64   // by name: when its supervisor was killed, s since boot
 	paidTwice int
 	verified  int // peers whose ledger is good, and the same
 	records   string
-	problems  []string
+	problems  problems
 	witnesses int
 	closest   float64 // s between an attempt's last sign and the next one's first
 	haveClose bool
 }
 
-func (r *taskReport) problem(format string, args ...any) {
-	r.problems = append(r.problems, fmt.Sprintf(format, args...))
+func (r *taskReport) problem(of promise, format string, args ...any) {
+	r.problems.add(of, format, args...)
 }
 
 // evidence runs for about a second and writes who it is, and when.
@@ -90,7 +93,7 @@ func runTasks(ctx context.Context, s taskSettings) (r *taskReport, err error) {
 	if err := os.MkdirAll(witness, 0o700); err != nil {
 		return nil, err
 	}
-	r = &taskReport{faults: map[string]int{}, states: map[pcm.AttemptState]int{}}
+	r = &taskReport{faults: map[string]int{}, states: map[pcm.AttemptState]int{}, sellers: map[pcm.TradeID]string{}, killed: map[string][]float64{}}
 	var sites []*site
 	defer func() {
 		for _, p := range sites {
@@ -152,8 +155,11 @@ func runTasks(ctx context.Context, s taskSettings) (r *taskReport, err error) {
 	wg.Go(func() {
 		rng := rand.New(rand.NewPCG(s.seed, 5))
 		for harm.Err() == nil {
-			kind := taskFault(harm, rng, sites, s.supervisors)
+			kind, unfenced := taskFault(harm, rng, sites, s.supervisors)
 			mu.Lock()
+			if unfenced != nil {
+				r.killed[unfenced.Name] = append(r.killed[unfenced.Name], unfenced.at)
+			}
 			r.faults[kind]++
 			injected++
 			mu.Unlock()
@@ -189,7 +195,7 @@ func runTasks(ctx context.Context, s taskSettings) (r *taskReport, err error) {
 		}
 	}
 	if !enough() {
-		r.problem("after %s: too few faults or attempts", s.most)
+		r.problem(isBack, "after %s: too few faults or attempts", s.most)
 	}
 	endHarm()
 	wg.Wait()
@@ -198,7 +204,7 @@ func runTasks(ctx context.Context, s taskSettings) (r *taskReport, err error) {
 	for _, p := range sites {
 		p.Thaw()
 		if err := p.revive(ctx); err != nil {
-			r.problem("%v", err)
+			r.problem(isBack, "%v", err)
 		}
 	}
 	r.jobs = len(jobs)
@@ -211,20 +217,17 @@ func runTasks(ctx context.Context, s taskSettings) (r *taskReport, err error) {
 			return err
 		})
 		if err != nil {
-			r.problem("%v", err)
+			r.problem(isBack, "%v", err)
 			continue
 		}
 		r.judge(ctx, sites, id)
 	}
-	r.read(witness, !s.supervisors)
+	r.read(witness)
 	if err := r.compare(ctx, sites); err != nil {
-		r.problem("%v", err)
+		r.problems = append(r.problems, problemOf(err))
 	}
 	r.took = time.Since(begun)
-	if len(r.problems) > 0 {
-		return r, fmt.Errorf("seed %d: %w:\n  %s", s.seed, errBroken, strings.Join(r.problems, "\n  "))
-	}
-	return r, nil
+	return r, r.problems.err(s.seed)
 }
 
 func wait(ctx context.Context, d time.Duration) {
@@ -291,16 +294,22 @@ func anyJob(ctx context.Context, sites []*site, id pcm.JobID) (j api.Job, err er
 	return j, err
 }
 
+// unfenced is a site whose supervisor was killed, and when, in s since boot.
+type unfenced struct {
+	*site
+	at float64
+}
+
 // taskFault makes one fault and undoes it. At most one of five peers is away, so
-// that the cell goes on.
-func taskFault(ctx context.Context, rng *rand.Rand, sites []*site, supervisors bool) string {
+// that the cell goes on. It tells whose supervisor it killed, if it did.
+func taskFault(ctx context.Context, rng *rand.Rand, sites []*site, supervisors bool) (name string, killed *unfenced) {
 	p := sites[rng.IntN(len(sites))]
 	away := time.Duration(100+rng.IntN(1500)) * time.Millisecond
 	long := rng.IntN(8) == 0
 	if long { // over the lease: its attempts are lost
 		away = 13 * time.Second
 	}
-	name := "seller"
+	name = "seller"
 	if p == sites[3] || p == sites[4] {
 		name = "buyer"
 	}
@@ -316,6 +325,7 @@ func taskFault(ctx context.Context, rng *rand.Rand, sites []*site, supervisors b
 		p.Thaw()
 		name += " stopped"
 	case kind < 9 && supervisors && p.Supervisor() > 0:
+		killed = &unfenced{p, upFor()}
 		syscall.Kill(p.Supervisor(), syscall.SIGKILL) // one that has just ended needs none
 		name, long = "supervisor killed", false
 	default:
@@ -328,28 +338,43 @@ func taskFault(ctx context.Context, rng *rand.Rand, sites []*site, supervisors b
 	}
 	p.revive(context.WithoutCancel(ctx)) // whoever isn't ready in time is found at the end
 	wait(ctx, 200*time.Millisecond)
-	return name
+	return name, killed
+}
+
+// upFor is the time since boot in seconds, as tasks read it.
+func upFor() float64 {
+	data, err := os.ReadFile("/proc/uptime")
+	if err != nil {
+		panic(err) // there is nothing to hold tasks against
+	}
+	text, _, _ := strings.Cut(string(data), " ")
+	up, err := strconv.ParseFloat(text, 64)
+	if err != nil {
+		panic(err)
+	}
+	return up
 }
 
 // judge holds a settled job's trades against each other: one result is paid for each task.
 func (r *taskReport) judge(ctx context.Context, sites []*site, id pcm.JobID) {
 	j, err := anyJob(ctx, sites, id)
 	if err != nil {
-		r.problem("%v", err)
+		r.problem(isBack, "%v", err)
 		return
 	}
 	r.tasks += j.Counts.Total
 	if j.State != pcm.JobDone || j.Counts.Done != j.Counts.Total || j.Held != "0" {
-		r.problem("%s is %s with %+v, and %s held: %s", id, j.State, j.Counts, j.Held, j.Reason)
+		r.problem(isBack, "%s is %s with %+v, and %s held: %s", id, j.State, j.Counts, j.Held, j.Reason)
 	}
 	list, err := sites[4].c.Trades(ctx, api.Query{Job: id})
 	if err != nil {
-		r.problem("%v", err)
+		r.problem(isBack, "%v", err)
 		return
 	}
 	paid := 0
 	for _, t := range list.Items {
 		r.awarded += t.Tasks
+		r.sellers[t.ID] = t.SellerName
 		for state, n := range t.States {
 			r.states[state] += n
 		}
@@ -357,22 +382,26 @@ func (r *taskReport) judge(ctx context.Context, sites []*site, id pcm.JobID) {
 	}
 	if twice := paid - j.Counts.Total; twice > 0 {
 		r.paidTwice += twice
-		r.problem("%s has %d tasks, and %d attempts are paid", id, j.Counts.Total, paid)
+		r.problem(isOnce, "%s has %d tasks, and %d attempts are paid", id, j.Counts.Total, paid)
 	}
 	if paid < j.Counts.Total {
-		r.problem("%s has %d tasks, and %d attempts are paid", id, j.Counts.Total, paid)
+		r.problem(isOwed, "%s has %d tasks, and %d attempts are paid", id, j.Counts.Total, paid)
 	}
 }
 
-// read takes the tasks' own evidence: attempts of one task don't overlap, if strict.
-func (r *taskReport) read(witness string, strict bool) {
+// read takes the tasks' own evidence: attempts of one task don't overlap, but where nothing
+// was left that could end the earlier one.
+func (r *taskReport) read(witness string) {
 	files, _ := filepath.Glob(filepath.Join(witness, "*"))
 	for _, path := range files {
-		type life struct{ first, last float64 }
+		type life struct {
+			key         string
+			first, last float64
+		}
 		lives := map[string]*life{}
 		f, err := os.Open(path)
 		if err != nil {
-			r.problem("%v", err)
+			r.problem(isBack, "%v", err)
 			continue
 		}
 		lines := bufio.NewScanner(f)
@@ -384,7 +413,7 @@ func (r *taskReport) read(witness string, strict bool) {
 			}
 			r.witnesses++
 			if lives[key] == nil {
-				lives[key] = &life{up, up}
+				lives[key] = &life{key, up, up}
 			}
 			lives[key].last = up
 		}
@@ -402,14 +431,25 @@ func (r *taskReport) read(witness string, strict bool) {
 			}
 			if gap < 0 {
 				r.overlaps++
-				if !strict {
+				early := all[i-1]
+				if r.wasUnfenced(early.key, early.first, early.last) {
+					r.unfenced++
 					continue
 				}
-				r.problem("%s: an attempt ran until %.2f s since boot, the next one from %.2f s", filepath.Base(path), all[i-1].last, all[i].first)
+				r.problem(isTimely, "%s: an attempt ran until %.2f s since boot, the next one from %.2f s", filepath.Base(path), early.last, all[i].first)
 			}
 		}
 	}
 }
+
+// wasUnfenced tells whether an attempt's supervisor was killed while it ran.
+func (r *taskReport) wasUnfenced(key string, first, last float64) bool {
+	trade, _, _ := strings.Cut(key, ".")
+	return slices.ContainsFunc(r.killed[r.sellers[pcm.TradeID(trade)]], func(at float64) bool { return first-beforeSign <= at && at <= last })
+}
+
+// beforeSign is how long a task may run before its first sign of life, in s.
+const beforeSign = 1
 
 // compare has every peer check its ledger; all must have the same one.
 func (r *taskReport) compare(ctx context.Context, sites []*site) error {
@@ -421,13 +461,13 @@ func (r *taskReport) compare(ctx context.Context, sites []*site) error {
 				return err
 			}
 			if !v.OK {
-				return fmt.Errorf("%s finds its ledger bad: %s", p.Name, v.Problem)
+				return final{problem{isSound, fmt.Sprintf("%s finds its ledger bad: %s", p.Name, v.Problem)}}
 			}
 			r.records = fmt.Sprintf("%d records, root %s", v.Records, v.Root)
 			roots[r.records]++
 		}
 		if len(roots) != 1 {
-			return fmt.Errorf("ledgers differ: %v", roots)
+			return problem{isSame, fmt.Sprintf("ledgers differ: %v", roots)}
 		}
 		r.verified = len(sites)
 		return nil
@@ -449,5 +489,5 @@ func (r *taskReport) print(w io.Writer) {
 	if r.haveClose {
 		fmt.Fprintf(w, "an attempt's last sign of life, and the first of the next one: at least %.2f s apart\n", r.closest)
 	}
-	fmt.Fprintf(w, "two attempts of a task at once: %d\npaid twice: %d\nledgers: %s, the same at %d peers\n", r.overlaps, r.paidTwice, r.records, r.verified)
+	fmt.Fprintf(w, "two attempts of a task at once: %d, of which %d had lost their supervisor\npaid twice: %d\nledgers: %s, the same at %d peers\n", r.overlaps, r.unfenced, r.paidTwice, r.records, r.verified)
 }
