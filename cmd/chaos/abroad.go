@@ -9,31 +9,47 @@ import (
 	"github.com/jointcloud/pcm"
 )
 
-// raise takes the cell to this release's rules once its peers are of this release, and
-// closes raised then. Until then, what only those rules know must be refused.
+// raise takes the cell to the rules of the older release, if its peers are of one, and
+// to those of this release once all of them have been updated. It closes raised as soon
+// as there can be trade between cells. What is above the cell's level must be refused.
 func (c *clients) raise(ctx context.Context, rng *rand.Rand, keeper *actor, older bool, updated <-chan struct{}) {
+	key := keyOf("note key of " + string(keeper.peer)).Public()
+	to := func(level int) bool {
+		r, ok := c.propose(ctx, rng, "upgrade", keeper,
+			pcm.Op{NoteKey: &pcm.NoteKey{Peer: keeper.peer, Key: key}}, pcm.Op{Upgrade: &pcm.Upgrade{Level: level}})
+		done := ok && r.First() == nil
+		if !done && ctx.Err() == nil {
+			c.violated(isBack, "all peers speak level %d of the rules, and the cell can't be raised to it: %v", level, r.First())
+		}
+		return done
+	}
+	raised := false
 	if older {
 		r, ok := c.propose(ctx, rng, "forbidden", keeper, pcm.Op{Set: &pcm.Set{Key: pcm.SettingOpen, Value: "no"}})
 		if ok && r.First() == nil {
-			c.violated(isRefused, "an operation that older releases don't know took effect among them")
+			c.violated(isRefused, "an operation took effect that is above the level of the cell")
 		}
-		c.tried("an operation of a newer release")
+		c.tried("an operation above the level of the cell")
+		if pcm.LedgerLevel-1 >= abroadLevel {
+			if !to(pcm.LedgerLevel - 1) {
+				return
+			}
+			raised = true
+			close(c.raised)
+		}
 	}
 	select {
 	case <-updated:
 	case <-ctx.Done():
 		return
 	}
-	key := keyOf("note key of " + string(keeper.peer)).Public()
-	r, ok := c.propose(ctx, rng, "upgrade", keeper,
-		pcm.Op{NoteKey: &pcm.NoteKey{Peer: keeper.peer, Key: key}}, pcm.Op{Upgrade: &pcm.Upgrade{Level: pcm.LedgerLevel}})
-	switch err := r.First(); {
-	case ok && err == nil:
+	if to(pcm.LedgerLevel) && !raised {
 		close(c.raised)
-	case ctx.Err() == nil:
-		c.violated(isBack, "all peers are of this release, and the cell can't be raised to level %d: %v", pcm.LedgerLevel, err)
 	}
 }
+
+// abroadLevel is the level of the rules from which on there is trade between cells.
+const abroadLevel = 2
 
 // A driver without an answer knows no more about a trade in another cell than a new one.
 // What it then does depends on what became of the award.

@@ -22,6 +22,13 @@ type verdict struct {
 	lost      int // acknowledged commands that are not in the ledger
 	twice     int // commands, results or payments that are there more than once
 	lostTasks int // attempts that the ledger calls lost
+	losses    []loss
+}
+
+// loss is attempts that a cell calls lost from a log time on.
+type loss struct {
+	at       int64
+	attempts int
 }
 
 func (v *verdict) problem(of promise, format string, args ...any) {
@@ -169,6 +176,7 @@ func (c *clients) check(ctx context.Context) verdict {
 		for _, f := range r.Facts {
 			if f.Lost != nil {
 				v.lostTasks += f.Lost.Tasks.Len()
+				v.losses = append(v.losses, loss{r.Stamp, f.Lost.Tasks.Len()})
 			}
 		}
 		if r.Command == nil {

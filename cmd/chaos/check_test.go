@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	xtlog "golang.org/x/mod/sumdb/tlog"
@@ -90,5 +92,30 @@ func TestOverlapsAreFound(t *testing.T) {
 				t.Errorf("%d overlaps of %d attempts, problems: %v", r.overlaps, r.attempts, r.problems)
 			}
 		})
+	}
+}
+
+// A run that only takes too long has caught nothing.
+func TestBrokenBy(t *testing.T) {
+	late := problem{isBack, "after 40s: too little"}
+	for _, c := range []struct {
+		found problems
+		want  []promise
+	}{
+		{problems{late}, nil},
+		{problems{late, {isKept, "a: it [is] not"}, {isKept, "b: nor this"}, {isOneLog, "c"}}, []promise{isKept, isOneLog}},
+	} {
+		_, told, ok := strings.Cut(c.found.err(1).Error(), errBroken.Error()+":\n")
+		if got := brokenBy(told); !ok || !slices.Equal(got, c.want) {
+			t.Errorf("%q tells of %q, not of %q", told, got, c.want)
+		}
+	}
+}
+
+// Attempts that are lost are put down to the faults of the time that a lease takes to end.
+func TestLosses(t *testing.T) {
+	y := &tally{times: []times{{1_000, 2_000}, {100_000, 101_000}}}
+	if got := y.lost([]loss{{500, 1}, {1_500, 2}, {13_900, 4}, {14_100, 8}, {200_000, 16}}); got != 6 {
+		t.Errorf("%d attempts", got)
 	}
 }

@@ -33,7 +33,7 @@ type clients struct {
 	away    *consensus.Away // for those who are of no cell; nil: there are none
 	heads   *checkpoints
 	sellers []*actor
-	raised  chan struct{} // closed when the cell judges by this release's rules
+	raised  chan struct{} // closed when the cell's rules know trade between cells
 
 	mu         sync.Mutex
 	acks       map[pcm.CommandID]ack

@@ -51,7 +51,7 @@ func main() {
 		}
 		return nil
 	})
-	flag.Func("only", "kinds of faults, separated by commas", func(v string) error {
+	flag.Func("only", "kinds of faults, separated by commas; none: no faults", func(v string) error {
 		s.only = strings.Split(v, ",")
 		return nil
 	})

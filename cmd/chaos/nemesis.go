@@ -69,6 +69,22 @@ type tally struct {
 	injected int
 	leaders  int64 // changes meanwhile
 	failed   int64 // proposals that were not answered meanwhile
+	times    []times
+}
+
+// times are from when to when something was, in log time.
+type times struct{ from, to int64 }
+
+// lost counts attempts that were lost during such a fault, or so soon after it that it may
+// have been the reason: their sellers could not renew for lease and margin.
+func (t *tally) lost(losses []loss) (n int) {
+	for _, l := range losses {
+		since := l.at - (pcm.LeaseFor(0) + pcm.LeaseMargin).Milliseconds()
+		if slices.ContainsFunc(t.times, func(w times) bool { return w.from <= l.at && w.to >= since }) {
+			n += l.attempts
+		}
+	}
+	return n
 }
 
 func newNemesis(cell *testCell, c *clients) *nemesis {
@@ -126,7 +142,7 @@ func (n *nemesis) run(ctx context.Context, seed uint64, faults []fault, pause ti
 }
 
 func (n *nemesis) inject(ctx context.Context, f fault, rng *rand.Rand) error {
-	leaders, failed := n.cell.leaders.Load(), n.c.failed.Load()
+	leaders, failed, began := n.cell.leaders.Load(), n.c.failed.Load(), n.cell.now()
 	err := f.do(n, ctx, rng)
 	n.cell.leader() // so that a change is seen
 	n.mu.Lock()
@@ -142,6 +158,7 @@ func (n *nemesis) inject(ctx context.Context, f fault, rng *rand.Rand) error {
 		return nil
 	}
 	t.injected++
+	t.times = append(t.times, times{began, n.cell.now()})
 	return err
 }
 
@@ -151,6 +168,9 @@ var errNobody = errors.New("nobody is there to be harmed")
 // expendable draws a peer that may be lost for good: only while the cell has all its
 // voters, and all of them run. Two lost at once are a lost majority, which no cell survives.
 func (n *nemesis) expendable(ctx context.Context, rng *rand.Rand) (*proc, error) {
+	if n.cell.voters < 3 {
+		return nil, errNobody
+	}
 	ctx, cancel := context.WithTimeout(ctx, patience/4)
 	defer cancel()
 	whole := n.cell.awaitVoters(ctx, n.cell.voters)

@@ -28,6 +28,12 @@ const (
 	isBack    promise = "a cell comes back after faults"
 )
 
+// always are the promises that hold however slow everything is: that a cell takes long to
+// come back may have any reason.
+var always = []promise{
+	isKept, isOnce, isTold, isRefused, isSame, isWhole, isSound, isOneLog, isLinear, isOwed, isOdd, isAgreed, isTimely,
+}
+
 // problem is a promise that was not kept, and how that showed.
 type problem struct {
 	promise promise

@@ -280,6 +280,7 @@ func (r *report) print(w io.Writer) {
 		fmt.Fprintln(w, r.note)
 	}
 	kinds := map[string]tally{}
+	losses := map[string]int{}
 	notes := map[string]int{}
 	probes := map[string]int{}
 	var v verdict
@@ -288,7 +289,10 @@ func (r *report) print(w io.Writer) {
 	for i, n := range r.cells {
 		for name, t := range n.counts {
 			k := kinds[name]
-			kinds[name] = tally{k.injected + t.injected, k.leaders + t.leaders, k.failed + t.failed}
+			kinds[name] = tally{injected: k.injected + t.injected, leaders: k.leaders + t.leaders, failed: k.failed + t.failed}
+			if i < len(r.verdicts) {
+				losses[name] += t.lost(r.verdicts[i].losses)
+			}
 		}
 		for what, count := range n.notes {
 			notes[what] += count
@@ -307,10 +311,10 @@ func (r *report) print(w io.Writer) {
 		}
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "FAULT\tINJECTED\tLEADERS CHANGED\tPROPOSALS UNANSWERED")
+	fmt.Fprintln(tw, "FAULT\tINJECTED\tLEADERS CHANGED\tPROPOSALS UNANSWERED\tATTEMPTS LOST")
 	for _, name := range sortedKeys(kinds) {
 		k := kinds[name]
-		fmt.Fprintf(tw, "%s\t%d\t%d\t%d\n", name, k.injected, k.leaders, k.failed)
+		fmt.Fprintf(tw, "%s\t%d\t%d\t%d\t%d\n", name, k.injected, k.leaders, k.failed, losses[name])
 	}
 	tw.Flush()
 	for _, what := range sortedKeys(notes) {
