@@ -7,7 +7,7 @@ package generate
 import (
 	"bytes"
 	"embed"
-	"fmt"
+	"encoding/json"
 	"io/fs"
 	"maps"
 	"os"
@@ -29,8 +29,8 @@ import (
 //	stubs      made from the contract alone
 //	once       written once, then the author's
 //
-// and for projects of one sort only folders with its name behind a dash: described,
-// openapi or bare.
+// and for projects of one sort only folders with its name behind a dash: described or
+// bare, and openapi beside bare.
 // Files that end in .tmpl are templates over [Project], see execute; others are copied.
 //
 //go:embed all:templates
@@ -58,17 +58,20 @@ type Project struct {
 	From        string
 	About       string
 	Description *description.Description // nil where there is none
-	Operations  []Operation              // of an OpenAPI document
 	Scripted    bool                     // tasks are run by task.script
+
+	// Of an OpenAPI document.
+	Operations []Operation
+	Types      []Object
+	Logins     []Login
+	Unknown    []string // ways to show who asks that are left to the author
+	Server     string   // where it says that it is
+	Endpoint   string   // that as an example
+	Words      []Word   // of states
+	Moves      bool     // calls take or give what is no JSON
 
 	emitter  *emitter
 	sections map[string]string
-}
-
-// Operation is a call of an OpenAPI document, with names that languages take.
-type Operation struct {
-	description.Operation
-	Name string // of the function: getJob
 }
 
 // Kind is where a file comes from.
@@ -121,7 +124,7 @@ func New(o Options) (*Report, error) {
 
 func newProject(o Options, lang *language) (*Project, error) {
 	p := &Project{
-		Name: o.Name, Language: o.Language, Version: o.Version, From: oneLine(path.Base(filepath.ToSlash(o.FromFile))),
+		Name: o.Name, Language: o.Language, Version: o.Version, From: comment(path.Base(filepath.ToSlash(o.FromFile))),
 		Package: strings.NewReplacer("-", "_", ".", "_").Replace(o.Name), emitter: &emitter{Syntax: lang.Syntax}, sections: map[string]string{},
 	}
 	for _, part := range strings.FieldsFunc(o.Name, func(r rune) bool { return r == '-' || r == '.' }) {
@@ -139,18 +142,14 @@ func newProject(o Options, lang *language) (*Project, error) {
 		return p, nil
 	}
 	if isOpenAPI(o.From) {
-		ops, err := description.ParseOpenAPI(o.From)
+		doc, err := description.ParseOpenAPI(o.From)
 		if err != nil {
 			return nil, err
 		}
-		if len(ops) == 0 {
+		if len(doc.Operations) == 0 {
 			return nil, pcm.Errorf(pcm.Invalid, "%s has no operations", o.FromFile)
 		}
-		p.Operations = operations(ops)
-		if _, err := fs.Stat(templates, "templates/"+o.Language+"/generated-openapi"); err != nil {
-			return nil, pcm.Errorf(pcm.Invalid, "%s: no client of an OpenAPI document is written in %s: write a description that names its operations, which is, or take --lang go", o.FromFile, o.Language)
-		}
-		return p, nil
+		return p, p.api(doc, lang)
 	}
 	d, problems := description.ParseIn(o.From, o.FromDir)
 	for _, problem := range problems {
@@ -167,6 +166,10 @@ func newProject(o Options, lang *language) (*Project, error) {
 
 // isOpenAPI tells an OpenAPI document from a description.
 func isOpenAPI(data []byte) bool {
+	var doc struct{ OpenAPI, PCM any }
+	if json.Unmarshal(data, &doc) == nil {
+		return doc.OpenAPI != nil && doc.PCM == nil
+	}
 	for line := range bytes.Lines(data) {
 		line = bytes.TrimLeft(line, " \t{")
 		if bytes.HasPrefix(line, []byte("openapi:")) || bytes.HasPrefix(line, []byte(`"openapi"`)) {
@@ -177,57 +180,6 @@ func isOpenAPI(data []byte) bool {
 }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
-
-func operations(ops []description.Operation) (out []Operation) {
-	seen := map[string]int{}
-	for _, op := range ops {
-		id := op.ID
-		if id == "" {
-			id = strings.ToLower(op.Method) + " " + op.Path
-		}
-		var name strings.Builder
-		for i, part := range strings.FieldsFunc(id, func(r rune) bool { return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9') }) {
-			if i == 0 {
-				name.WriteString(strings.ToLower(part[:1]) + part[1:])
-				continue
-			}
-			name.WriteString(strings.ToUpper(part[:1]) + part[1:])
-		}
-		unique := name.String()
-		if unique == "" || '0' <= unique[0] && unique[0] <= '9' {
-			unique = "call" + unique
-		}
-		if seen[unique]++; seen[unique] > 1 {
-			unique += fmt.Sprint(seen[unique])
-		}
-		// They stand in comments too: nothing of them may end those.
-		op.Summary, op.Path = oneLine(op.Summary), oneLine(op.Path)
-		for i := range op.Params {
-			op.Params[i].Name, op.Params[i].In = oneLine(op.Params[i].Name), oneLine(op.Params[i].In)
-		}
-		if op.Body != nil {
-			for i := range op.Body.Fields {
-				op.Body.Fields[i] = oneLine(op.Body.Fields[i])
-			}
-		}
-		out = append(out, Operation{op, unique})
-	}
-	return out
-}
-
-// Names are those of an operation's parameters in one place, as Go writes them.
-func (p *Project) Names(op Operation, in string) string {
-	var names []string
-	for _, q := range op.Params {
-		if q.In == in {
-			names = append(names, p.emitter.Text(q.Name))
-		}
-	}
-	if names == nil {
-		return p.emitter.Null
-	}
-	return "[]string{" + strings.Join(names, ", ") + "}"
-}
 
 // Section is a part of the description as code of the language: "create".
 func (p *Project) Section(name string) string { return p.sections[name] }
@@ -255,19 +207,19 @@ func (p *Project) tailed() bool {
 
 // folders are those below the language's that have files for this project.
 func (p *Project) folders(root string) (all []string) {
-	sort := "bare"
+	sorts := []string{"bare"}
 	switch {
 	case p.Description != nil:
-		sort = "described"
+		sorts = []string{"described"}
 	case p.Operations != nil:
-		sort = "openapi"
+		sorts = []string{"bare", "openapi"} // as much is the author's
 	}
 	for _, kind := range []Kind{Generated, Support, Stubs, Once} {
-		own := sort
-		if kind == Support && sort == "openapi" {
-			own = "bare" // as much is the author's
+		dirs := []string{root + "/" + string(kind)}
+		for _, sort := range sorts {
+			dirs = append(dirs, root+"/"+string(kind)+"-"+sort)
 		}
-		for _, dir := range []string{root + "/" + string(kind), root + "/" + string(kind) + "-" + own} {
+		for _, dir := range dirs {
 			if _, err := fs.Stat(templates, dir); err == nil {
 				all = append(all, dir)
 			}

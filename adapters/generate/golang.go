@@ -45,6 +45,7 @@ var golang = &language{
 		Var:   func(name string) string { return "v[" + strconv.Quote(name) + "]" },
 		Local: func(name string) string { return "x_" + strings.NewReplacer("@", "", "#", "").Replace(name) },
 	},
+	client: &clientSyntax{quote: strconv.Quote, pair: func(key, value string) string { return key + ": " + value }, name: camel, taken: goTaken, schema: goSchema},
 	embeds: true,
 	structure: func(t reflect.Type, fields []Field) string {
 		var b strings.Builder
@@ -89,6 +90,15 @@ var golang = &language{
 		return gofmt(text)
 	},
 }
+
+// goTaken are words of Go, and what a client has beside its calls.
+const goTaken = `
+break case chan const continue default defer else fallthrough for func go goto if import interface map package
+range return select struct switch type var init base server cfg login sign show check call calls failed redact http
+`
+
+// goSchema: what calls take and give in Go is as JSON has it.
+func goSchema(*Project, description.Schema, func(int) string) string { return "any" }
 
 // goText is a text over several lines as such, where it can be: no line of it may
 // pass for the mark of a region.

@@ -1,7 +1,6 @@
 package generate
 
 import (
-	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,28 +8,6 @@ import (
 
 	"github.com/jointcloud/pcm"
 )
-
-// What a document says becomes text and comments, never code.
-func TestNoCodeFromDocuments(t *testing.T) {
-	const evil = "\n}\n\nfunc init() { panic(1) }\n\n//"
-	text, err := json.Marshal(map[string]any{"openapi": "3.1.0", "paths": map[string]any{"/jobs" + evil: map[string]any{"get": map[string]any{
-		"operationId": "getJob" + evil, "summary": "shows" + evil,
-		"parameters":  []any{map[string]any{"name": "id" + evil, "in": "query" + evil}},
-		"requestBody": map[string]any{"content": map[string]any{"application/json": map[string]any{"schema": map[string]any{"properties": map[string]any{"a" + evil: map[string]any{}}}}}},
-	}}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(t.TempDir(), "x")
-	generated(t, Options{Name: "jobs", Language: "go", Dir: dir, From: text, FromFile: "api" + evil + ".json"})
-	for _, name := range []string{"calls.go", "main.go", "backend.go"} {
-		for line := range strings.Lines(read(t, filepath.Join(dir, name))) {
-			if strings.HasPrefix(line, "func init()") {
-				t.Errorf("%s has code of the document: %s", name, line)
-			}
-		}
-	}
-}
 
 // A text of a description is no mark of a region.
 func TestNoRegionsFromDescriptions(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 // templates/NAME; what it can't take from there is here.
 type language struct {
 	Syntax
+	client    *clientSyntax
 	embeds    bool // structures inline others by name, as Go's do
 	structure func(t reflect.Type, fields []Field) string
 	slice     func(t reflect.Type, items []string) string

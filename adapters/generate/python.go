@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/jointcloud/pcm/adapters/rest/description"
 )
 
 var python = &language{
@@ -33,6 +35,7 @@ var python = &language{
 		Var:   func(name string) string { return "v[" + strconv.Quote(name) + "]" },
 		Local: localName,
 	},
+	client: &clientSyntax{pair: func(key, value string) string { return key + ": " + value }, name: snake, arg: func(words []string) string { return pythonWord(snake(words)) }, taken: pythonWords + pythonClient, schema: pythonSchema},
 	structure: func(t reflect.Type, fields []Field) string {
 		var b strings.Builder
 		b.WriteString(t.Name() + "(\n")
@@ -116,6 +119,61 @@ textwrap this threading time timeit tkinter token tokenize tomllib trace traceba
 turtledemo types typing unicodedata unittest urllib uu uuid venv warnings wave weakref webbrowser while winreg
 winsound with wsgiref xdrlib xml xmlrpc yield zipapp zipfile zipimport zlib zoneinfo
 `
+
+// pythonWords are those of the language.
+const pythonWords = `
+False None True and as assert async await break class continue def del elif else except finally for from global
+if import in is lambda nonlocal not or pass raise return try while with yield
+`
+
+// pythonClient are types of Python, and what a client has beside its calls.
+const pythonClient = "list dict str int float bool bytes t base settings secrets login server call sign log_in exchange failed taken redact"
+
+// pythonWord is a name that is no word of the language.
+func pythonWord(name string) string {
+	if slices.Contains(strings.Fields(pythonWords), name) {
+		return name + "_"
+	}
+	return name
+}
+
+// pythonSchema is a type of Python.
+func pythonSchema(p *Project, s description.Schema, typeName func(int) string) string {
+	out := "Any"
+	switch s.Kind {
+	case "string":
+		out = "str"
+		if s.Enum != nil {
+			texts := make([]string, len(s.Enum))
+			for i, w := range s.Enum {
+				texts[i] = p.emitter.Text(w)
+			}
+			out = "Literal[" + strings.Join(texts, ", ") + "]"
+		}
+	case "integer":
+		out = "int"
+	case "number":
+		out = "float"
+	case "boolean":
+		out = "bool"
+	case "array":
+		out = "list[" + pythonSchema(p, *s.Items, typeName) + "]"
+	case "map":
+		out = "dict[str, " + pythonSchema(p, *s.Items, typeName) + "]"
+	case "object":
+		out = typeName(s.Type)
+	case "union":
+		parts := make([]string, len(s.Of))
+		for i, one := range s.Of {
+			parts[i] = pythonSchema(p, one, typeName)
+		}
+		out = strings.Join(parts, " | ")
+	}
+	if s.Null && out != "Any" {
+		out += " | None"
+	}
+	return out
+}
 
 // pythonPackage is a name that a package may have: a letter first, and not one of Python's own.
 func pythonPackage(name string) string {

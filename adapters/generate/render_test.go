@@ -1,6 +1,7 @@
 package generate
 
 import (
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,6 +28,16 @@ func shipped(t *testing.T) []string {
 	return all
 }
 
+// apis are OpenAPI documents of several styles.
+func apis(t *testing.T) map[string][]byte {
+	t.Helper()
+	all := map[string][]byte{"api.json": []byte(anAPI)}
+	for _, name := range []string{"petstore.json", "cloud.yaml", "jobs.yaml"} {
+		all[name] = []byte(read(t, filepath.Join("testdata", "openapi", name)))
+	}
+	return all
+}
+
 // Each language is written from whatever it can be written from.
 func TestRenders(t *testing.T) {
 	for _, lang := range Languages() {
@@ -34,9 +45,7 @@ func TestRenders(t *testing.T) {
 		for _, file := range shipped(t) {
 			from[filepath.Base(file)] = configs.Adapter(strings.TrimSuffix(filepath.Base(file), ".yaml"))
 		}
-		if lang == "go" {
-			from["api.json"] = []byte(anAPI)
-		}
+		maps.Copy(from, apis(t))
 		for name, text := range from {
 			r, err := New(Options{Name: "jobs", Language: lang, Dir: filepath.Join(t.TempDir(), "jobs"), From: text, FromFile: name})
 			if err != nil {

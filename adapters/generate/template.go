@@ -33,14 +33,16 @@ var methods = map[string]func(p *Project, args []any) (any, error){
 	"Stored":   func(p *Project, _ []any) (any, error) { return p.Stored(), nil },
 	"Optional": func(p *Project, _ []any) (any, error) { return p.Optional(), nil },
 	"Trial":    func(p *Project, _ []any) (any, error) { return p.Trial(), nil },
-	"Names": func(p *Project, args []any) (any, error) {
+	"Params": func(p *Project, args []any) (any, error) {
 		if len(args) == 2 {
 			if op, ok := args[0].(Operation); ok {
-				return p.Names(op, fmt.Sprint(args[1])), nil
+				return p.Params(op, fmt.Sprint(args[1])), nil
 			}
 		}
 		return nil, errors.New("it needs an operation and a place")
 	},
+	"Hint":       oneText(func(p *Project, s string) any { return p.Hint(s) }),
+	"Guessed":    func(p *Project, _ []any) (any, error) { return p.Guessed(), nil },
 	"Descriptor": func(p *Project, _ []any) (any, error) { return p.Descriptor() },
 }
 

@@ -27,6 +27,15 @@ func (p *Project) Trial() string {
 			}
 		}
 	}
+	if p.Operations != nil {
+		settings["endpoint"] = p.Endpoint
+		for _, l := range p.Logins {
+			secrets.WriteString(l.Secret + "=… ")
+			if l.Kind == "basic" {
+				settings["username"] = "…"
+			}
+		}
+	}
 	var text bytes.Buffer
 	e := json.NewEncoder(&text)
 	e.SetEscapeHTML(false)

@@ -3,11 +3,15 @@ package generate
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf16"
+
+	"github.com/jointcloud/pcm/adapters/rest/description"
 )
 
 var typescript = &language{
@@ -35,6 +39,7 @@ var typescript = &language{
 		Var:   func(name string) string { return "v[" + strconv.Quote(name) + "]" },
 		Local: localName,
 	},
+	client: &clientSyntax{pair: func(key, value string) string { return "[" + key + ", " + value + "]" }, name: camel, taken: "constructor config server login check sign call base logIn exchange failed redact", schema: typescriptSchema},
 	structure: func(_ reflect.Type, fields []Field) string {
 		var items []string
 		for _, f := range fields {
@@ -54,6 +59,40 @@ var typescript = &language{
 
 func init() { languages["typescript"] = typescript }
 
+// typescriptSchema is a type of TypeScript. Whole numbers of answers are bigint.
+func typescriptSchema(p *Project, s description.Schema, typeName func(int) string) string {
+	var parts []string
+	switch s.Kind {
+	case "string":
+		for _, w := range s.Enum {
+			parts = append(parts, p.emitter.Text(w))
+		}
+		if s.Enum == nil {
+			parts = []string{"string"}
+		}
+	case "integer", "number":
+		parts = []string{"number", "bigint"}
+	case "boolean":
+		parts = []string{s.Kind}
+	case "array":
+		parts = []string{"(" + typescriptSchema(p, *s.Items, typeName) + ")[]"}
+	case "map":
+		parts = []string{"{ [key: string]: " + typescriptSchema(p, *s.Items, typeName) + " }"}
+	case "object":
+		parts = []string{typeName(s.Type)}
+	case "union":
+		for _, one := range s.Of {
+			parts = append(parts, typescriptSchema(p, one, typeName))
+		}
+	default:
+		return "any"
+	}
+	if s.Null {
+		parts = append(parts, "null")
+	}
+	return strings.Join(parts, " | ")
+}
+
 // jsonText is a text in double quotes with JSON's escapes.
 func jsonText(s string) string {
 	var b bytes.Buffer
@@ -62,7 +101,20 @@ func jsonText(s string) string {
 	if err := e.Encode(s); err != nil {
 		return strconv.Quote(s)
 	}
-	return strings.TrimSuffix(b.String(), "\n")
+	var out strings.Builder
+	for _, r := range strings.TrimSuffix(b.String(), "\n") {
+		switch {
+		case strconv.IsPrint(r):
+			out.WriteRune(r)
+		case r > 0xffff:
+			for _, half := range utf16.Encode([]rune{r}) {
+				fmt.Fprintf(&out, `\u%04x`, half)
+			}
+		default: // what controls, or turns the direction of what is shown
+			fmt.Fprintf(&out, `\u%04x`, r)
+		}
+	}
+	return out.String()
 }
 
 // valuesImport stands where a file has to import what it uses of the support.

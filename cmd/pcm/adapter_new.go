@@ -16,8 +16,9 @@ func (a *app) adapterNewCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "new NAME --lang LANGUAGE [--from FILE|NAME] [--dir DIR]", Short: "Write the project of an adapter in a language of your choice", Args: exactly(1, "the NAME of the adapter"),
 		Long: `Writes a project that is a plug-in of PCM: the contract's server, and, with --from, the
-calls, pools and states of a description, or a client of an OpenAPI document. What is
-left to write is marked and listed.
+calls, pools and states of a description, or of an OpenAPI document (version 3, YAML or
+JSON) a client with types and log-in, and the words that it has for states. What is left
+to write is marked and listed.
 
 Called again, it writes the project anew, for instance after the description has changed.
 What stands between the lines "pcm:begin" and "pcm:end" stays as it is, and so do files

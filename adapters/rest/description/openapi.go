@@ -1,6 +1,7 @@
 package description
 
 import (
+	"cmp"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -23,7 +24,10 @@ type Operation struct {
 	Path    string // with {names}
 	Summary string
 	Params  []Param
-	Body    *Body // nil: it takes none
+	Body    *Body   // nil: it takes none
+	Upload  string  // media type of what it takes, if that is no JSON
+	Answer  *Schema // nil: it answers nothing, or no JSON
+	Raw     bool    // it answers something that is no JSON
 }
 
 // Param is a parameter of an operation.
@@ -31,6 +35,8 @@ type Param struct {
 	Name     string
 	In       string // path, query, header or cookie
 	Required bool
+	Schema   Schema
+	Join     string // between the items of a list in a query; "&": each item is a parameter
 }
 
 // Body is what an operation takes as JSON.
@@ -39,10 +45,11 @@ type Body struct {
 	Fields   []string
 	Needs    []string // of the fields
 	Open     bool     // may have fields that are not named
+	Schema   Schema
 }
 
-// ParseOpenAPI reads the operations of an OpenAPI document, version 3, in YAML or JSON.
-func ParseOpenAPI(data []byte) ([]Operation, error) {
+// ParseOpenAPI reads an OpenAPI document, version 3, in YAML or JSON.
+func ParseOpenAPI(data []byte) (*API, error) {
 	if len(data) > MaxOpenAPI {
 		return nil, pcm.Errorf(pcm.TooLarge, "the OpenAPI document has over %d bytes", MaxOpenAPI)
 	}
@@ -54,7 +61,9 @@ func ParseOpenAPI(data []byte) ([]Operation, error) {
 		return nil, pcm.Errorf(pcm.Invalid, "it is not an OpenAPI document of version 3: openapi is %v", doc["openapi"])
 	}
 	o := openAPI(doc)
+	s := &schemas{doc: o, at: map[string]int{}}
 	var all []Operation
+	var items []map[string]any
 	paths := o.object(doc["paths"])
 	for _, path := range sorted(paths) {
 		item := o.object(paths[path])
@@ -63,7 +72,7 @@ func ParseOpenAPI(data []byte) ([]Operation, error) {
 			if op == nil {
 				continue
 			}
-			all = append(all, o.operation(path, method, item, op))
+			all, items = append(all, s.operation(path, method, item, op)), append(items, op)
 		}
 	}
 	seen := map[string]bool{}
@@ -72,41 +81,29 @@ func ParseOpenAPI(data []byte) ([]Operation, error) {
 			return nil, pcm.Errorf(pcm.Invalid, "the OpenAPI document has two operations called %q", op.ID)
 		}
 		seen[op.ID] = true
+		if op.Answer != nil {
+			s.answered(*op.Answer)
+		}
 	}
-	return all, nil
+	api := &API{Operations: all, Types: s.types, Server: o.server()}
+	api.Logins, api.Unknown = o.login(items)
+	return api, nil
 }
 
 type openAPI map[string]any
 
 // object follows references within the document.
 func (o openAPI) object(v any) map[string]any {
-	for range 16 {
-		m, ok := v.(map[string]any)
-		if !ok {
-			return nil
-		}
-		ref, ok := m["$ref"].(string)
-		if !ok {
-			return m
-		}
-		path, ok := strings.CutPrefix(ref, "#/")
-		if !ok {
-			return nil
-		}
-		v = map[string]any(o)
-		for _, part := range strings.Split(path, "/") {
-			part = strings.ReplaceAll(strings.ReplaceAll(part, "~1", "/"), "~0", "~")
-			m, _ := v.(map[string]any)
-			v = m[part]
-		}
-	}
-	return nil
+	m, _ := o.resolve(v)
+	return m
 }
 
-func (o openAPI) operation(path, method string, item, op map[string]any) Operation {
+func (s *schemas) operation(path, method string, item, op map[string]any) Operation {
+	o := s.doc
 	out := Operation{Method: method, Path: path}
 	out.ID, _ = op["operationId"].(string)
 	out.Summary, _ = op["summary"].(string)
+	place := cmp.Or(out.ID, method+" "+path)
 	for _, list := range []any{item["parameters"], op["parameters"]} {
 		params, _ := list.([]any)
 		for _, raw := range params {
@@ -115,34 +112,87 @@ func (o openAPI) operation(path, method string, item, op map[string]any) Operati
 			param.Name, _ = p["name"].(string)
 			param.In, _ = p["in"].(string)
 			param.Required, _ = p["required"].(bool)
+			param.Schema, param.Join = s.read(p["schema"], place+" "+param.Name, 0), joined(p)
 			out.Params = slices.DeleteFunc(out.Params, func(q Param) bool { return q.Name == param.Name && q.In == param.In })
 			out.Params = append(out.Params, param)
 		}
 	}
 	if body := o.object(op["requestBody"]); body != nil {
-		content := o.object(body["content"])
-		if media := o.object(content["application/json"]); media != nil {
-			b := &Body{}
+		kind, media := o.media(body)
+		if jsonMedia(kind) {
+			b := &Body{Schema: s.read(media["schema"], place+" body", 0)}
 			b.Required, _ = body["required"].(bool)
-			o.fields(o.object(media["schema"]), b, 0)
+			s.fields(o.object(media["schema"]), b, 0)
 			slices.Sort(b.Fields)
+			b.Fields = slices.Compact(b.Fields)
 			out.Body = b
+		} else {
+			out.Upload = kind
 		}
+	}
+	answers := o.object(op["responses"])
+	for _, status := range sorted(answers) {
+		if len(status) != 3 || status[0] != '2' {
+			continue
+		}
+		kind, media := o.media(o.object(answers[status]))
+		if kind == "" {
+			continue // 204, as a rule
+		}
+		if jsonMedia(kind) {
+			answer := s.read(media["schema"], place+" answer", 0)
+			out.Answer = &answer
+		} else {
+			out.Raw = true
+		}
+		break
 	}
 	return out
 }
 
+// media is what a body or an answer may be: JSON, if that is among it. It is "" for nothing.
+func (o openAPI) media(of map[string]any) (kind string, media map[string]any) {
+	content := o.object(of["content"])
+	for _, k := range sorted(content) {
+		if kind == "" || jsonMedia(k) && (!jsonMedia(kind) || k == "application/json") {
+			kind, media = k, o.object(content[k])
+		}
+	}
+	return kind, media
+}
+
+func jsonMedia(kind string) bool {
+	kind, _, _ = strings.Cut(kind, ";")
+	return kind == "application/json" || strings.HasPrefix(kind, "application/") && strings.HasSuffix(kind, "+json")
+}
+
+// joined tells what stands between the items of a list in a query.
+func joined(p map[string]any) string {
+	style, _ := p["style"].(string)
+	if explode, given := p["explode"].(bool); given && explode || !given && (style == "" || style == "form") {
+		return "&"
+	}
+	switch style {
+	case "spaceDelimited":
+		return " "
+	case "pipeDelimited":
+		return "|"
+	}
+	return ","
+}
+
 // fields adds those of a schema and of all that it is made of.
-func (o openAPI) fields(schema map[string]any, b *Body, depth int) {
-	if schema == nil || depth > 8 || schema["oneOf"] != nil || schema["anyOf"] != nil {
+func (s *schemas) fields(schema map[string]any, b *Body, depth int) {
+	s.looks++
+	if schema == nil || depth > 8 || s.looks > maxLooks || schema["oneOf"] != nil || schema["anyOf"] != nil {
 		b.Open = true // more than is read here
 		return
 	}
 	parts, _ := schema["allOf"].([]any)
 	for _, p := range parts {
-		o.fields(o.object(p), b, depth+1)
+		s.fields(s.doc.object(p), b, depth+1)
 	}
-	properties := o.object(schema["properties"])
+	properties := s.doc.object(schema["properties"])
 	if more, ok := schema["additionalProperties"]; ok && more != false || properties == nil && parts == nil {
 		b.Open = true
 	}
@@ -163,12 +213,12 @@ func (c *compiler) operations(dir fs.FS) {
 		return
 	}
 	f, err := dir.Open(c.d.OpenAPI)
-	var ops []Operation
+	var api *API
 	if err == nil {
 		defer f.Close()
 		var data []byte
 		if data, err = readAll(f); err == nil {
-			ops, err = ParseOpenAPI(data)
+			api, err = ParseOpenAPI(data)
 		}
 	}
 	if err != nil {
@@ -176,7 +226,7 @@ func (c *compiler) operations(dir fs.FS) {
 		return
 	}
 	c.ops = map[string]Operation{}
-	for _, op := range ops {
+	for _, op := range api.Operations {
 		c.ops[op.ID] = op
 	}
 }
