@@ -17,7 +17,8 @@ import (
 type abroadTrade struct {
 	id    pcm.TradeID
 	terms pcm.Terms
-	since time.Time // when this peer placed it or learned of it, or when it was awarded
+	since time.Time // when this peer placed it or learned of it, or when it was awarded, if its cell can be believed
+	first time.Time // when home had it placed: it can't have been awarded before that, whatever its cell says
 
 	// As home has it.
 	due     map[int]bool // results taken, to be paid
@@ -39,17 +40,20 @@ type abroadTrade struct {
 }
 
 func newAbroadTrade(id pcm.TradeID, t pcm.Terms) *abroadTrade {
+	now := time.Now()
 	return &abroadTrade{
-		id: id, terms: t, since: time.Now(), due: map[int]bool{}, ready: map[int]bool{}, spoiled: map[int]string{}, fetching: map[int]bool{},
+		id: id, terms: t, since: now, first: now, due: map[int]bool{}, ready: map[int]bool{}, spoiled: map[int]string{}, fetching: map[int]bool{},
 	}
 }
 
-// readAbroad makes one of a placement, keeping what an older one knew beyond that.
-func readAbroad(p *ledger.Placement, old *abroadTrade) *abroadTrade {
+// readAbroad makes one of a placement, keeping what an older one knew beyond that;
+// age is how long ago home had it placed, by home's own log.
+func readAbroad(p *ledger.Placement, old *abroadTrade, age time.Duration) *abroadTrade {
 	t := old
 	if t == nil {
 		t = newAbroadTrade(p.Trade, *p.Terms)
 		t.terms.Tasks = slices.Clone(p.Terms.Tasks)
+		t.first = t.first.Add(-max(0, age))
 	}
 	t.counted, t.doubt = p.Counted, p.Doubt
 	clear(t.due)
@@ -132,11 +136,17 @@ func (t *abroadTrade) learnTrade(v *ledger.Trade, stamp int64) error {
 		return err
 	}
 	t.seen, t.awarded, t.fresh = v, true, false
-	if age := time.Duration(max(0, stamp-v.AwardedAt)) * time.Millisecond; time.Since(t.since) < age {
-		t.since = time.Now().Add(-age)
+	if told := min(max(0, stamp-v.AwardedAt), mostAge.Milliseconds()); time.Since(t.since).Milliseconds() < told {
+		t.since = time.Now().Add(-time.Duration(told) * time.Millisecond)
+	}
+	if t.since.Before(t.first) {
+		t.since = t.first
 	}
 	return nil
 }
+
+// mostAge bounds what another cell says of a trade's age.
+const mostAge = 10 * 365 * 24 * time.Hour
 
 // over tells whether nothing of it is open in its cell, now and for good.
 func (t *abroadTrade) over() bool {

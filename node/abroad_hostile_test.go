@@ -3,6 +3,7 @@ package node
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/ledger"
@@ -65,5 +66,36 @@ func TestResultsOfAnotherCellAreChecked(t *testing.T) {
 	}
 	if err := tell(pcm.Result{Index: 4, Outcome: pcm.OutcomeOK}); err != nil || trade.seen == nil {
 		t.Errorf("a plain result is refused: %v", err)
+	}
+}
+
+// TestAgesOfAnotherCellAreBounded: how long a trade has run is believed as far as home
+// had it placed by then, so that its seller can't be paid for time before that.
+func TestAgesOfAnotherCellAreBounded(t *testing.T) {
+	terms := pcm.Terms{Job: "job-aaaaaaaaaaaaaaaa", Tasks: pcm.SpansOf([]int{4}), Home: "cell-aaaaaaaaaaaaaaaa", Cell: "cell-bbbbbbbbbbbbbbbb", Width: 1}
+	p := &ledger.Placement{Trade: terms.Trade(), Terms: &terms}
+	tell := func(trade *abroadTrade, stamp, awarded int64) time.Duration {
+		t.Helper()
+		v := &ledger.Trade{ID: trade.id, Terms: terms, AwardedAt: awarded, Attempts: []ledger.Attempt{{State: pcm.AttemptStarted}}}
+		if err := trade.learnTrade(v, stamp); err != nil {
+			t.Fatal(err)
+		}
+		return trade.ran(time.Now())
+	}
+	for _, c := range []struct {
+		name           string
+		age            time.Duration
+		stamp, awarded int64
+		least, most    time.Duration
+	}{
+		{"as home knows", time.Hour, 3_600_000, 60_000, 59 * time.Minute, time.Hour},
+		{"older than its placement", time.Minute, 3_600_000, 0, time.Minute, 2 * time.Minute},
+		{"before all time", time.Minute, 1 << 62, -1 << 62, 0, 2 * time.Minute},
+		{"from the future", time.Minute, 0, 1 << 62, 0, time.Minute},
+		{"home's clock went back", -time.Hour, 60_000, 0, 0, time.Minute},
+	} {
+		if ran := tell(readAbroad(p, nil, c.age), c.stamp, c.awarded); ran < c.least || ran > c.most {
+			t.Errorf("%s: it ran for %s, want %s to %s", c.name, ran, c.least, c.most)
+		}
 	}
 }

@@ -282,7 +282,7 @@ func (w *twoCells) reread() {
 	w.trades = map[pcm.TradeID]*abroadTrade{}
 	if j := w.jobNow(); j != nil {
 		for k := range j.Places {
-			w.trades[j.Places[k].Trade] = readAbroad(&j.Places[k], old[j.Places[k].Trade])
+			w.trades[j.Places[k].Trade] = readAbroad(&j.Places[k], old[j.Places[k].Trade], 0)
 		}
 	}
 }

@@ -87,17 +87,42 @@ func (n *Node) tradesAbroadAs(ctx context.Context, cell pcm.CellID, terms map[pc
 	if err != nil {
 		return nil, err
 	}
-	for id, v := range seen {
-		if err := newAbroadTrade(id, terms[id]).plausible(v); err != nil {
+	for _, id := range sortedKeys(seen) {
+		seller, _ := n.mesh.Passport(terms[id].Seller)
+		if err := toldOfBought(id, terms[id], seller.Account, seen[id]); err != nil {
 			return nil, err
-		}
-		seller, ok := n.mesh.Passport(v.Terms.Seller)
-		if ok && seller.Account != v.SellerAccount {
-			return nil, pcm.Errorf(pcm.Invalid, "%s says that %s is sold by account %s; the passport of peer %s names account %s", pcm.Short(cell), id, pcm.Short(v.SellerAccount), pcm.Short(v.Terms.Seller), pcm.Short(seller.Account))
 		}
 	}
 	return seen, nil
 }
+
+// toldOfBought checks what another cell tells of a trade on terms that home knows;
+// seller is the account of the seller's passport, "" if it isn't known.
+func toldOfBought(id pcm.TradeID, terms pcm.Terms, seller pcm.AccountID, v *ledger.Trade) error {
+	if err := newAbroadTrade(id, terms).plausible(v); err != nil {
+		return err
+	}
+	cell := pcm.Short(terms.Cell)
+	if len(v.SellerAccount.Public()) == 0 || seller != "" && seller != v.SellerAccount {
+		return pcm.Errorf(pcm.Invalid, "%s says that %s is sold by account %.64q; the passport of peer %s names account %s", cell, id, v.SellerAccount, pcm.Short(terms.Seller), pcm.Short(seller))
+	}
+	most := pcm.MulMicro(terms.HoldEach(), terms.Tasks.Len())
+	if v.Held < 0 || v.Held > most || v.Paid > most {
+		return pcm.Errorf(pcm.Invalid, "%s says that %s holds %s and has cost %s; these terms come to %s at most", cell, id, v.Held, v.Paid, most)
+	}
+	for i, at := range v.All {
+		if at.Charge < 0 || at.Charge > terms.HoldEach() {
+			return pcm.Errorf(pcm.Invalid, "%s says that task %d of %s costs %s; at most %s can be asked for it", cell, i, id, at.Charge, terms.HoldEach())
+		}
+		if len(at.Reason) > maxToldReason || len(at.Stop) > maxToldReason {
+			return pcm.Errorf(pcm.Invalid, "%s gives an endless reason for task %d of %s", cell, i, id)
+		}
+	}
+	return nil
+}
+
+// maxToldReason is what a cell's ledger takes of a reason.
+const maxToldReason = 256
 
 // placedView is a trade in another cell as its placement tells of it.
 func placedView(p *ledger.Placement, names map[pcm.PeerID]string) api.Trade {

@@ -344,36 +344,40 @@ func (d *deals) carry(ctx context.Context, id string) {
 	if k = d.list[id]; k == nil {
 		return
 	}
-	in, refused, waits := maps.Clone(k.In), maps.Clone(k.Refused), []string{}
-	if in == nil {
-		in, refused = map[pcm.CellID]bool{}, map[pcm.CellID]string{}
+	k.learn(cells, errs, d.n.cellName)
+	if err := d.save(); err != nil {
+		d.n.log.Warn("can't keep what became of an agreement", "id", id, "error", err)
 	}
+}
+
+// learn takes in what became of it in some cells. What a cell has refused it will
+// never have; others may.
+func (k *deal) learn(cells []pcm.CellID, errs []error, name func(pcm.CellID) string) {
+	in, refused := maps.Clone(k.In), maps.Clone(k.Refused)
+	if in == nil {
+		in = map[pcm.CellID]bool{}
+	}
+	if refused == nil {
+		refused = map[pcm.CellID]string{}
+	}
+	var waits, why []string
 	for i, c := range cells {
 		switch code := pcm.ErrorCode(errs[i]); {
 		case errs[i] == nil:
 			in[c] = true
+			delete(refused, c)
 		case code == pcm.Unavailable || code == pcm.Busy || errors.Is(errs[i], context.DeadlineExceeded) || errors.Is(errs[i], context.Canceled):
-			waits = append(waits, "waits for "+d.n.cellName(c)+": "+errs[i].Error())
+			waits = append(waits, "waits for "+name(c)+": "+errs[i].Error())
 		case !in[c]:
-			if refused == nil {
-				refused = map[pcm.CellID]string{}
-			}
-			refused[c] = clip(d.n.cellName(c) + ": " + errs[i].Error())
+			refused[c] = clip(name(c) + ": " + errs[i].Error())
 		}
 	}
-	k.In, k.Refused, k.Text = in, refused, clip(strings.Join(waits, "; "))
-	var why []string
 	for _, c := range sortedKeys(refused) {
-		why = append(why, refused[c])
+		why = append(why, "refused by "+refused[c])
 	}
-	switch said := clip(strings.Join(why, "; ")); {
-	case len(in)+len(refused) == len(k.cells()):
-		k.Over = said
-	case said != "":
-		k.Text = clip(k.Text + "; refused by " + said)
-	}
-	if err := d.save(); err != nil {
-		d.n.log.Warn("can't keep what became of an agreement", "id", id, "error", err)
+	k.In, k.Refused, k.Text = in, refused, clip(strings.Join(append(waits, why...), "; "))
+	if len(in)+len(refused) == len(k.cells()) {
+		k.Over = clip(strings.Join(why, "; "))
 	}
 }
 

@@ -176,3 +176,68 @@ func TestDealsAbroad(t *testing.T) {
 		}
 	})
 }
+
+// TestDealInSeveralCells: a cell that refuses, or is silent, keeps no other from an agreement.
+func TestDealInSeveralCells(t *testing.T) {
+	east, west, north := pcm.CellID("cell-east"), pcm.CellID("cell-north"), pcm.CellID("cell-west")
+	k := &deal{Domain: pcm.DomainNetting, Agreed: pcm.Agreed{Second: []byte{1}}}
+	k.net.NotAfter = time.Now().Add(time.Hour).UnixMilli()
+	for _, c := range []pcm.CellID{east, west, north} {
+		k.net.Lines = append(k.net.Lines, pcm.NettingLine{Cell: c, ByA: 1})
+	}
+	name := func(c pcm.CellID) string { return string(c) }
+	state := func() string { return k.state("", time.Now()) }
+	silent, bad := pcm.Errorf(pcm.Unavailable, "no answer"), pcm.Errorf(pcm.Conflict, "owes less")
+	k.learn([]pcm.CellID{east, west, north}, []error{nil, silent, bad}, name)
+	if state() != api.AgreementAgreed || !k.In[east] || k.Refused[north] == "" || !strings.Contains(k.Text, "waits for cell-north") || !strings.Contains(k.Text, "owes less") {
+		t.Fatalf("it is %s: %+v", state(), k)
+	}
+	k.learn([]pcm.CellID{west}, []error{silent}, name)
+	if state() != api.AgreementAgreed || !strings.Contains(k.Text, "owes less") {
+		t.Fatalf("it is %s: %+v", state(), k)
+	}
+	k.learn([]pcm.CellID{west}, []error{nil}, name)
+	if state() != api.AgreementOver || !strings.Contains(k.Over, "owes less") {
+		t.Fatalf("it is %s: %+v", state(), k)
+	}
+}
+
+// TestToldOfBought: what another cell tells of a trade is shown and acted on only if
+// it can be of the trade that home knows.
+func TestToldOfBought(t *testing.T) {
+	seller := pcm.NewKey()
+	account := pcm.NewKey().Account()
+	terms := pcm.Terms{
+		Job: "job-aaaaaaaaaaaaaaaa", Tasks: pcm.SpansOf([]int{4}), Home: "cell-aaaaaaaaaaaaaaaa", Cell: "cell-bbbbbbbbbbbbbbbb", Width: 1, LimitMS: 1000,
+		Seller: seller.Peer(), Price: pcm.Price{Unit: pcm.DefaultUnit, PerTask: 100},
+	}
+	id := terms.Trade()
+	good := func() *ledger.Trade {
+		return &ledger.Trade{ID: id, Terms: terms, SellerAccount: account, Held: 100, Attempts: []ledger.Attempt{{
+			State: pcm.AttemptDisputed, Result: &pcm.Result{Index: 4, Outcome: pcm.OutcomeOK}, Charge: 100, Reason: "hm",
+		}}}
+	}
+	for _, known := range []pcm.AccountID{"", account} {
+		if err := toldOfBought(id, terms, known, good()); err != nil {
+			t.Errorf("a plain answer is refused: %v", err)
+		}
+	}
+	for name, lie := range map[string]func(*ledger.Trade){
+		"another trade":       func(v *ledger.Trade) { v.ID = "trd-aaaaaaaaaaaaaaaa" },
+		"another price":       func(v *ledger.Trade) { v.Terms.Price.PerTask++ },
+		"another account":     func(v *ledger.Trade) { v.SellerAccount = pcm.NewKey().Account() },
+		"no account":          func(v *ledger.Trade) { v.SellerAccount = "acc-\x1b[2J" },
+		"a charge over all":   func(v *ledger.Trade) { v.Attempts[0].Charge = 101 },
+		"a charge below zero": func(v *ledger.Trade) { v.Attempts[0].Charge = -1 },
+		"a cost over all":     func(v *ledger.Trade) { v.Paid = 101 },
+		"a hold below zero":   func(v *ledger.Trade) { v.Held = -1 },
+		"an endless reason":   func(v *ledger.Trade) { v.Attempts[0].Reason = strings.Repeat("x", 1000) },
+		"an unknown state":    func(v *ledger.Trade) { v.Attempts[0].State = "splendid" },
+		"too few attempts":    func(v *ledger.Trade) { v.Attempts = nil },
+	} {
+		v := good()
+		if lie(v); toldOfBought(id, terms, account, v) == nil {
+			t.Errorf("an answer with %s is taken", name)
+		}
+	}
+}

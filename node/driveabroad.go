@@ -32,7 +32,11 @@ func (d *driver) readAbroad(j *ledger.Job) {
 	d.abroad = map[pcm.TradeID]*abroadTrade{}
 	for k := range j.Places {
 		if p := &j.Places[k]; p.Terms != nil {
-			d.abroad[p.Trade] = readAbroad(p, old[p.Trade])
+			placed := p.PlacedAt
+			if placed == 0 { // below level 3
+				placed = j.SubmittedAt
+			}
+			d.abroad[p.Trade] = readAbroad(p, old[p.Trade], time.Duration(d.n.cell.LogTime()-placed)*time.Millisecond)
 			d.mu.Lock()
 			d.shares[p.Terms.Seller] = true
 			d.mu.Unlock()

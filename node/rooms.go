@@ -36,6 +36,8 @@ const (
 	roomAgain = 2 * time.Second  // after a failure
 	roomWait  = time.Second
 	maxRooms  = 256
+
+	mostSilent = 24 * time.Hour // of a seller; longer makes no difference
 )
 
 // levelAbroad is the level of the rules that both cells of a trade must be at.
@@ -81,6 +83,8 @@ func (r *rooms) look(cell pcm.CellID, k placeKey, offer uint64) (p summaryPool, 
 	case p.Offer != offer:
 		return p, "its offer is changing"
 	}
+	// What it says of its sellers' silence was true when it answered, at best.
+	p.SilentMS = min(max(0, p.SilentMS), mostSilent.Milliseconds()) + time.Since(c.at).Milliseconds()
 	return p, ""
 }
 
@@ -181,7 +185,7 @@ func (n *Node) sitesAbroad() []placement.Site {
 			sites = append(sites, placement.Site{
 				Peer: o.Peer, Name: o.Name, Account: o.Account, Cell: o.Cell, Labels: o.Labels, Rules: o.Rules, Credit: p.Credit,
 				Offer: o.Number, Pool: pool, Free: p.Free, Slots: p.Slots, Away: true, Avoid: why,
-				Silent: time.Duration(max(0, p.SilentMS)) * time.Millisecond,
+				Silent: time.Duration(p.SilentMS) * time.Millisecond,
 			})
 		}
 	}
