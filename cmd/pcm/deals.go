@@ -16,8 +16,11 @@ func (a *app) accountNetCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "net", Short: "Strike what two accounts owe each other",
 		Long: `Two accounts strike what they owe each other: one proposes, the other accepts,
-and each cell in which they owe takes it off their balances, once. What is left
-when both debts are set off may have been paid outside of PCM: say so with --paid.
+and each cell in which they owe takes it off their balances, once: also a cell that
+was silent meanwhile, when it is back. Debts are looked for in all known cells; while
+one in which something may be owed doesn't answer, nothing is proposed, unless it is
+to be left out (--partial). What is left when both debts are set off may have been
+paid outside of PCM: say so with --paid.
 Offers to end disputes ('pcm trade resolve') are listed and accepted here as well.`,
 	}
 	c.RunE = a.group(c)
@@ -152,8 +155,9 @@ func (a *app) drawOffer(t *table, g api.Agreement) {
 
 func (a *app) tradeCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use: "trade", Short: "Dispute a trade, and end a dispute",
-		Long: `A buyer disputes finished tasks that it won't pay as they are: their holds are
+		Use: "trade", Short: "Look at trades, dispute them, and end a dispute",
+		Long: `Trades of this node's cell, and those that its jobs have bought in other cells.
+A buyer disputes finished tasks that it won't pay as they are: their holds are
 frozen. A dispute ends when the buyer pays after all, when the seller gives in, when
 both agree on an amount ('pcm trade resolve', accepted by the other side), or after
 seven days, unpaid.`,
