@@ -10,6 +10,10 @@ type Entry struct {
 	Commands []Signed `cbor:"5,keyasint,omitempty"` // none in a tick
 
 	Digest *StateDigest `cbor:"6,keyasint,omitempty"` // compares the replicas' states
+
+	// Decoded are the payloads of Commands, if this process has checked and decoded
+	// them before; it needn't do so again. They are no part of the entry.
+	Decoded []Command `cbor:"-"`
 }
 
 // StateDigest compares the states of a cell's replicas. Without Sum it is a mark:

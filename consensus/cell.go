@@ -44,9 +44,10 @@ type Config struct {
 	Host    host.Host // lets only admitted peers open streams; stays open after Close
 	Machine Machine
 
-	// Check tells whether a command can be right, whatever the state; nil: all
-	// can. It is called in parallel, before a command is proposed.
-	Check func(pcm.Signed) error
+	// Check decodes a command and tells whether it can be right, whatever the
+	// state; nil: all can. It is called in parallel, before a command is proposed.
+	// The machine of the peer that proposes gets what it returns (pcm.Entry.Decoded).
+	Check func(pcm.Signed) (pcm.Command, error)
 
 	// Verify tells which commands have valid signatures; nil: [pcm.VerifyBatch]. It
 	// is called in parallel. Others than measurements have no use for another one:

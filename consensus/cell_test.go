@@ -409,11 +409,11 @@ func TestTickWhenDue(t *testing.T) {
 
 func TestForgedSignatureIsRefusedBeforeProposal(t *testing.T) {
 	n := found(t, &book{}, func(c *Config) {
-		c.Check = func(s pcm.Signed) error {
+		c.Check = func(s pcm.Signed) (cmd pcm.Command, err error) {
 			if string(s.Payload) == "junk" {
-				return pcm.Errorf(pcm.Invalid, "junk")
+				return cmd, pcm.Errorf(pcm.Invalid, "junk")
 			}
-			return nil
+			return cmd, pcm.Unmarshal(s.Payload, &cmd)
 		}
 	})
 	_, good := n.command(n.cfg.Self)
@@ -438,6 +438,11 @@ func TestForgedSignatureIsRefusedBeforeProposal(t *testing.T) {
 	if err != nil || pcm.ErrorCode(r[0].First()) != pcm.Unauthorized || r[1].First() != nil || r[1].Index == 0 || pcm.ErrorCode(r[2].First()) != pcm.Invalid {
 		t.Errorf("results: %v, %v", r, err)
 	}
+	n.View(func() {
+		if n.m.decoded != 1 {
+			t.Errorf("%d commands came decoded to the machine", n.m.decoded)
+		}
+	})
 }
 
 func TestBounds(t *testing.T) {

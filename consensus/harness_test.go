@@ -35,6 +35,8 @@ type tally struct {
 	level  int     // of its rules
 	bent   byte    // differs from what the entries made
 	ticks  int
+
+	decoded int // commands that came decoded
 }
 
 func newTally() *tally { return &tally{seen: map[pcm.CommandID]uint64{}} }
@@ -50,7 +52,7 @@ func (m *tally) Apply(index uint64, e pcm.Entry) pcm.Effects {
 		m.due = 0
 	}
 	eff := pcm.Effects{First: uint64(len(m.leaves))}
-	for _, s := range e.Commands {
+	for i, s := range e.Commands {
 		var cmd pcm.Command
 		if err := pcm.Unmarshal(s.Payload, &cmd); err != nil {
 			eff.Results = append(eff.Results, pcm.CommandResult{Index: index, Err: pcm.AsError(err)})
@@ -58,6 +60,12 @@ func (m *tally) Apply(index uint64, e pcm.Entry) pcm.Effects {
 		}
 		if cmd.Ops[0].Cancel != nil && cmd.Ops[0].Cancel.Reason == "panic" {
 			panic("told to")
+		}
+		if e.Decoded != nil {
+			if len(e.Decoded) != len(e.Commands) || e.Decoded[i].ID != cmd.ID {
+				panic("what is decoded is another command")
+			}
+			m.decoded++
 		}
 		first, again := m.seen[cmd.ID]
 		if !again {

@@ -154,7 +154,8 @@ type unit struct {
 	size    int
 	results []pcm.CommandResult // refusals are filled in before the entry is made
 	refused []bool
-	live    int // commands that go into the entry
+	decoded []pcm.Command // by Check, where not refused; nil: nobody checks
+	live    int           // commands that go into the entry
 	// gathered says that the verifier has taken it.
 	gathered bool
 	once     atomic.Bool
@@ -349,12 +350,17 @@ func (p *proposer) check(units []*unit) {
 	}
 	for _, u := range units {
 		u.live = len(u.cmds)
+		if p.c.cfg.Check != nil {
+			u.decoded = make([]pcm.Command, len(u.cmds))
+		}
 		for i, s := range u.cmds {
 			if p.c.cfg.Check != nil {
-				if err := p.c.cfg.Check(s); err != nil {
+				cmd, err := p.c.cfg.Check(s)
+				if err != nil {
 					refuse(u, i, err)
 					continue
 				}
+				u.decoded[i] = cmd
 			}
 			batch = append(batch, s)
 			places = append(places, place{u, i})
@@ -490,6 +496,9 @@ func (p *proposer) launch(e pcm.Entry, units []*unit) {
 		for i, s := range u.cmds {
 			if !u.refused[i] {
 				e.Commands = append(e.Commands, s)
+				if u.decoded != nil {
+					e.Decoded = append(e.Decoded, u.decoded[i])
+				}
 			}
 		}
 	}

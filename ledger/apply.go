@@ -76,8 +76,12 @@ func (s *State) Apply(index uint64, e pcm.Entry) pcm.Effects {
 	s.forget()
 	s.forgetVoids()
 	a.time()
-	for _, c := range e.Commands {
-		effects.Results = append(effects.Results, a.command(c))
+	for i, c := range e.Commands {
+		var decoded *pcm.Command
+		if len(e.Decoded) == len(e.Commands) {
+			decoded = &e.Decoded[i]
+		}
+		effects.Results = append(effects.Results, a.command(c, decoded))
 	}
 	return effects
 }
@@ -94,13 +98,19 @@ func (a *applying) time() {
 	}
 }
 
-func (a *applying) command(c pcm.Signed) pcm.CommandResult {
+// command applies one command; decoded is what Check makes of it, if that is known.
+func (a *applying) command(c pcm.Signed, decoded *pcm.Command) pcm.CommandResult {
 	refuse := func(err error) pcm.CommandResult {
 		return pcm.CommandResult{Index: a.index, Err: pcm.AsError(err)}
 	}
-	cmd, err := Check(c)
-	if err != nil {
-		return refuse(err)
+	var cmd pcm.Command
+	if decoded != nil {
+		cmd = *decoded
+	} else {
+		var err error
+		if cmd, err = Check(c); err != nil {
+			return refuse(err)
+		}
 	}
 	if cmd.Mesh != a.genesis.Mesh || cmd.Cell != a.genesis.Cell {
 		return refuse(pcm.Errorf(pcm.Invalid, "command is for %s of %s, this is %s of %s", cmd.Cell, cmd.Mesh, a.genesis.Cell, a.genesis.Mesh))

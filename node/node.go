@@ -431,13 +431,13 @@ func (n *Node) fresh(ctx context.Context) {
 	}
 }
 
-// checkCommand is what a leader checks of a command before it is proposed.
-func (n *Node) checkCommand(s pcm.Signed) error {
+// checkCommand decodes a command, and is what a leader checks of it before it is proposed.
+func (n *Node) checkCommand(s pcm.Signed) (pcm.Command, error) {
 	cmd, err := ledger.Check(s)
 	if err != nil {
-		return err
+		return cmd, err
 	}
-	return mayLead(cmd, n.self, func() []pcm.PeerID {
+	return cmd, mayLead(cmd, n.self, func() []pcm.PeerID {
 		if c := n.voting.Load(); c != nil {
 			return c.Voters()
 		}

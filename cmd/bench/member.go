@@ -347,7 +347,7 @@ func (m *member) open() (err error) {
 		Dir: filepath.Join(m.plan.Dir, m.name), Mesh: m.plan.Mesh, Cell: m.plan.Cell, Self: m.key.Peer(), Host: m.host,
 		Machine: m.state, Bootstrap: m.at == 0, Logger: log, MaxVoters: cmp.Or(len(m.plan.Members), 1),
 		Verify: m.plan.verify(), LogStore: m.plan.Store,
-		Check: func(s pcm.Signed) error { _, err := ledger.Check(s); return err },
+		Check: ledger.Check,
 	})
 	return err
 }

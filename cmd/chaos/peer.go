@@ -72,10 +72,7 @@ func servePeer() error {
 	failed := make(chan error, 1)
 	p.cell, err = consensus.Open(consensus.Config{
 		Dir: cfg.Dir, Mesh: cfg.Genesis.Mesh, Cell: cfg.Genesis.Cell, Self: key.Peer(), Host: p.wire, Machine: p.state,
-		Check: func(s pcm.Signed) error {
-			_, err := ledger.Check(s)
-			return err
-		},
+		Check:     ledger.Check,
 		Bootstrap: cfg.Founder, Trust: cfg.Trust, MaxVoters: cfg.Voters, Stabilise: 300 * time.Millisecond,
 		SnapshotEvery: cfg.Snapshot, Eligible: p.mayVote, Answer: p.answer,
 		Logger:    slog.New(slog.NewTextHandler(os.Stderr, nil)),
