@@ -52,7 +52,7 @@ test-backends:
 test-plugins: build
 	.ci/backends plugins
 	@mkdir -p bin && rm -f bin/plugins.json
-	PCM=$(CURDIR)/bin/pcm PCM_TEST_REQUIRE=python,typescript PCM_TEST_MATRIX=$(CURDIR)/bin/plugins.json \
+	PCM=$(CURDIR)/bin/pcm PCM_TEST_REQUIRE=go,python,typescript PCM_TEST_MATRIX=$(CURDIR)/bin/plugins.json \
 	$(call gotest,-count=1 -timeout 40m -run '^Test(ToolChains|Queue|SSHHost)',./adapters/generate)
 	$(GO) run ./adapters/adaptertest/matrix -run bin/plugins.json -some $(MATRIX)
 
