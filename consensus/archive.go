@@ -135,6 +135,7 @@ func openArchive(dir string, log *slog.Logger, fail func(error)) (a *archive, er
 		WithNumMemtables(2).
 		WithBaseTableSize(4 << 20).
 		WithBaseLevelSize(16 << 20).
+		WithBlockSize(16 << 10). // every table's index is read when it is opened, and each compaction works block by block
 		WithValueThreshold(256 << 10).
 		WithValueLogFileSize(64 << 20).
 		WithNumCompactors(2).
@@ -336,12 +337,11 @@ func (a *archive) writeOp(wb *badger.WriteBatch, state *archiveState, op *archiv
 		return a.writeTiles(wb, state, op.tiled)
 	case op.open != nil:
 		g := *op.open
-		if state.Gap != nil { // an older gap that was never filled
-			g.From = state.Gap.From
+		if state.Gap != nil { // an older gap that was never filled; what was pulled of it is checked with the rest
+			g.From, g.Next = state.Gap.From, state.Gap.Next
 		} else {
-			g.From = state.Count
+			g.From, g.Next = state.Count, state.Count
 		}
-		g.Next = g.From
 		state.Gap, state.Count = &g, g.To
 		return a.trimTiles(wb, state)
 	case op.pulled != nil:

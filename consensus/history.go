@@ -138,19 +138,47 @@ func (h *history) fillFrom(from pcm.PeerID) error {
 
 const pullTimeout = 30 * time.Second
 
+// pullRecords asks for one page while the one before is written. Nothing that is pulled need be
+// durable before all of it is verified: what a crash takes away, it takes away from the end of.
 func (h *history) pullRecords(from pcm.PeerID, g gap) error {
+	var written chan error // of the page before; nil: there is none
+	for g.Next < g.To {
+		page, err := h.pageOf(from, g)
+		if written != nil {
+			if e := <-written; e != nil {
+				return e
+			}
+			if now := h.c.archive.current().Gap; now == nil || now.To != g.To || now.Root != g.Root {
+				return nil // there is a newer snapshot
+			}
+		}
+		if err != nil {
+			return err
+		}
+		first := g.Next
+		g.Next += uint64(len(page))
+		after := g
+		op := &archiveOp{pulled: &after, first: first, records: page, answer: make(chan error, 1)}
+		h.c.archive.put(op)
+		written = op.answer
+	}
+	if written == nil {
+		return nil
+	}
+	return <-written
+}
+
+// pageOf is the next page of a gap's records.
+func (h *history) pageOf(from pcm.PeerID, g gap) (page [][]byte, err error) {
 	ctx, cancel := context.WithTimeout(h.c.ctx, pullTimeout)
 	defer cancel()
-	var page [][]byte
 	if err := h.c.ask(ctx, from, nil, protoRecords, "records", recordsRequest{g.Next, g.To}, &page); err != nil {
-		return err
+		return nil, err
 	}
 	if len(page) == 0 || uint64(len(page)) > g.To-g.Next {
-		return pcm.Errorf(pcm.Invalid, "peer %s sent %d records, asked for those from %d to %d", pcm.Short(from), len(page), g.Next, g.To)
+		return nil, pcm.Errorf(pcm.Invalid, "peer %s sent %d records, asked for those from %d to %d", pcm.Short(from), len(page), g.Next, g.To)
 	}
-	first := g.Next
-	g.Next += uint64(len(page))
-	return h.c.archive.do(&archiveOp{pulled: &g, first: first, records: page, sync: true})
+	return page, nil
 }
 
 func (h *history) pullDocuments(from pcm.PeerID, g gap) error {
@@ -170,7 +198,7 @@ func (h *history) pullDocuments(from pcm.PeerID, g gap) error {
 		return pcm.Errorf(pcm.Invalid, "peer %s has more documents but sent none", pcm.Short(from))
 	}
 	g.Docs = !answer.More
-	return h.c.archive.do(&archiveOp{pulled: &g, pages: answer.Page, sync: true})
+	return h.c.archive.do(&archiveOp{pulled: &g, pages: answer.Page})
 }
 
 // verify compares the records with the root of the restored state, then closes

@@ -515,3 +515,26 @@ func TestLogAheadOfSnapshotIsDropped(t *testing.T) {
 	n.open()
 	n.propose(t, n.cfg.Self)
 }
+
+// A second snapshot while history is being fetched costs no record that is here already:
+// what was pulled is checked with the rest. Documents may be newer by then, and begin anew.
+func TestSecondSnapshotKeepsWhatWasPulled(t *testing.T) {
+	n := found(t, &book{}, nil)
+	writeRecords(t, n.archive, 0, 600)
+	a := n.archive
+	if err := a.do(&archiveOp{open: &gap{To: 700, Root: [32]byte{1}, Index: 1_000}}); err != nil {
+		t.Fatal(err)
+	}
+	g := *a.current().Gap
+	g.Next, g.After = 650, "job/m"
+	if err := a.do(&archiveOp{pulled: &g, first: 600, records: make([][]byte, 50)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.do(&archiveOp{open: &gap{To: 900, Root: [32]byte{2}, Index: 2_000}}); err != nil {
+		t.Fatal(err)
+	}
+	want := gap{From: 600, Next: 650, To: 900, Root: [32]byte{2}, Index: 2_000}
+	if got := *a.current().Gap; got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
