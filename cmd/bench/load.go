@@ -121,10 +121,35 @@ func longest(times []time.Duration) (gap time.Duration) {
 // checks their signatures, and they have none. What is refused for want of room, as
 // each peer's commands are bounded, or because it came too late, is made anew.
 func (m *member) fill(n int) (r report, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Hour)
 	defer cancel()
+	return m.fillWithin(ctx, n)
+}
+
+// flood fills until it is told to stop.
+type flood struct {
+	stop context.CancelFunc
+	done chan struct{}
+	r    report // valid when done is closed
+	err  error
+}
+
+func (m *member) flood() *flood {
+	ctx, cancel := context.WithCancel(context.Background())
+	f := &flood{stop: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(f.done)
+		f.r, f.err = m.fillWithin(ctx, 1<<40)
+		if ctx.Err() != nil {
+			f.err = nil // it was told to
+		}
+	}()
+	return f
+}
+
+func (m *member) fillWithin(ctx context.Context, n int) (r report, err error) {
 	begun := time.Now()
-	var left, failed atomic.Int64
+	var left, failed, done atomic.Int64
 	left.Store(int64(n))
 	var first atomic.Pointer[error]
 	var wg sync.WaitGroup
@@ -171,6 +196,7 @@ func (m *member) fill(n int) (r report, err error) {
 				for _, res := range results {
 					switch e := res.First(); pcm.ErrorCode(e) {
 					case "":
+						done.Add(1)
 					case pcm.Busy, pcm.Conflict:
 						failed.Add(1)
 						left.Add(1)
@@ -185,7 +211,7 @@ func (m *member) fill(n int) (r report, err error) {
 		})
 	}
 	wg.Wait()
-	r.Acknowledged, r.Failed, r.Seconds = n, int(failed.Load()), time.Since(begun).Seconds()
+	r.Acknowledged, r.Failed, r.Seconds = int(done.Load()), int(failed.Load()), time.Since(begun).Seconds()
 	if e := first.Load(); e != nil {
 		err = *e
 	}

@@ -5,7 +5,7 @@
 // fail the run, since figures depend on the machine, but a wrong result does. The parts backends and tracked are run only when
 // they are named: they start the servers of other back ends, as root, and take long.
 //
-//	go run ./cmd/bench -pcm bin/pcm [-only up,job,array,module,loss,cells,failover,growth,crowd,backends,tracked] [-servers slurm] [-quick]
+//	go run ./cmd/bench -pcm bin/pcm [-only up,job,array,module,loss,cells,failover,growth,catchup,crowd,backends,tracked] [-servers slurm] [-quick]
 package main
 
 import (
@@ -42,6 +42,7 @@ type bench struct {
 	callers int           // measured alone; 0: all
 	kills   int           // of a leader
 	records int           // of a cell that has grown
+	missed  int           // records, by a replica that was away
 	crowded int           // cells at rest
 	etcd    string        // a built cmd/bench/etcd; "": it is built
 	store   string        // of Raft's log
@@ -64,7 +65,7 @@ func main() {
 	var only, servers, checks string
 	var quick bool
 	flag.StringVar(&b.pcm, "pcm", "bin/pcm", "the program to measure")
-	flag.StringVar(&only, "only", "", "parts to run, separated by commas: up, job, array, module, loss, cells, failover, growth, crowd (default: these), backends, tracked")
+	flag.StringVar(&only, "only", "", "parts to run, separated by commas: up, job, array, module, loss, cells, failover, growth, catchup, crowd (default: these), backends, tracked")
 	flag.StringVar(&servers, "servers", "", "back ends to measure, separated by commas: process, slurm, container, kubernetes (default: all)")
 	flag.IntVar(&b.tasks, "tasks", 0, "tasks of an array on a back end, a tenth of those tracked (default: 1000)")
 	flag.IntVar(&b.rounds, "rounds", 3, "how often each back end runs it")
@@ -74,6 +75,7 @@ func main() {
 	flag.IntVar(&b.callers, "callers", 0, "measure cells with so many callers only: 1, 64 or 1024")
 	flag.IntVar(&b.kills, "kills", 20, "how often the leader of a cell is killed")
 	flag.IntVar(&b.records, "records", 1_000_000, "of a cell that has grown, beside one with a hundredth; the goals are for 10000000")
+	flag.IntVar(&b.missed, "missed", 1_000_000, "records that a replica was away for")
 	flag.IntVar(&b.crowded, "crowd", 100, "cells at rest")
 	flag.StringVar(&b.etcd, "etcd", "", "the built program of cmd/bench/etcd (default: it is built)")
 	flag.StringVar(&b.store, "store", "", "of a cell's Raft log (default: the usual one)")
@@ -85,7 +87,7 @@ func main() {
 	if quick {
 		b.idle, b.jobs, b.many, b.mods = 6*time.Second, 20, 200, 20
 		b.rounds, b.each = 1, time.Second
-		b.kills, b.records, b.crowded = 3, b.records/10, 20
+		b.kills, b.records, b.missed, b.crowded = 3, b.records/10, b.missed/10, 20
 	}
 	if b.tasks <= 0 {
 		b.tasks = b.many / 2
@@ -120,7 +122,7 @@ type part struct {
 }
 
 func (b *bench) run(ctx context.Context, only string) error {
-	parts := []part{{"up", b.up}, {"job", b.job}, {"array", b.array}, {"module", b.module}, {"loss", b.loss}, {"cells", b.cells}, {"failover", b.failover}, {"growth", b.growth}, {"crowd", b.crowd}, {"backends", b.backends}, {"tracked", b.tracked}}
+	parts := []part{{"up", b.up}, {"job", b.job}, {"array", b.array}, {"module", b.module}, {"loss", b.loss}, {"cells", b.cells}, {"failover", b.failover}, {"growth", b.growth}, {"catchup", b.catchUp}, {"crowd", b.crowd}, {"backends", b.backends}, {"tracked", b.tracked}}
 	wanted := map[string]bool{}
 	for name := range strings.SplitSeq(only, ",") {
 		if name != "" {

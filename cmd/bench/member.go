@@ -21,6 +21,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/metrics"
 	corepeer "github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/peerstore"
+	"golang.org/x/sys/unix"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/consensus"
@@ -129,15 +130,17 @@ type answer struct {
 
 // state is a cell as one of its members sees it.
 type state struct {
-	Leader  pcm.PeerID `json:"leader"`
-	Voters  int        `json:"voters"`
-	Applied uint64     `json:"applied"`
-	Records uint64     `json:"records"`
-	Hot     int        `json:"hot,omitempty"`    // bytes of a snapshot
-	Allocs  uint64     `json:"allocs,omitempty"` // objects, since the start
-	Apply   int64      `json:"apply,omitempty"`  // ns that the ledger has taken to apply, since the start
-	Seen    int        `json:"seen,omitempty"`   // commands of the bench in the records
-	Sent    int64      `json:"sent,omitempty"`   // bytes in streams
+	Leader   pcm.PeerID `json:"leader"`
+	Voters   int        `json:"voters"`
+	Applied  uint64     `json:"applied"`
+	Records  uint64     `json:"records"`
+	Whole    bool       `json:"whole,omitempty"`    // all records are there
+	Restored int64      `json:"restored,omitempty"` // snapshots taken over, that of the start included
+	Hot      int        `json:"hot,omitempty"`      // bytes of a snapshot
+	Allocs   uint64     `json:"allocs,omitempty"`   // objects, since the start
+	Apply    int64      `json:"apply,omitempty"`    // ns of CPU that the ledger has taken to apply, since the start
+	Seen     int        `json:"seen,omitempty"`     // commands of the bench in the records
+	Sent     int64      `json:"sent,omitempty"`     // bytes in streams
 }
 
 // report is the outcome of a load.
@@ -166,20 +169,40 @@ type member struct {
 	cell   *consensus.Cell
 	client *consensus.Away
 	cells  []*consensus.Cell // of a crowd
-	signed []pcm.Signed      // for the next load
+
+	flooding *flood       // nil: not yet
+	signed   []pcm.Signed // for the next load
 }
 
-// timed is a ledger that tells how long it takes.
+// timed is a ledger that tells what it takes.
 type timed struct {
 	*ledger.State
-	took atomic.Int64 // ns in Apply
+	took     atomic.Int64 // ns of CPU in Apply: what others do on the same cores doesn't count
+	restored atomic.Int64 // snapshots
+}
+
+// Restore implements consensus.Machine.
+func (t *timed) Restore(state []byte) error {
+	t.restored.Add(1)
+	return t.State.Restore(state)
 }
 
 // Apply implements consensus.Machine.
 func (t *timed) Apply(index uint64, e pcm.Entry) pcm.Effects {
-	begun := time.Now()
-	defer func() { t.took.Add(time.Since(begun).Nanoseconds()) }()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	begun := threadTime()
+	defer func() { t.took.Add(threadTime() - begun) }()
 	return t.State.Apply(index, e)
+}
+
+// threadTime is the CPU time of this thread, ns.
+func threadTime() int64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
+		panic(err) // every Linux has that clock
+	}
+	return ts.Nano()
 }
 
 // runMember serves orders until standard input ends.
@@ -268,7 +291,7 @@ func (m *member) serve(o order) (a answer, err error) {
 		return a, nil
 	case "status":
 		st := m.cell.Status()
-		a.Status = state{Leader: st.Leader, Applied: st.Applied, Records: st.Records}
+		a.Status = state{Leader: st.Leader, Applied: st.Applied, Records: st.Records, Whole: st.Complete, Restored: m.state.restored.Load()}
 		for _, p := range st.Members {
 			if p.Role == consensus.RoleVoter || p.Role == consensus.RoleLeader {
 				a.Status.Voters++
@@ -294,6 +317,14 @@ func (m *member) serve(o order) (a answer, err error) {
 	case "fill":
 		a.Report, err = m.fill(o.N)
 		return a, err
+	case "flood":
+		m.flooding = m.flood()
+		return a, nil
+	case "ebb":
+		m.flooding.stop()
+		<-m.flooding.done
+		a.Report = m.flooding.r
+		return a, m.flooding.err
 	case "crowd":
 		return a, m.crowd(ctx, o.N)
 	case "touch":
@@ -307,6 +338,15 @@ func (m *member) serve(o order) (a answer, err error) {
 	case "load":
 		a.Report, err = m.load(o.Load)
 		return a, err
+	case "heap":
+		if m.plan.Profile == "" {
+			return a, nil
+		}
+		f, err := os.Create(m.plan.Profile + m.name + ".heap")
+		if err != nil {
+			return a, err
+		}
+		return a, errors.Join(pprof.WriteHeapProfile(f), f.Close())
 	case "profile":
 		if m.plan.Profile == "" {
 			return a, nil
