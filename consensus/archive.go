@@ -106,7 +106,7 @@ func documentKey(key string) []byte { return append([]byte("d/"), key...) }
 
 func openArchive(dir string, log *slog.Logger, fail func(error)) (a *archive, err error) {
 	damaged := func(cause any) error {
-		return pcm.Errorf(pcm.Internal, "the history in %s can't be opened (%v): move that folder away and start again; it is then fetched from the cell's other peers (a cell of one peer: restore it from a backup)", dir, cause)
+		return pcm.Errorf(pcm.Internal, "the history in %s can't be opened (%v): %s", dir, cause, historyAdvice)
 	}
 	defer guard(func(cause any) { a, err = nil, damaged(cause) })()
 	if err := os.MkdirAll(dir, 0o700); err != nil {

@@ -88,6 +88,9 @@ func (c *Cell) Records(from, to uint64, f func(n uint64, record []byte) error) e
 	return c.archive.records(from, to, f)
 }
 
+// historyAdvice is what to do about a history that is damaged.
+const historyAdvice = "move that folder away and start again; it is then fetched from the cell's other peers (a cell of one peer: restore it from a backup)"
+
 func (a *archive) records(from, to uint64, f func(n uint64, record []byte) error) error {
 	if from >= to {
 		return nil
@@ -105,7 +108,7 @@ func (a *archive) records(from, to uint64, f func(n uint64, record []byte) error
 			}
 			v, err := it.Item().ValueCopy(nil)
 			if err != nil {
-				return pcm.Errorf(pcm.Internal, "record %d in %s can't be read: %w", n, a.dir, err)
+				return pcm.Errorf(pcm.Internal, "record %d in %s can't be read (%w): %s", n, a.dir, err, historyAdvice)
 			}
 			if err := f(n, v); err != nil {
 				return err
@@ -113,7 +116,7 @@ func (a *archive) records(from, to uint64, f func(n uint64, record []byte) error
 			n++
 		}
 		if n < to {
-			return pcm.Errorf(pcm.Internal, "record %d is missing in %s: move that folder away and start again, so that it is fetched from the cell's other peers", n, a.dir)
+			return pcm.Errorf(pcm.Internal, "record %d is missing in %s: %s", n, a.dir, historyAdvice)
 		}
 		return nil
 	})

@@ -198,7 +198,7 @@ func (c *clients) payAbroad(ctx context.Context, rng *rand.Rand, o *clients, b, 
 	if !o.settle(ctx, rng, b, s, pcm.Op{Settle: &pcm.Settle{Trade: trade, Tasks: terms.Tasks, Amount: most}}, count, rng.IntN(8) == 0) {
 		return false
 	}
-	if rng.IntN(8) == 0 {
+	if rng.IntN(3) == 0 {
 		over := pcm.Op{Clear: &pcm.Clear{Job: terms.Job, Trade: trade, Paid: most + 1_000_000_000}}
 		if r, ok := c.propose(ctx, rng, "forbidden", b, over); ok && r.First() == nil {
 			c.violated(isRefused, "%s was cleared with more than was set aside for it", trade)

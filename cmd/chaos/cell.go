@@ -498,6 +498,20 @@ func (p *proc) health(all bool) (Health, error) {
 	return h, err
 }
 
+// records are all that the peer has.
+func (p *proc) records() (all [][]byte, err error) {
+	for {
+		var page Page
+		if err := p.call("Records", uint64(len(all)), &page, patience); err != nil {
+			return all, fmt.Errorf("record %d: %w", len(all), err)
+		}
+		if len(page.Records) == 0 {
+			return all, nil
+		}
+		all = append(all, page.Records...)
+	}
+}
+
 // signal sends a signal; a process that has ended needs none.
 func (p *proc) signal(s syscall.Signal) {
 	p.mu.Lock()

@@ -35,8 +35,24 @@ func (v *verdict) problem(of promise, format string, args ...any) {
 	v.problems.add(of, format, args...)
 }
 
-// settleDown ends all faults and waits until every peer has applied the same.
+// settleDown ends all faults and waits until every peer has applied the same and can read
+// all of its history.
 func (n *nemesis) settleDown(ctx context.Context) error {
+	if err := n.calm(); err != nil {
+		return err
+	}
+	if err := n.rest(ctx); err != nil {
+		return err
+	}
+	mended, err := n.proofread()
+	if err != nil || !mended {
+		return err
+	}
+	return n.rest(ctx)
+}
+
+// calm ends all faults.
+func (n *nemesis) calm() error {
 	for _, p := range n.cell.all() {
 		p.signal(syscall.SIGCONT)
 		n.cell.disk.of(p.name).set(func(f *folder) { f.failing, f.full, f.slow = false, false, 0 })
@@ -49,6 +65,11 @@ func (n *nemesis) settleDown(ctx context.Context) error {
 		n.between(p, nil)
 		n.setClock(p, 0)
 	}
+	return nil
+}
+
+// rest waits until every peer has applied the same.
+func (n *nemesis) rest(ctx context.Context) error {
 	var last string
 	return await(ctx, patience, n.cell.name+" has come to rest", func() error {
 		last = ""
@@ -108,16 +129,8 @@ func (c *clients) check(ctx context.Context) verdict {
 		if r.h.Broken != "" {
 			v.problem(isSound, "%s: an invariant does not hold: %s", p.name, r.h.Broken)
 		}
-		for {
-			var page Page
-			if err := p.call("Records", uint64(len(r.records)), &page, patience); err != nil {
-				v.problem(isWhole, "%s: record %d can't be read: %v", p.name, len(r.records), err)
-				break
-			}
-			if len(page.Records) == 0 {
-				break
-			}
-			r.records = append(r.records, page.Records...)
+		if r.records, err = p.records(); err != nil {
+			v.problem(isWhole, "%s can't read its history: %v", p.name, err)
 		}
 		v.replicas++
 		if first == nil {

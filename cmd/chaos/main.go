@@ -133,6 +133,7 @@ func main() {
 	if r != nil {
 		r.print(os.Stdout)
 	}
+	tell(err) // what follows takes minutes
 	if ts.attempts > 0 {
 		ts.seed, ts.faults, ts.most = s.seed, ts.attempts/25, s.most
 		if s.keep != "" {
@@ -142,14 +143,20 @@ func main() {
 		if tr != nil {
 			tr.print(os.Stdout)
 		}
+		tell(terr)
 		err = errors.Join(err, terr)
 	}
 	stop()
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "chaos:", err)
 		if errors.Is(err, errBroken) {
 			os.Exit(exitBroken)
 		}
 		os.Exit(1)
+	}
+}
+
+func tell(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
 	}
 }

@@ -510,6 +510,8 @@ func (n *nemesis) flipBits(ctx context.Context, rng *rand.Rand) error {
 		data[rng.IntN(len(data))] ^= 1 << rng.IntN(8)
 	}
 	p.spoil()
+	rel, _ := filepath.Rel(dir, path) // it is below dir
+	n.note("files whose bits were flipped, in " + strings.SplitN(rel, "/", 2)[0])
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		return err
 	}
@@ -636,13 +638,45 @@ func (n *nemesis) mend(p *proc) error {
 		said := p.tail(4)
 		if strings.Contains(said, "move that folder away") && !moved {
 			n.note("histories found damaged, and fetched anew")
-			if err := os.RemoveAll(filepath.Join(n.cell.disk.below, p.name, "history")); err != nil {
+			if err := n.moveHistory(p); err != nil {
 				return err
 			}
-			n.cell.disk.of(p.name).forget(filepath.Join(p.name, "history"))
 			continue
 		}
 		n.note("peers that refused damaged files")
 		return n.succeed(p)
 	}
+}
+
+// moveHistory takes a peer's history away, as an operator is told to.
+func (n *nemesis) moveHistory(p *proc) error {
+	if err := os.RemoveAll(filepath.Join(n.cell.disk.below, p.name, "history")); err != nil {
+		return err
+	}
+	n.cell.disk.of(p.name).forget(filepath.Join(p.name, "history"))
+	return nil
+}
+
+// proofread has peers whose files were damaged read all of their history, which may not
+// have been read since. Where that fails, it is done as the peer says. It tells
+// whether anything was.
+func (n *nemesis) proofread() (mended bool, err error) {
+	for _, p := range n.cell.all() {
+		if !p.isSpoilt() {
+			continue
+		}
+		if _, err := p.records(); err == nil || !strings.Contains(err.Error(), "move that folder away") {
+			continue // if it can't be read for another reason, that is told later
+		}
+		n.note("histories found damaged when they were read, and fetched anew")
+		p.kill()
+		if err := n.moveHistory(p); err != nil {
+			return false, err
+		}
+		if err := n.mend(p); err != nil {
+			return false, err
+		}
+		mended = true
+	}
+	return mended, nil
 }
