@@ -11,174 +11,46 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/jointcloud/pcm"
-	"github.com/jointcloud/pcm/adapters"
+	"github.com/jointcloud/pcm/adapters/supervisor"
 )
 
 const (
-	maxArray   = 1000                   // Slurm's MaxArraySize is 1,001 by default
-	collect    = 250 * time.Millisecond // how long tasks of a trade wait for the next
-	collectAll = 8 * time.Second        // and all of them, on a machine that is slow to bring them
-	gather     = 250 * time.Millisecond // how long room for a few waits for room for more
+	maxArray   = 1000 // Slurm's MaxArraySize is 1,001 by default
 	maxBackOff = 30 * time.Second
 )
 
-// queue collects attempts of one trade into arrays and submits them.
+// queue collects attempts of one trade into arrays and submits them. Slurm keeps an
+// array to its width.
 type queue struct {
+	*supervisor.Queue[*attempt]
 	r *Runner
-
-	mu      sync.Mutex
-	trades  map[pcm.TradeID]*trade
-	adopted map[string]bool // keys that count as out before their Run has come
 }
 
 func newQueue(r *Runner) *queue {
-	return &queue{r: r, trades: map[pcm.TradeID]*trade{}, adopted: map[string]bool{}}
-}
-
-// trade is what of one trade waits, and how much of it Slurm has.
-type trade struct {
-	waiting []*attempt
-	out     int         // submitted, not ended
-	first   time.Time   // when the first of those came that are being collected; zero: none are
-	timer   *time.Timer // until those that wait are submitted; nil: none set
-}
-
-func (q *queue) of(id pcm.TradeID) *trade {
-	t := q.trades[id]
-	if t == nil {
-		t = &trade{}
-		q.trades[id] = t
-	}
-	return t
-}
-
-// add has the attempt submitted, soon and together with others. Each that comes
-// has them wait for the next: what misses its array is let out in small groups.
-func (q *queue) add(a *attempt) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	a.turn = 1
-	q.wait(a)
-}
-
-// again has an attempt submitted once more that counted as out, and which Slurm has
-// lost. It comes with the others that were, and within their trade's width.
-func (q *queue) again(a *attempt, gen int) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.of(a.Trade).out--
-	a.turn = gen
-	q.wait(a)
-}
-
-func (q *queue) wait(a *attempt) {
-	t := q.of(a.Trade)
-	t.waiting = append(t.waiting, a)
-	if t.first.IsZero() {
-		t.first = time.Now()
-	}
-	wait := min(collect, time.Until(t.first.Add(collectAll)))
-	if a.Batch <= 1 || len(t.waiting) >= min(a.Batch, maxArray) || wait <= 0 {
-		q.flush(t)
-	} else {
-		q.later(t, wait)
-	}
-}
-
-// later submits what waits after some time, and no sooner. q.mu is held.
-func (q *queue) later(t *trade, wait time.Duration) {
-	if t.timer != nil {
-		t.timer.Stop()
-	}
-	var timer *time.Timer
-	timer = time.AfterFunc(wait, func() {
-		q.mu.Lock()
-		defer q.mu.Unlock()
-		if t.timer == timer {
-			q.flush(t)
-		}
+	q := &queue{r: r}
+	q.Queue = supervisor.NewQueue(maxArray, true, r.work.Go, func(group []*attempt, width int) {
+		q.submit(group, width, group[0].turn)
 	})
-	t.timer = timer
+	return q
 }
 
-// adopt counts an attempt that Slurm has already, once. All are counted before the
-// first one comes that it doesn't have.
-func (q *queue) adopt(k adapters.Key) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if key := k.String(); !q.adopted[key] {
-		q.adopted[key] = true
-		q.of(k.Trade).out++
-	}
+// add has the attempt submitted, soon and together with others.
+func (q *queue) add(a *attempt) {
+	a.turn = 1
+	q.Add(a, &a.Task, strconv.Itoa(a.turn))
+}
+
+// again has an attempt submitted once more that counted as out, and which Slurm has lost.
+func (q *queue) again(a *attempt, gen int) {
+	a.turn = gen
+	q.Again(a, &a.Task, strconv.Itoa(gen))
 }
 
 // done lets others of the trade follow one that was submitted, or gives up one that waits.
-func (q *queue) done(a *attempt) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	delete(q.adopted, a.key)
-	t := q.of(a.Trade)
-	found := false
-	for i, w := range t.waiting {
-		if w == a {
-			t.waiting = append(t.waiting[:i], t.waiting[i+1:]...)
-			found = true
-			break
-		}
-	}
-	if !found {
-		t.out--
-	}
-	if len(t.waiting) == 0 {
-		if t.out <= 0 {
-			delete(q.trades, a.Trade)
-		}
-		return
-	}
-	width := t.waiting[0].Width
-	switch free := width - t.out; {
-	case !t.first.IsZero(): // more are about to come
-	case width <= 0, t.out <= 0, free >= max(1, width/4):
-		q.flush(t)
-	case free > 0 && t.timer == nil:
-		q.later(t, gather)
-	}
-}
-
-// flush submits as much as may be. No more than the trade's width run at once:
-// the first array has Slurm see to that; what follows while it runs is let out as
-// room comes. q.mu is held.
-func (q *queue) flush(t *trade) {
-	if t.timer != nil {
-		t.timer.Stop()
-	}
-	t.first, t.timer = time.Time{}, nil
-	for len(t.waiting) > 0 {
-		n, width := min(len(t.waiting), maxArray), t.waiting[0].Width
-		if width > 0 && t.out > 0 {
-			n = min(n, width-t.out)
-			width = 0
-		}
-		if n <= 0 {
-			return
-		}
-		gen := t.waiting[0].turn
-		for i, a := range t.waiting[:n] {
-			if a.turn != gen {
-				n = i
-				break
-			}
-		}
-		group := append([]*attempt(nil), t.waiting[:n]...)
-		t.waiting = t.waiting[n:]
-		t.out += n
-		q.r.work.Go(func() { q.submit(group, width, gen) })
-	}
-}
+func (q *queue) done(a *attempt) { q.Done(a, &a.Task) }
 
 // submit brings attempts to Slurm, whatever time that takes it. They count as out.
 func (q *queue) submit(group []*attempt, width, gen int) {

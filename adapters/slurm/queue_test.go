@@ -78,7 +78,7 @@ func TestCollect(t *testing.T) {
 		q, all, taken := testQueue(t, 40, 4)
 		for _, a := range all {
 			q.add(a)
-			time.Sleep(collect / 2)
+			time.Sleep(supervisor.Collect / 2)
 		}
 		check(t, "all have come", taken, "40%4")
 
@@ -87,16 +87,16 @@ func TestCollect(t *testing.T) {
 			q.add(a)
 		}
 		check(t, "ten more are to come", taken)
-		time.Sleep(collect)
+		time.Sleep(supervisor.Collect)
 		check(t, "they don't", taken, "30%4")
 
 		q, all, taken = testQueue(t, 100, 100)
 		for _, a := range all {
 			q.add(a)
-			time.Sleep(collect * 9 / 10)
+			time.Sleep(supervisor.Collect * 9 / 10)
 		}
-		check(t, "they take more than "+collectAll.String(), taken, "36%100", "36%0")
-		time.Sleep(collect)
+		check(t, "they take more than "+supervisor.CollectAll.String(), taken, "36%100", "36%0")
+		time.Sleep(supervisor.Collect)
 		check(t, "the last", taken, "28%0")
 	})
 }
@@ -108,12 +108,12 @@ func TestFollowing(t *testing.T) {
 		for _, a := range all[:20] {
 			q.add(a)
 		}
-		time.Sleep(collect)
+		time.Sleep(supervisor.Collect)
 		check(t, "the first", taken, "20%8")
 		for _, a := range all[20:] {
 			q.add(a)
 		}
-		time.Sleep(collect)
+		time.Sleep(supervisor.Collect)
 		check(t, "no room for the rest", taken)
 		for _, a := range all[:13] {
 			q.done(a)
@@ -123,7 +123,7 @@ func TestFollowing(t *testing.T) {
 		check(t, "room for a quarter of the width", taken, "2%0")
 		q.done(all[14])
 		check(t, "room for one", taken)
-		time.Sleep(gather)
+		time.Sleep(supervisor.Gather)
 		check(t, "room for one, for some time", taken, "1%0")
 	})
 }
@@ -139,15 +139,15 @@ func TestLostTogether(t *testing.T) {
 		check(t, "all have come", taken, "6%2")
 		for _, a := range all[1:5] {
 			q.again(a, 2)
-			time.Sleep(collect / 2)
+			time.Sleep(supervisor.Collect / 2)
 		}
-		time.Sleep(collect)
+		time.Sleep(supervisor.Collect)
 		check(t, "four were lost, two are out", taken)
 		q.done(all[5])
-		time.Sleep(gather)
+		time.Sleep(supervisor.Gather)
 		check(t, "room for one", taken, "1%0")
 		q.done(all[0])
-		time.Sleep(gather)
+		time.Sleep(supervisor.Gather)
 		check(t, "room for another", taken, "1%0")
 
 		q, all, taken = testQueue(t, 6, 2)
@@ -170,16 +170,16 @@ func TestAdopted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q, all, taken := testQueue(t, 6, 2)
 		for _, a := range all[:2] {
-			q.adopt(a.Key)
+			q.Adopt(a.Key)
 		}
 		for _, a := range all[2:] {
 			q.add(a)
 		}
-		time.Sleep(collectAll)
+		time.Sleep(supervisor.CollectAll)
 		check(t, "two are out", taken)
-		q.adopt(all[0].Key)
+		q.Adopt(all[0].Key)
 		q.done(all[0])
-		time.Sleep(gather)
+		time.Sleep(supervisor.Gather)
 		check(t, "room for one", taken, "1%0")
 	})
 }

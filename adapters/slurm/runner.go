@@ -104,7 +104,7 @@ func (r *Runner) Check(t adapters.Task) error {
 func (r *Runner) Sweep(unfinished []adapters.Key) error {
 	for _, k := range unfinished {
 		if _, ok := r.spool.loadIntent(k.String()); ok {
-			r.queue.adopt(k)
+			r.queue.Adopt(k)
 		}
 	}
 	for _, key := range r.spool.leftovers(r.ctx) {
@@ -200,7 +200,7 @@ func (r *Runner) take(ctx context.Context, a *attempt) *supervisor.Exit {
 	r.poller.add(a)
 	if known {
 		a.at = in
-		r.queue.adopt(a.Key)
+		r.queue.Adopt(a.Key)
 		r.work.Go(func() { r.find(ctx, a) })
 	} else {
 		r.queue.add(a)
