@@ -105,7 +105,7 @@ func (p *Project) fields(lang *language, v reflect.Value, path string) (fields [
 	for i := range v.NumField() {
 		f := v.Type().Field(i)
 		name, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
-		if v.Field(i).IsZero() {
+		if v.Field(i).IsZero() || f.Type == reflect.TypeFor[*description.Many]() { // see Report.Omitted
 			continue
 		}
 		if f.Anonymous && !lang.embeds {
@@ -140,6 +140,9 @@ func (p *Project) function(x any, given bool, path string) (string, error) {
 		return p.emitter.Null, nil
 	}
 	value, err := p.emitter.value(x)
+	if t, ok := x.(description.Template); ok && err == nil && slices.ContainsFunc(t.Compiled().Exprs(), func(x *expr.Expr) bool { return slices.Contains(x.Refs(), "task.script_url") }) {
+		err = pcm.Errorf(pcm.Invalid, "projects bring no scripts to the store: say task.script instead of task.script_url")
+	}
 	if err != nil {
 		return "", pcm.Errorf(pcm.Invalid, "%s: %w", strings.TrimPrefix(path, "$."), err)
 	}

@@ -117,6 +117,9 @@ func New(o Options) (*Report, error) {
 	}
 	r, err := write(o, lang, files)
 	if err == nil {
+		if p.Description != nil && p.Description.Create.Many != nil {
+			r.Omitted = []string{"create.many: each task is created by itself"}
+		}
 		r.Next = []string{"cd " + quote(o.Dir), "make build", p.Trial()}
 	}
 	return r, err

@@ -145,6 +145,9 @@ func TestRefusals(t *testing.T) {
 		{func(o *Options) {
 			o.From = []byte(strings.Replace(small, "id: $.id", `id: string(timestamp(body.t))`, 1))
 		}, "create.id: in \"string(timestamp(body.t))\": the function timestamp can't be written"},
+		{func(o *Options) {
+			o.From = []byte(strings.Replace(small, "${task.command}", "${task.script_url}", 1) + "data: {store: s3, scheme: https, endpoint: \"https://x\", bucket: b, access_key: key, secret_key: key}\n")
+		}, "projects bring no scripts to the store"},
 	} {
 		o := Options{Name: "jobs", Language: "go", Dir: filepath.Join(t.TempDir(), "x"), From: []byte(small), FromFile: "small.yaml"}
 		c.change(&o)
@@ -193,9 +196,16 @@ func TestSupportHasFunctions(t *testing.T) {
 
 // Go projects build and pass vet, from whatever they are made.
 func TestGoBuilds(t *testing.T) {
-	for name, from := range map[string][]byte{"described": []byte(small), "openapi": []byte(anAPI), "bare": nil} {
+	arrays, err := os.ReadFile("../../configs/adapters/openstack.yaml") // that has what projects leave out
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, from := range map[string][]byte{"described": []byte(small), "arrays": arrays, "openapi": []byte(anAPI), "bare": nil} {
 		dir := filepath.Join(t.TempDir(), name)
 		r := generated(t, Options{Name: name, Language: "go", Dir: dir, From: from, FromFile: name})
+		if (len(r.Omitted) > 0) != (name == "arrays") {
+			t.Errorf("%s: left out: %v", name, r.Omitted)
+		}
 		if described := name == "described"; (len(r.Left) == 0) != described {
 			t.Errorf("%s: left to write: %v", name, r.Left)
 		}

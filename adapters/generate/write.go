@@ -53,6 +53,7 @@ type Report struct {
 	Kept     []string `json:"kept,omitempty"`     // regions with what the author wrote
 	Orphaned []string `json:"orphaned,omitempty"` // regions that there are no more: in ORPHANED.md
 	Left     []Place  `json:"left,omitempty"`     // what the author has to write
+	Omitted  []string `json:"omitted,omitempty"`  // sections of the description that the project does without, with what it does instead
 	Next     []string `json:"next"`               // commands that build and test it
 }
 

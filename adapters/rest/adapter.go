@@ -21,7 +21,8 @@ import (
 	"github.com/jointcloud/pcm/adapters/supervisor"
 )
 
-// Adapter is the daemon's side. It implements adapters.Adapter and Fencer.
+// Adapter is the daemon's side. It implements adapters.Adapter, Fencer, Prober
+// and Batcher.
 type Adapter struct {
 	*supervisor.Attempts
 	b        *backend
@@ -37,6 +38,7 @@ var (
 	_ adapters.Adapter   = (*Adapter)(nil)
 	_ adapters.Fencer    = (*Adapter)(nil)
 	_ adapters.Prober    = (*Adapter)(nil)
+	_ adapters.Batcher   = (*Adapter)(nil)
 	_ adapters.Suspender = (*Suspending)(nil)
 )
 
@@ -59,6 +61,14 @@ func New(cfg Config, client *supervisor.Client) (adapters.Adapter, error) {
 
 // Name implements adapters.Adapter.
 func (a *Adapter) Name() string { return a.b.name }
+
+// MaxBatch implements adapters.Batcher; 0: each job is made by a call of its own.
+func (a *Adapter) MaxBatch() int {
+	if m := a.b.d.Create.Many; m != nil {
+		return m.Most
+	}
+	return 0
+}
 
 // Pools are those that the description finds, without what jobs have that were
 // given up and have yet to end.

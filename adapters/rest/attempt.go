@@ -32,6 +32,7 @@ type attempt struct {
 	n    *note
 	t    *track
 	stop chan struct{} // closed when it is asked to end
+	seat seat          // where jobs of many tasks are made by one call
 
 	begun  bool // Started was called
 	reader *reader

@@ -31,10 +31,14 @@ type backend struct {
 	do       caller
 	store    *client.Store // nil: none that speaks S3
 	states   states
-	scripted bool          // jobs run task.script
-	poll     time.Duration // between looks
-	timeout  time.Duration // of one call
-	rate     float64
+	scripted bool // jobs run task.script
+	placed   bool // jobs are found by their place in an array
+	linked   bool // jobs run what task.script_url leads to …
+	// … if they are made with others.
+	linkedMany bool
+	poll       time.Duration // between looks
+	timeout    time.Duration // of one call
+	rate       float64
 
 	mu      sync.Mutex
 	servers map[string]string // by name, as far as they are known
@@ -69,6 +73,14 @@ func connect(ctx context.Context, cfg Config, d *description.Description, trace 
 		states: newStates(d.States), scripted: usesScript(d),
 		poll: cmp.Or(cfg.Poll, time.Duration(d.Limits.Poll), defaultPoll),
 		rate: cmp.Or(cfg.Rate, d.Limits.Rate, defaultRate), timeout: cmp.Or(time.Duration(d.Limits.Timeout), defaultTimeout),
+	}
+	b.placed = reads(&d.Find, "task.array")
+	if m := d.Create.Many; m != nil {
+		one := *d
+		one.Create.Many = nil
+		b.linked, b.linkedMany = reads(&one, "task.script_url"), reads(m, "task.script_url")
+	} else {
+		b.linked = reads(d, "task.script_url")
 	}
 	for k, s := range d.Settings {
 		b.settings[k] = cmp.Or(cfg.Settings[k], s.Default)
@@ -219,6 +231,11 @@ func usesScript(d *description.Description) bool {
 		}
 	}
 	requests := []description.Request{d.Create.Request}
+	if m := d.Create.Many; m != nil {
+		if requests = append(requests, m.Request); holds(m.Each.Raw()) {
+			return true
+		}
+	}
 	for _, s := range d.Create.Before {
 		requests = append(requests, s.Request)
 	}

@@ -179,7 +179,7 @@ func (c *cleaner) clean(ctx context.Context, o *leftover) error {
 	b := c.r.b
 	vars := b.vars(&o.n)
 	if !o.gone && o.n.ID == "" && (o.n.Stage == making || o.n.Doubt) {
-		if err := c.find(ctx, o, vars); err != nil {
+		if err := c.find(ctx, o); err != nil {
 			return err
 		}
 		vars["id"] = o.n.ID
@@ -208,7 +208,7 @@ func (c *cleaner) clean(ctx context.Context, o *leftover) error {
 		return nil
 	}
 	if o.n.Doubt && !o.found {
-		if err := c.find(ctx, o, vars); err != nil {
+		if err := c.find(ctx, o); err != nil {
 			return err
 		}
 		if !o.found {
@@ -251,7 +251,7 @@ func (c *cleaner) copied(key string) bool {
 }
 
 // find looks for what a create has left whose answer nobody read.
-func (c *cleaner) find(ctx context.Context, o *leftover, vars map[string]any) error {
+func (c *cleaner) find(ctx context.Context, o *leftover) error {
 	b := c.r.b
 	if b.d.Find.List == nil {
 		o.found = true
@@ -261,7 +261,7 @@ func (c *cleaner) find(ctx context.Context, o *leftover, vars map[string]any) er
 		}
 		return nil
 	}
-	ids, err := b.find(ctx, vars)
+	ids, err := b.findAny(ctx, &o.n)
 	if err != nil {
 		return err
 	}

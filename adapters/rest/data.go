@@ -95,6 +95,30 @@ func (a *attempt) upload(ctx context.Context) error {
 	return nil
 }
 
+// putScript brings the script to the store, for jobs that get it there.
+func (a *attempt) putScript(ctx context.Context) error {
+	n := a.n
+	if a.b.store == nil {
+		return pcm.Errorf(pcm.Invalid, "there is no store that it could be got from")
+	}
+	if !n.Stored {
+		n.Stored = true
+		if err := a.r.notes.keep(n); err != nil {
+			return err
+		}
+	}
+	prefix, err := a.b.prefix(ctx, n)
+	if err != nil {
+		return err
+	}
+	key := prefix + "/script"
+	if err := a.b.store.Put(ctx, key, strings.NewReader(n.Script), int64(len(n.Script))); err != nil {
+		return err
+	}
+	n.Link, err = a.link(ctx, http.MethodGet, key)
+	return err
+}
+
 func (a *attempt) haveInputs() error {
 	for _, in := range a.Inputs {
 		if _, err := os.Stat(in.Path); err != nil {

@@ -3,6 +3,7 @@ package rest
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -41,6 +42,9 @@ type cloud struct {
 	instant bool          // jobs end at once, and run nothing
 	hold    chan struct{} // creates are carried out when it is closed, whoever has left by then
 	held    chan struct{} // told of each that is held
+
+	judge  func(name string) (refused string, full bool) // of jobs that come in a list
+	answer func(v map[string]any) map[string]any         // to calls for many jobs
 }
 
 type cloudFile struct {
@@ -56,7 +60,9 @@ type cloudJob struct {
 	Memory           int64
 	Inputs, Outputs  []string
 	Collect          string
+	Label            string // by which tests know the jobs of arrays
 
+	array  *machine.Place // among those of its array; nil: it has none
 	dir    string
 	state  string
 	why    string
@@ -144,6 +150,8 @@ func (c *cloud) serve(w http.ResponseWriter, r *http.Request) {
 		}})
 	case parts[0] == "files":
 		c.serveFiles(w, r, parts)
+	case parts[0] == "batch" || parts[0] == "arrays":
+		c.serveMany(w, r, parts[0])
 	case len(parts) == 1:
 		c.serveJobs(w, r)
 	default:
@@ -200,13 +208,7 @@ func (c *cloud) serveJobs(w http.ResponseWriter, r *http.Request) {
 			answerJSON(w, 400, map[string]any{"error": fmt.Sprintf("a job needs name and argv: %v", err)})
 			return
 		}
-		c.mu.Lock()
-		hold, held := c.hold, c.held
-		c.mu.Unlock()
-		if hold != nil {
-			held <- struct{}{}
-			<-hold
-		}
+		c.wait()
 		c.mu.Lock()
 		c.next++
 		j.ID = fmt.Sprintf("j%06d", c.next)
@@ -233,6 +235,68 @@ func (c *cloud) serveJobs(w http.ResponseWriter, r *http.Request) {
 		list = append([]map[string]any{}, change(q.Get("name"), list)...)
 	}
 	answerJSON(w, 200, map[string]any{"jobs": list})
+}
+
+// wait keeps a create from being carried out while creates are held.
+func (c *cloud) wait() {
+	c.mu.Lock()
+	hold, held := c.hold, c.held
+	c.mu.Unlock()
+	if hold != nil {
+		held <- struct{}{}
+		<-hold
+	}
+}
+
+func (j *cloudJob) label() string { return cmp.Or(j.Label, j.Name) }
+
+// serveMany makes the jobs of a list, each for itself, or an array, whose jobs have
+// its name and their place, and of which no more run at once than its width.
+func (c *cloud) serveMany(w http.ResponseWriter, r *http.Request, kind string) {
+	var q struct {
+		Name        string
+		Size, Width int
+		Jobs        []*cloudJob
+	}
+	err := json.NewDecoder(r.Body).Decode(&q)
+	if err != nil || len(q.Jobs) == 0 || kind == "arrays" && (q.Name == "" || q.Size != len(q.Jobs) || q.Width < 1) {
+		answerJSON(w, 400, map[string]any{"error": fmt.Sprintf("it makes no sense: %v", err)})
+		return
+	}
+	c.wait()
+	c.mu.Lock()
+	results := []any{}
+	c.next++
+	id := fmt.Sprintf("j%06d", c.next)
+	room := machine.NewRoom(q.Width)
+	for i, j := range q.Jobs {
+		if kind == "batch" {
+			if c.judge != nil {
+				if why, full := c.judge(j.Name); why != "" {
+					results = append(results, map[string]any{"name": j.Name, "error": why, "full": full})
+					continue
+				}
+			}
+			c.next++
+			j.ID, j.place = fmt.Sprintf("j%06d", c.next), c.room.Enter(1)
+			results = append(results, map[string]any{"name": j.Name, "id": j.ID})
+		} else {
+			j.ID, j.Name, j.array = fmt.Sprintf("%s.%03d", id, i), fmt.Sprintf("%s.%d", q.Name, i), room.Enter(1)
+		}
+		j.ended, j.state, j.dir = make(chan struct{}), "queued", filepath.Join(c.dir, j.ID, "work")
+		c.jobs = append(c.jobs, j)
+		go c.run(j)
+	}
+	answer := c.answer
+	c.mu.Unlock()
+	said := map[string]any{"results": results}
+	if kind == "arrays" {
+		said = map[string]any{"id": id}
+	}
+	if answer != nil {
+		said = answer(said)
+	}
+	answerJSON(w, 201, said)
 }
 
 // view is what is told of a job. c.mu is held.
@@ -306,7 +370,12 @@ func (c *cloud) over(j *cloudJob, state string) {
 	case <-j.ended:
 	default:
 		j.state = state
-		j.place.Leave()
+		if j.place != nil {
+			j.place.Leave()
+		}
+		if j.array != nil {
+			j.array.Leave()
+		}
 		close(j.ended)
 	}
 }
@@ -322,6 +391,22 @@ func (c *cloud) kill(j *cloudJob) {
 }
 
 func (c *cloud) run(j *cloudJob) {
+	if j.array != nil {
+		select {
+		case <-j.array.Ready():
+		case <-j.ended:
+			return
+		}
+		c.mu.Lock()
+		select {
+		case <-j.ended:
+			c.mu.Unlock()
+			return
+		default:
+		}
+		j.place = c.room.Enter(1)
+		c.mu.Unlock()
+	}
 	select {
 	case <-j.place.Ready():
 	case <-j.ended:
@@ -330,7 +415,7 @@ func (c *cloud) run(j *cloudJob) {
 	c.mu.Lock()
 	if c.instant {
 		j.exit = &machine.Exit{}
-		c.begun[j.Name]++
+		c.begun[j.label()]++
 		c.over(j, "done")
 		c.mu.Unlock()
 		return
@@ -370,7 +455,7 @@ func (c *cloud) begin(j *cloudJob) (*machine.Process, error) {
 		return nil, nil
 	default:
 	}
-	c.begun[j.Name]++
+	c.begun[j.label()]++
 	if err := os.MkdirAll(j.dir, 0o755); err != nil {
 		return nil, err
 	}

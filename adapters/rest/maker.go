@@ -25,6 +25,21 @@ func (m *maker) next(ctx context.Context) error {
 	if n.Stage == made || n.Stage == over {
 		return nil
 	}
+	if n.Stage == fresh && !n.Alone {
+		if err := a.r.arrays.enter(ctx, a); err != nil {
+			return err
+		}
+	}
+	err := m.rest(ctx)
+	if err != nil && a.seat.g != nil {
+		a.seat.g.leave(a)
+	}
+	return err
+}
+
+// rest does what is left of an attempt that may have its job now.
+func (m *maker) rest(ctx context.Context) error {
+	a, n := m.a, m.a.n
 	if n.Pool == nil {
 		p, err := a.b.placeOf(ctx, a.Task)
 		if err != nil {
@@ -66,6 +81,11 @@ func (m *maker) prepare(ctx context.Context) error {
 	a, n := m.a, m.a.n
 	if a.b.scripted && n.Script == "" {
 		n.Script = script(a.Task, jobName(a.b.cfg.Instance, a.Key), n.Nonce, n.Data, a.b.tail())
+	}
+	if n.Link == "" && (a.b.linked || a.b.linkedMany && a.seat.g != nil) {
+		if err := a.putScript(ctx); err != nil {
+			return pcm.Errorf(pcm.ErrorCode(err), "its script can't be brought there: %w", err)
+		}
 	}
 	if n.Let == nil {
 		let := map[string]any{}
@@ -123,7 +143,7 @@ func (m *maker) look(ctx context.Context) (again bool, err error) {
 	if a.b.d.Find.List == nil {
 		return false, pcm.Errorf(pcm.Conflict, "it was called to create the job and did not answer, and its description has no way to find out")
 	}
-	ids, err := a.b.find(ctx, a.b.vars(n))
+	ids, err := a.b.findAny(ctx, n)
 	if err != nil {
 		return false, err
 	}
@@ -137,7 +157,7 @@ func (m *maker) look(ctx context.Context) (again bool, err error) {
 		return false, &waits{word: "unknown", reason: "its back end did not say whether it took it: it is looked for"}
 	}
 	m.looks = 0
-	n.Stage, n.Doubt = fresh, true // the first call may still be acted on
+	n.Stage, n.Doubt, n.Alone = fresh, true, n.Array != nil // the first call may still be acted on
 	return true, m.prepare(ctx)
 }
 
@@ -169,15 +189,50 @@ func (b *backend) makes(ctx context.Context, c *description.Call, vars map[strin
 	if err := ctx.Err(); err != nil {
 		return nil, &callError{err: pcm.Errorf(pcm.Busy, "it was not called: %w", err), unsent: true}
 	}
-	patient, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	patient, cancel := patiently(ctx)
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(callTime, cancel) })()
 	return b.call(patient, c, vars)
+}
+
+// patiently is a context that ends some time after ctx.
+func patiently(ctx context.Context) (context.Context, context.CancelFunc) {
+	patient, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(callTime, cancel) })
+	return patient, func() { stop(); cancel() }
+}
+
+// together has the job made with others; alone is true if it is to be made by itself.
+func (m *maker) together(ctx context.Context) (alone bool, err error) {
+	a, n := m.a, m.a.n
+	o := a.seat.g.join(ctx, a)
+	switch {
+	case o.alone:
+		n.Stage, n.Array = fresh, nil
+		return true, nil
+	case o.id != "":
+		n.ID, n.Stage = o.id, made
+		return false, a.r.notes.save(n)
+	case o.again:
+		asked := n.Stage != fresh
+		n.Stage, n.Array = fresh, nil
+		a.seat.g, a.seat.again = nil, true
+		if asked {
+			err = a.r.notes.save(n)
+		}
+		return false, errors.Join(err, o.err)
+	}
+	n.Doubt = true
+	return false, errors.Join(a.r.notes.save(n), o.err)
 }
 
 // create calls the back end to create the job.
 func (m *maker) create(ctx context.Context) error {
 	a, n, c := m.a, m.a.n, &m.a.b.d.Create
+	if a.seat.g != nil {
+		if alone, err := m.together(ctx); !alone {
+			return err
+		}
+	}
 	n.Stage, n.Asked = making, time.Now()
 	if err := a.r.notes.keep(n); err != nil {
 		return err
@@ -223,7 +278,7 @@ func (m *maker) create(ctx context.Context) error {
 // exists is for a job that is there already: ours, as no other has its key.
 func (m *maker) exists(ctx context.Context, said *answer) error {
 	a, n := m.a, m.a.n
-	ids, err := a.b.find(ctx, a.b.vars(n))
+	ids, err := a.b.findAny(ctx, n)
 	if err != nil {
 		return err
 	}

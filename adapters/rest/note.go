@@ -13,6 +13,7 @@ import (
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
+	"github.com/jointcloud/pcm/adapters/rest/description"
 )
 
 // stage is how far an attempt has come at the back end.
@@ -29,21 +30,25 @@ const (
 // has at the back end. It is written before anything is made there, and removed
 // when nothing is left.
 type note struct {
-	Task    adapters.Task  `json:"task"`
-	Nonce   string         `json:"nonce"` // of the script's marks
-	Pool    map[string]any `json:"pool"`  // id, native
-	Data    map[string]any `json:"data,omitempty"`
-	Let     map[string]any `json:"let,omitempty"`
-	Step    map[string]any `json:"step,omitempty"`
-	Stage   stage          `json:"stage,omitempty"`
-	Asked   time.Time      `json:"asked,omitzero"`    // when create was called last
-	ID      string         `json:"id,omitempty"`      // the job's, at the back end
-	Script  string         `json:"-"`                 // made anew where it is needed
-	Doubt   bool           `json:"doubt,omitempty"`   // it may be there more than once
-	Stored  bool           `json:"stored,omitempty"`  // objects may be in the store
-	Dying   bool           `json:"dying,omitempty"`   // nobody wants it any more
-	Forced  bool           `json:"forced,omitempty"`  // it is to be killed first
-	Objects []string       `json:"objects,omitempty"` // their keys
+	Task  adapters.Task  `json:"task"`
+	Nonce string         `json:"nonce"` // of the script's marks
+	Pool  map[string]any `json:"pool"`  // id, native
+	Data  map[string]any `json:"data,omitempty"`
+	Let   map[string]any `json:"let,omitempty"`
+	Step  map[string]any `json:"step,omitempty"`
+	// The call for many jobs by which it was, or was to be, made.
+	Array   *description.Array `json:"array,omitempty"`
+	Alone   bool               `json:"alone,omitempty"` // it was not found there, and was created by itself: it may be either
+	Stage   stage              `json:"stage,omitempty"`
+	Asked   time.Time          `json:"asked,omitzero"`    // when create was called last
+	ID      string             `json:"id,omitempty"`      // the job's, at the back end
+	Script  string             `json:"-"`                 // made anew where it is needed
+	Link    string             `json:"-"`                 // to the script in the store; likewise
+	Doubt   bool               `json:"doubt,omitempty"`   // it may be there more than once
+	Stored  bool               `json:"stored,omitempty"`  // objects may be in the store
+	Dying   bool               `json:"dying,omitempty"`   // nobody wants it any more
+	Forced  bool               `json:"forced,omitempty"`  // it is to be killed first
+	Objects []string           `json:"objects,omitempty"` // their keys
 }
 
 // notebook is the folder of notes.
@@ -63,7 +68,17 @@ func (n notebook) save(o *note) error { return n.write(o, false) }
 
 // keep is save for what must outlive a crash of the machine, too: without it, nobody
 // would know any more of what is made next.
-func (n notebook) keep(o *note) error { return n.write(o, true) }
+func (n notebook) keep(all ...*note) error {
+	for _, o := range all {
+		if err := n.write(o, true); err != nil {
+			return err
+		}
+	}
+	if err := syncFolder(string(n)); err != nil {
+		return pcm.Errorf(pcm.Unavailable, "can't note where the attempt is: %w", err)
+	}
+	return nil
+}
 
 func (n notebook) write(o *note, sync bool) error {
 	data, err := json.Marshal(o)
@@ -74,9 +89,6 @@ func (n notebook) write(o *note, sync bool) error {
 	err = writeFile(name+".new", data, sync)
 	if err == nil {
 		err = os.Rename(name+".new", name)
-	}
-	if err == nil && sync {
-		err = syncFolder(string(n))
 	}
 	if err != nil {
 		return pcm.Errorf(pcm.Unavailable, "can't note where the attempt is: %w", err)

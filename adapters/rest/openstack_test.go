@@ -3,7 +3,9 @@ package rest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +13,7 @@ import (
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters"
 	"github.com/jointcloud/pcm/adapters/adaptertest"
+	"github.com/jointcloud/pcm/adapters/rest/fake/machine"
 	"github.com/jointcloud/pcm/adapters/rest/fake/objects"
 	"github.com/jointcloud/pcm/adapters/rest/fake/openstack"
 )
@@ -144,3 +147,63 @@ func TestLoudServer(t *testing.T) {
 }
 
 func TestOpenStackFaults(t *testing.T) { testFaults(t, startOpenStack) }
+
+// Many tasks are servers of one call; where the quota allows but some of them, the others
+// wait for room. Each runs once, and nothing is left.
+func TestManyServers(t *testing.T) {
+	for name, do := range map[string]struct {
+		tasks, width, most int
+		fault              machine.Fault
+	}{
+		"all":                         {tasks: 12, width: 12, most: 1},
+		"the answer is lost":          {tasks: 6, width: 6, most: 1, fault: machine.Fault{Drop: true}},
+		"more than there is room for": {tasks: 20, width: 20, most: 20}, // of the large ones there are 16
+	} {
+		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			defer cancel()
+			c := startOpenStack(t)
+			ins := c.instance(t)
+			if do.fault.Drop {
+				c.faults.Next(1, c.create, do.fault)
+			}
+			first := adaptertest.NewTask()
+			var keys []adapters.Key
+			for i := range do.tasks {
+				task := first
+				task.Index, task.Count, task.Batch, task.Width, task.Pool = i, do.tasks, do.tasks, do.width, "m1.large"
+				steps(t, &task, "out", fmt.Sprintf("task %d", i), "write", "result", fmt.Sprint(i))
+				task.Outputs = []string{"result"}
+				if err := ins.Adapter.Start(ctx, task); err != nil {
+					t.Fatal(err)
+				}
+				keys = append(keys, task.Key)
+			}
+			for i, k := range keys {
+				st, err := adaptertest.Wait(ctx, ins.Adapter, k, adapters.Ended)
+				if err != nil || st.Outcome != pcm.OutcomeOK {
+					t.Fatalf("%d: %+v, %v", i, st, err)
+				}
+				left, err := ins.Adapter.Results(ctx, k)
+				if err != nil {
+					t.Fatal(err)
+				}
+				out, err1 := fs.ReadFile(left, "stdout")
+				result, err2 := fs.ReadFile(left, "out/result")
+				if err := errors.Join(err1, err2); err != nil || string(out) != fmt.Sprintf("task %d\n", i) || string(result) != fmt.Sprint(i) {
+					t.Errorf("%d printed %q and left %q, %v", i, out, result, err)
+				}
+			}
+			n := c.faults.Count(c.create) - c.faults.Count(c.create+"/")
+			t.Logf("%d tasks by %d calls", do.tasks, n)
+			if n > do.most {
+				t.Errorf("%d calls made %d servers", n, do.tasks)
+			}
+			until(t, "nothing is left at the cloud", func() bool {
+				// What may come late is looked for, for longer than this test is to take, before files are deleted.
+				return !slices.ContainsFunc(c.left(), func(name string) bool { return do.most == 1 || strings.HasPrefix(name, "server ") })
+			})
+		})
+	}
+}

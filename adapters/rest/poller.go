@@ -342,6 +342,30 @@ func (b *backend) find(ctx context.Context, vars map[string]any) ([]string, erro
 	return ids, err
 }
 
+// findAny is find for an attempt whose job may have been made by a call for many, or by
+// itself: its note says in the end by which.
+func (b *backend) findAny(ctx context.Context, n *note) ([]string, error) {
+	ids, err := b.find(ctx, b.vars(n))
+	if err != nil || !n.Alone || !b.placed {
+		return ids, err
+	}
+	among := *n
+	among.Alone = false
+	more, err := b.find(ctx, b.vars(&among))
+	if err != nil {
+		return nil, err
+	}
+	if n.ID == "" && len(ids) == 0 && len(more) > 0 {
+		n.Alone = false
+	}
+	for _, id := range more {
+		if !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
 // maxCopies bounds how many jobs under one key are looked at.
 const maxCopies = 16
 

@@ -104,7 +104,6 @@ func subject(file string) adaptertest.Subject {
 			"no network":       "tasks of the fake have this machine's network",
 			"images":           "the fake has no images",
 			"read-only inputs": "inputs are copies",
-			"arrays":           "descriptions make one job for each task",
 			"exec":             "descriptions have no commands beside a task",
 			"copy":             "descriptions have no files of running tasks",
 			"service":          "descriptions have no ports",

@@ -23,6 +23,7 @@ type Runner struct {
 	notes   notebook
 	poller  *poller
 	cleaner *cleaner
+	arrays  *arrays // nil: each job is made by a call of its own
 
 	ctx  context.Context // of the work below
 	stop context.CancelFunc
@@ -61,6 +62,7 @@ func NewRunner(cfg Config, log *slog.Logger) (*Runner, error) {
 	b.tell(nil) // of before
 	r.poller = newPoller(b, r.log)
 	r.cleaner = newCleaner(r)
+	r.arrays = newArrays(r)
 	return r, nil
 }
 
@@ -107,7 +109,12 @@ func has(words []string, f pcm.Feature) bool {
 
 // Sweep begins the work that all attempts share, and takes up what attempts of
 // before have left at the back end.
-func (r *Runner) Sweep([]adapters.Key) error {
+func (r *Runner) Sweep(unfinished []adapters.Key) error {
+	for _, k := range unfinished {
+		if n := r.notes.load(k.String()); n != nil {
+			r.arrays.adopt(n)
+		}
+	}
 	for _, key := range r.notes.keys() {
 		if !r.recorded(key) {
 			continue // it is run again
@@ -165,6 +172,10 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 		}
 	}
 	a.n.Dying = false
+	if r.arrays.adopt(a.n) {
+		a.seat.counted = true
+	}
+	defer r.arrays.done(a)
 	r.mu.Lock()
 	r.live[t.Key] = a
 	r.mu.Unlock()

@@ -34,6 +34,15 @@ func sample(d *description.Description, root string) map[string]any {
 	return all
 }
 
+// reads tells whether expressions of what of points to speak of ref, or what is in it.
+func reads(of any, ref string) bool {
+	found := false
+	visit(reflect.ValueOf(of).Elem(), func(r string) {
+		found = found || r == ref || strings.HasPrefix(r, ref+".") || strings.HasPrefix(ref, r+".")
+	})
+	return found
+}
+
 var (
 	templateType   = reflect.TypeFor[description.Template]()
 	expressionType = reflect.TypeFor[description.Expression]()

@@ -46,7 +46,11 @@ func (b *backend) taskVars(n *note) map[string]any {
 		CPU: float64(t.Resources.CPU) / 1000, MilliCPU: int64(t.Resources.CPU), Memory: int64(t.Resources.Memory),
 		Disk: int64(t.Resources.Disk), GPU: t.Resources.GPU, Seconds: int64((t.Limit + time.Second - 1) / time.Second),
 		Inputs: []description.Input{}, Outputs: []string{}, OutputCap: int64(t.OutputCap), Script: n.Script,
-		Let: n.Let, Step: n.Step,
+		ScriptURL: n.Link, Let: n.Let, Step: n.Step,
+	}
+	out.Array = description.Array{Name: out.Name, Count: 1}
+	if n.Array != nil && !n.Alone {
+		out.Array = *n.Array
 	}
 	for i, in := range t.Inputs {
 		info, err := os.Stat(in.Path)

@@ -330,6 +330,7 @@ func (t *trial) note() *note {
 	if t.b.scripted {
 		n.Script = script(task, jobName(t.b.cfg.Instance, task.Key), n.Nonce, n.Data, t.b.tail())
 	}
+	n.Link = t.link(n)
 	return n
 }
 
@@ -372,6 +373,7 @@ func (t *trial) calls() {
 		show("create.before "+s.Name, &s.Call)
 	}
 	show("create", &t.b.d.Create.Call)
+	t.many(n)
 	t.b.do = sent
 	if f := &t.b.d.Find; f.List != nil {
 		t.now("find")
@@ -404,6 +406,41 @@ func (t *trial) calls() {
 		show(c.part, c.call)
 	}
 	t.b.do = sent
+}
+
+// link stands for where a task's script would be.
+func (t *trial) link(n *note) string {
+	if !t.b.linked && !t.b.linkedMany {
+		return ""
+	}
+	return "https://STORE/" + jobName(t.b.cfg.Instance, n.Task.Key) + "/script"
+}
+
+// many shows the call for three jobs, or as many as one call is of.
+func (t *trial) many(n *note) {
+	m := t.b.d.Create.Many
+	if m == nil {
+		return
+	}
+	t.now("create.many")
+	notes := make([]*note, min(m.Most, 3))
+	for i := range notes {
+		one := *n
+		one.Task.Index, one.Task.Count = n.Task.Index+i, max(n.Task.Count, n.Task.Index+len(notes))
+		one.Link = t.link(&one)
+		notes[i] = &one
+	}
+	t.tell(Step{Facts: []Fact{{"one call", fmt.Sprintf("%d tasks here, at most %d", len(notes), m.Most)}}})
+	t.shown(func() error {
+		c, _, err := t.b.many(t.ctx, notes, 0)
+		if err != nil {
+			return err
+		}
+		if _, err = t.b.send(t.ctx, &m.Call, c.req, c.vars); err != nil && err != errShown || m.List == nil {
+			return err
+		}
+		return t.b.list(t.ctx, m.List, c.vars, func(any) bool { return true })
+	})
 }
 
 // read makes a call that changes nothing.

@@ -64,6 +64,9 @@ func drawProject(t *table, r *generate.Report) {
 		t.text("orphaned %s, now in ORPHANED.md", k)
 	}
 	t.text("lines: %d generated, %d of support, %d of stubs, %d by hand: %.1f %% not by hand", r.Share.Generated, r.Share.Support, r.Share.Stubs, r.Share.Hand, r.Share.Percent())
+	for _, o := range r.Omitted {
+		t.text("left out %s", o)
+	}
 	if len(r.Left) == 0 {
 		t.text("nothing is left to write")
 	} else {

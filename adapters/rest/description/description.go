@@ -20,6 +20,7 @@
 //	object    a file on its way, see [Transfer]
 //	given     of done of a transfer: what give named
 //	step      of undo: what the step gave
+//	array     of create.many: see [Many]
 package description
 
 // Format is the version of the form that this package reads.
@@ -213,6 +214,38 @@ type Create struct {
 	Exists []int `yaml:"exists,omitempty"`
 	// Statuses or words by which the back end says that it has no room now: the attempt waits.
 	Full Expression `yaml:"full,omitempty" vars:"body,status,header"`
+	// One call for the jobs of many tasks; create still makes those of tasks that come alone.
+	Many *Many `yaml:"many,omitempty" vars:"array"`
+}
+
+// Many makes the jobs of several tasks of one trade by one call: a list of them, or an
+// array that the back end numbers. What its request says of task and pool is the
+// same for all of them: it can't speak of what each has for itself, such as
+// task.name or data. That is what each renders, as array.each. array has
+//
+//	name    the same for no other array anywhere, 40 characters at most: letters, digits and dashes
+//	count   how many tasks there are
+//	width   how many may run at once: a request that reads it has the back end keep to that; else no more are made at once
+//	each    what Each gave, in order: the task at place i has task.array.index i
+//
+// What the call has made is told by its answer: an id for each task, or items,
+// which say by name or index whose they are. Or it is told by list, which is also asked
+// when the answer was lost. What neither tells of is looked for by find, and then
+// created by itself; so is every task when the back end refuses the whole call.
+type Many struct {
+	Most  int      `yaml:"most"` // tasks of one call: 2 to 1000
+	Each  Template `yaml:"each"` // what the request says of one task, such as its name and task.command
+	Call  `yaml:",inline"`
+	Items Expression `yaml:"items,omitempty" vars:"body,status,header"` // what the answer says of each, as a list
+	List  *List      `yaml:"list,omitempty"`                            // the call that lists what was made, where the answer doesn't tell
+	// Whose an item is: the task's name, as task.name has it …
+	Name Expression `yaml:"name,omitempty" vars:"item"`
+	// … or its place in the array, from 0.
+	Index Expression `yaml:"index,omitempty" vars:"item"`
+	// The back end's own name of the job. Without items and list it is computed for each task, from the answer and task.array.index.
+	ID      Expression `yaml:"id" vars:"body,status,header,item"`
+	Refused Expression `yaml:"refused,omitempty" vars:"item"` // the back end's own words on why it refuses this one, or true; nothing or false if it doesn't
+	Full    Expression `yaml:"full,omitempty" vars:"item"`    // when it has no room for this one now, and refuses it for that: the attempt waits
 }
 
 // Step is a call before create.

@@ -72,6 +72,9 @@ func (d *Description) capabilities() map[string]string {
 	for _, c := range adapters.Capabilities {
 		all[c] = "yes"
 	}
+	if d.Create.Many == nil {
+		all["arrays"] = lacks + "each task is created by itself"
+	}
 	for c, why := range d.Lacks {
 		all[c] = lacks + why
 	}
@@ -79,7 +82,7 @@ func (d *Description) capabilities() map[string]string {
 }
 
 func (d *Description) calls() map[string]string {
-	all := map[string]string{}
+	all := map[string]string{"create": d.arrays()}
 	for name, c := range map[string]*Call{"stop": d.Stop, "kill": d.Kill, "suspend": d.Suspend, "resume": d.Resume, "delete": d.Delete} {
 		if c != nil {
 			all[name] = "yes"

@@ -334,6 +334,8 @@ func (c *compiler) check(d *Description) {
 	}
 	c.ends(d)
 	c.jobs(d)
+	c.links(d)
+	c.many(d)
 	c.amounts(d)
 	c.unused(d)
 }
@@ -371,6 +373,9 @@ func (c *compiler) features(d *Description) {
 		if _, lacks := d.Lacks[name]; lacks && slices.Contains(d.Features, string(feature)) {
 			c.add("$.lacks", "%q contradicts features, which names %s: take one of them away", name, feature)
 		}
+	}
+	if _, lacks := d.Lacks["arrays"]; lacks && d.Create.Many != nil {
+		c.add("$.lacks", "\"arrays\" contradicts create.many, which makes them: take one of them away")
 	}
 	for _, name := range sorted(d.Lacks) {
 		if !slices.Contains(adapters.Capabilities, name) {

@@ -31,9 +31,9 @@ func yamlNames(tag string) map[string]string {
 var pageTypes = []reflect.Type{
 	reflect.TypeFor[Description](), reflect.TypeFor[Setting](), reflect.TypeFor[Secret](), reflect.TypeFor[Login](), reflect.TypeFor[Limits](),
 	reflect.TypeFor[Call](), reflect.TypeFor[Request](), reflect.TypeFor[List](), reflect.TypeFor[Paging](), reflect.TypeFor[Pools](),
-	reflect.TypeFor[Pool](), reflect.TypeFor[More](), reflect.TypeFor[Let](), reflect.TypeFor[Create](), reflect.TypeFor[Step](),
+	reflect.TypeFor[Pool](), reflect.TypeFor[More](), reflect.TypeFor[Let](), reflect.TypeFor[Create](), reflect.TypeFor[Many](), reflect.TypeFor[Step](),
 	reflect.TypeFor[Find](), reflect.TypeFor[Watch](), reflect.TypeFor[Status](), reflect.TypeFor[State](), reflect.TypeFor[Log](),
-	reflect.TypeFor[Data](), reflect.TypeFor[Transfer](), reflect.TypeFor[Bridge](), reflect.TypeFor[Task](), reflect.TypeFor[Input](),
+	reflect.TypeFor[Data](), reflect.TypeFor[Transfer](), reflect.TypeFor[Bridge](), reflect.TypeFor[Task](), reflect.TypeFor[Input](), reflect.TypeFor[Array](),
 }
 
 // source is a file of this package.

@@ -18,9 +18,10 @@ type read struct{ path, ref string }
 
 // fields are those of variables that have the same ones in every description.
 var fields = map[string][]string{
-	"task": taskFields(),
-	"pool": {"id", "native"},
-	"data": {"inputs", "outputs", "in", "out", "prefix", "in_url", "out_url", "prefix_url", "pack", "streams"},
+	"task":  taskFields(),
+	"pool":  {"id", "native"},
+	"array": {"name", "count", "width", "each"},
+	"data":  {"inputs", "outputs", "in", "out", "prefix", "in_url", "out_url", "prefix_url", "pack", "streams"},
 }
 
 func taskFields() (names []string) {
@@ -34,10 +35,6 @@ func taskFields() (names []string) {
 // readsAny tells whether what stands below one of the places reads one of the
 // variables or fields; what reads all of a variable reads its fields.
 func (c *compiler) readsAny(places []string, refs ...string) bool {
-	below := func(whole, part string) bool {
-		rest, ok := strings.CutPrefix(part, whole)
-		return ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
-	}
 	return slices.ContainsFunc(c.reads, func(r read) bool {
 		return slices.ContainsFunc(places, func(p string) bool { return below(p, r.path) }) &&
 			slices.ContainsFunc(refs, func(ref string) bool { return below(ref, r.ref) || below(r.ref, ref) })
@@ -66,6 +63,19 @@ func (c *compiler) jobs(d *Description) {
 		at := fmt.Sprintf("$.logs[%d]", i)
 		if l.Request.Path.given || l.Request.Operation != "" {
 			c.means(at+".request", []string{at + ".request"})
+		}
+	}
+}
+
+// links checks that what speaks of a script's place has one.
+func (c *compiler) links(d *Description) {
+	if d.Data != nil && d.Data.Store == "s3" && d.Data.Scheme == "https" {
+		return
+	}
+	for _, r := range c.reads {
+		if r.ref == "task.script_url" {
+			c.add(r.path, "task.script_url is in a data store s3 whose scheme is https, and section data says of none")
+			return
 		}
 	}
 }

@@ -45,8 +45,23 @@ type Task struct {
 	// and whose fault that is.
 	Script string `json:"script"`
 
+	// ScriptURL is where Script can be got, for providers whose text is short or the
+	// same for many: what is got there is run by a POSIX shell. It needs a data store
+	// s3 whose scheme is https.
+	ScriptURL string `json:"script_url"`
+
+	Array Array `json:"array"` // by which call its job was made; see Many
+
 	Let  map[string]any `json:"let"`  // what Let named
 	Step map[string]any `json:"step"` // what the steps before create gave
+}
+
+// Array is a task's place among those whose jobs were made by one call. That of a task
+// which was created by itself is the only one of its name.
+type Array struct {
+	Name  string `json:"name"`  // of the array; task.name where there is none
+	Index int    `json:"index"` // from 0
+	Count int    `json:"count"` // 1 where there is none
 }
 
 // Input is one of a task's inputs.

@@ -6,7 +6,8 @@
 // As in the real thing: tokens expire, services are found in the token's catalogue,
 // lists go on by marker and links, quotas refuse what is over them, flavors show
 // their extra specs from microversion 2.61 on, networks must be named from 2.37
-// on, the console keeps its end only, user data runs once in a server's life, and a server
+// on, one call makes as many servers as the quota allows up to a count, named by their place,
+// which cloud-init's query tells, the console keeps its end only, user data runs once in a server's life, and a server
 // whose script has ended is ACTIVE until somebody powers it off, from inside or
 // by a call. The guest's kernel kills the process that holds most when memory runs out.
 //

@@ -8,7 +8,9 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -394,4 +396,53 @@ func TestPagesAndFaults(t *testing.T) {
 	}
 	u.cloud.Forget("lost")
 	u.do("GET", "/servers/"+list[0].(map[string]any)["id"].(string), nil, 404)
+}
+
+// One call makes as many servers as the quota allows, up to its count, each with its
+// place in its name and in its metadata.
+func TestManyServers(t *testing.T) {
+	u := begin(t, Options{Cores: 5, GPUs: 1})
+	many := func(name string, counts map[string]any) map[string]any {
+		in := order(name, "cloud-init query ds.meta_data.launch_index; cloud-init query x || poweroff")
+		for k, v := range counts {
+			in["server"].(map[string]any)[k] = v
+		}
+		return in
+	}
+	names := func(pattern string) (all []string) {
+		for _, s := range u.do("GET", "/servers/detail?name="+url.QueryEscape(pattern), nil, 200)["servers"].([]any) {
+			all = append(all, s.(map[string]any)["name"].(string))
+		}
+		slices.Sort(all)
+		return all
+	}
+	for _, bad := range []map[string]any{{"min_count": 0}, {"max_count": -1}, {"min_count": 3, "max_count": 2}} {
+		u.do("POST", "/servers", many("bad", bad), 400)
+	}
+	first := u.do("POST", "/servers", many("a", map[string]any{"max_count": 3}), 202)["server"].(map[string]any)["id"].(string)
+	if s := u.wait(first, shutoff); s["name"] != "a-1" || !strings.Contains(u.console(first, nil), "final stage\n0\n") {
+		t.Errorf("%v: %s", s, u.console(first, nil))
+	}
+	if got := names("^a(-[0-9]+)?$"); !slices.Equal(got, []string{"a-1", "a-2", "a-3"}) {
+		t.Errorf("%v", got)
+	}
+	u.do("POST", "/servers", many("b", map[string]any{"min_count": 3}), 403)
+	u.do("POST", "/servers", many("b", map[string]any{"min_count": 1, "max_count": 9}), 202)
+	if got := names("^b"); !slices.Equal(got, []string{"b-1", "b-2"}) {
+		t.Errorf("of nine there is room for %v", got)
+	}
+	u.do("DELETE", "/servers/"+first, nil, 204)
+	u.do("POST", "/servers", many("c", map[string]any{"max_count": 9}), 202)
+	if got := names("^[ac]"); !slices.Equal(got, []string{"a-2", "a-3", "c"}) {
+		t.Errorf("one of nine is called as it was said: %v", got)
+	}
+}
+
+// A call for more servers than there are hosts for makes none that run.
+func TestNoHostForAll(t *testing.T) {
+	u := begin(t, Options{GPUs: 1})
+	in := order("gpu", "true")
+	in["server"].(map[string]any)["flavorRef"], in["server"].(map[string]any)["max_count"] = "3", 2
+	id := u.do("POST", "/servers", in, 202)["server"].(map[string]any)["id"].(string)
+	u.wait(id, failed)
 }

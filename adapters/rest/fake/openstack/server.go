@@ -40,6 +40,7 @@ type server struct {
 	image    string
 	flavor   Flavor
 	metadata map[string]string
+	launch   int // its place among those that were made by one call
 	script   []byte
 	made     time.Time
 	dir      string
@@ -65,6 +66,8 @@ func (c *Cloud) createServer(r *http.Request) (int, any, error) {
 			UserData  string `json:"user_data"`
 			Metadata  map[string]string
 			Networks  any
+			MinCount  *int `json:"min_count"`
+			MaxCount  *int `json:"max_count"`
 		}
 	}
 	bad := func(format string, args ...any) (int, any, error) {
@@ -100,6 +103,21 @@ func (c *Cloud) createServer(r *http.Request) (int, any, error) {
 		}
 	}
 	f := c.o.Flavors[at]
+	least, most := 1, 1
+	switch { // what is not said follows from the other
+	case v.MinCount != nil && v.MaxCount != nil:
+		least, most = *v.MinCount, *v.MaxCount
+	case v.MinCount != nil:
+		least, most = *v.MinCount, *v.MinCount
+	case v.MaxCount != nil:
+		most = *v.MaxCount
+	}
+	if least < 1 || most < 1 {
+		return bad("Invalid input for field/attribute min_count. Value: %d. It must be 1 or more.", min(least, most))
+	}
+	if least > most {
+		return bad("min_count must be <= max_count")
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	instances, cores, ram, gpus := c.use()
@@ -110,30 +128,41 @@ func (c *Cloud) createServer(r *http.Request) (int, any, error) {
 		if c.filled {
 			q.used = q.most
 		}
-		if q.used+q.asks > q.most || len(c.order) >= maxServers || c.closed {
-			return 0, nil, fail(http.StatusForbidden, fmt.Sprintf("Quota exceeded for %s: Requested %d, but already used %d of %d %s", q.name, q.asks, q.used, q.most, q.name))
+		fit := (q.most - q.used) / max(q.asks, 1)
+		if fit < least || len(c.order)+least > maxServers || c.closed {
+			return 0, nil, fail(http.StatusForbidden, fmt.Sprintf("Quota exceeded for %s: Requested %d, but already used %d of %d %s", q.name, least*q.asks, q.used, q.most, q.name))
 		}
+		most = min(most, fit, maxServers-len(c.order)) // as many as the quota allows
 	}
 	now := time.Now()
-	s := &server{
-		id: newID(), name: v.Name, image: v.ImageRef, flavor: f, metadata: v.Metadata, script: script, made: now, changed: now,
-		status: build, task: "spawning", off: make(chan struct{}), gone: make(chan struct{}),
-	}
-	s.dir = filepath.Join(c.o.Dir, s.id)
-	if gpus+f.GPUs > c.o.GPUs {
-		s.status, s.task, s.fault = failed, "", "No valid host was found. There are not enough hosts available."
-	}
-	c.servers[s.id] = s
-	c.order = append(c.order, s)
-	if s.status == build {
-		c.running.Add(1)
-		go c.boot(s)
-	} else {
-		close(s.gone)
+	var first *server
+	for i := range most {
+		s := &server{
+			id: newID(), name: v.Name, image: v.ImageRef, flavor: f, metadata: v.Metadata, script: script, made: now, changed: now, launch: i,
+			status: build, task: "spawning", off: make(chan struct{}), gone: make(chan struct{}),
+		}
+		if most > 1 {
+			s.name = fmt.Sprintf("%s-%d", v.Name, i+1)
+		}
+		s.dir = filepath.Join(c.o.Dir, s.id)
+		if gpus+most*f.GPUs > c.o.GPUs { // there are hosts for all of a call, or for none
+			s.status, s.task, s.fault = failed, "", "No valid host was found. There are not enough hosts available."
+		}
+		c.servers[s.id] = s
+		c.order = append(c.order, s)
+		if s.status == build {
+			c.running.Add(1)
+			go c.boot(s)
+		} else {
+			close(s.gone)
+		}
+		if first == nil {
+			first = s
+		}
 	}
 	return http.StatusAccepted, map[string]any{"server": map[string]any{
-		"id": s.id, "adminPass": newID()[:12], "OS-DCF:diskConfig": "MANUAL", "security_groups": []any{map[string]string{"name": "default"}},
-		"links": []any{map[string]string{"rel": "self", "href": base(r) + "/compute/v2.1/servers/" + s.id}},
+		"id": first.id, "adminPass": newID()[:12], "OS-DCF:diskConfig": "MANUAL", "security_groups": []any{map[string]string{"name": "default"}},
+		"links": []any{map[string]string{"rel": "self", "href": base(r) + "/compute/v2.1/servers/" + first.id}},
 	}}, nil
 }
 
@@ -188,6 +217,14 @@ const power = `#!/bin/sh
 kill -9 0
 `
 
+// query answers cloud-init's command of this name.
+const query = `#!/bin/sh
+case "$*" in
+"query ds.meta_data.launch_index") echo %d ;;
+*) echo "ERROR: instance-data '$2' has no such key" >&2; exit 1 ;;
+esac
+`
+
 // start runs the user data if it is a script, as cloud-init does at the first boot.
 func (s *server) start(began func()) (*machine.Process, error) {
 	bin, root := filepath.Join(s.dir, "bin"), filepath.Join(s.dir, "root")
@@ -204,6 +241,10 @@ func (s *server) start(began func()) (*machine.Process, error) {
 	// dmesg -n is how a guest keeps its kernel's messages from the console.
 	quiet := filepath.Join(s.dir, "quiet")
 	if err := os.WriteFile(filepath.Join(bin, "dmesg"), fmt.Appendf(nil, "#!/bin/sh\n[ \"$1\" != -n ] || : >'%s'\n", quiet), 0o755); err != nil {
+		return nil, err
+	}
+	// cloud-init tells what the metadata service has: here, the place among the servers of one call.
+	if err := os.WriteFile(filepath.Join(bin, "cloud-init"), fmt.Appendf(nil, query, s.launch), 0o755); err != nil {
 		return nil, err
 	}
 	console := s.console()
