@@ -48,6 +48,7 @@ func newArrays(r *Runner) *arrays {
 type seat struct {
 	counted  bool // the queue knows the attempt
 	again    bool // it had been let in, and is to be again
+	single   bool // by itself
 	g        *group
 	admitted chan *group // told of its group; capacity 1
 
@@ -71,10 +72,11 @@ type group struct {
 
 // outcome is what became of one attempt of a group.
 type outcome struct {
-	id    string
-	alone bool  // nothing was made, and it is to be tried alone
-	again bool  // nothing was made, and it is to be tried with others
-	err   error // why there is no id
+	id     string
+	alone  bool  // nothing was made, and there is nobody to make it with
+	again  bool  // nothing was made, and it is to be let in again
+	single bool  // … by itself
+	err    error // why there is no id
 }
 
 // enter waits until the attempt is let in, among those of its trade that may run at once.
@@ -83,10 +85,14 @@ func (s *arrays) enter(ctx context.Context, a *attempt) error {
 		return nil
 	}
 	a.seat.admitted = make(chan *group, 1)
+	kind := alike(a.Task)
+	if a.seat.single = a.seat.single || a.n.Alone; a.seat.single {
+		kind = a.key
+	}
 	if a.seat.again {
-		s.queue.Again(a, &a.Task, alike(a.Task))
+		s.queue.Again(a, &a.Task, kind)
 	} else {
-		s.queue.Add(a, &a.Task, alike(a.Task))
+		s.queue.Add(a, &a.Task, kind)
 	}
 	a.seat.counted, a.seat.again = true, false
 	select {
@@ -166,6 +172,12 @@ func (s *arrays) assemble(members []*attempt, width int) {
 	g.make(s.r.ctx, ready)
 }
 
+// bySelf is for who can't be made with others. It is let in again: where the back end
+// keeps to a width, there may be more of its trade than that by now.
+func bySelf(why string) outcome {
+	return outcome{again: true, single: true, err: &waits{word: "queued", reason: why + ": it is created by itself"}}
+}
+
 // leave is for who doesn't come.
 func (g *group) leave(a *attempt) {
 	g.mu.Lock()
@@ -195,7 +207,7 @@ func (g *group) join(ctx context.Context, a *attempt) outcome {
 	g.mu.Lock()
 	if !g.expected[a] || g.closed {
 		g.mu.Unlock()
-		return outcome{alone: true}
+		return bySelf("the others of its call were made without it")
 	}
 	delete(g.expected, a)
 	g.ready[a] = told
@@ -283,7 +295,7 @@ func (g *group) make(ctx context.Context, ready []*attempt) {
 		case err != nil:
 			s.r.log.Warn("can't say what many jobs are: each is created by itself", "trade", ready[0].Trade, "err", err)
 			for _, a := range ready {
-				g.tell(a, outcome{alone: true})
+				g.tell(a, bySelf("what it is can't be said together with others"))
 			}
 			return
 		}
@@ -390,7 +402,7 @@ func (s *arrays) create(ctx context.Context, c *manyCall) []outcome {
 		return every(outcome{again: true, err: err})
 	case isUnsent(err):
 		s.r.log.Warn("a call for many jobs was refused: each is created by itself", "trade", c.keys[0].Trade, "tasks", len(all), "err", err)
-		return every(outcome{alone: true})
+		return every(bySelf("its back end does not take it with others: " + err.Error()))
 	}
 	why := &waits{word: "unknown", reason: "its back end took it, and did not say under which name: it is looked for"}
 	if err != nil {

@@ -25,7 +25,7 @@ func (m *maker) next(ctx context.Context) error {
 	if n.Stage == made || n.Stage == over {
 		return nil
 	}
-	if n.Stage == fresh && !n.Alone {
+	if n.Stage == fresh {
 		if err := a.r.arrays.enter(ctx, a); err != nil {
 			return err
 		}
@@ -158,6 +158,10 @@ func (m *maker) look(ctx context.Context) (again bool, err error) {
 	}
 	m.looks = 0
 	n.Stage, n.Doubt, n.Alone = fresh, true, n.Array != nil // the first call may still be acted on
+	if n.Alone && a.seat.counted {
+		a.seat.g, a.seat.again = nil, true
+		return false, bySelf("it was not made with the others of its call").err
+	}
 	return true, m.prepare(ctx)
 }
 
@@ -207,15 +211,16 @@ func (m *maker) together(ctx context.Context) (alone bool, err error) {
 	o := a.seat.g.join(ctx, a)
 	switch {
 	case o.alone:
-		n.Stage, n.Array = fresh, nil
 		return true, nil
 	case o.id != "":
 		n.ID, n.Stage = o.id, made
 		return false, a.r.notes.save(n)
 	case o.again:
 		asked := n.Stage != fresh
-		n.Stage, n.Array = fresh, nil
-		a.seat.g, a.seat.again = nil, true
+		if n.Stage = fresh; !n.Alone {
+			n.Array = nil
+		}
+		a.seat.g, a.seat.again, a.seat.single = nil, true, a.seat.single || o.single
 		if asked {
 			err = a.r.notes.save(n)
 		}

@@ -231,7 +231,8 @@ type Create struct {
 // What the call has made is told by its answer: an id for each task, or items,
 // which say by name or index whose they are. Or it is told by list, which is also asked
 // when the answer was lost. What neither tells of is looked for by find, and then
-// created by itself; so is every task when the back end refuses the whole call.
+// created by itself; so is every task when the back end refuses the whole call. What
+// create's full and exists say of an answer holds for that of this call, too.
 type Many struct {
 	Most  int      `yaml:"most"` // tasks of one call: 2 to 1000
 	Each  Template `yaml:"each"` // what the request says of one task, such as its name and task.command

@@ -285,6 +285,7 @@ func (b *described) of(a *Attempt) Vars {
 		"image": r.Image, "env": env, "network": r.Network, "port": int64(r.Port), "cpu": float64(res.CpuMilli) / 1000, "cpu_milli": res.CpuMilli,
 		"memory": res.MemoryBytes, "disk": res.DiskBytes, "gpu": res.Gpus, "seconds": (r.LimitMs + 999) / 1000, "inputs": inputs,
 		"outputs": texts(r.Outputs), "output_cap": r.OutputCapBytes, "script": asText(a.Note["script"]), "let": note("let"), "step": note("step"),
+		"array": map[string]any{"name": b.name(a), "index": int64(0), "count": int64(1)},
 	}
 	return b.http().vars.with(Vars{"task": task, "pool": map[string]any{"id": r.Pool, "native": plain(a.Note["pool"])}, "data": note("data"), "id": a.ID, "job": plain(a.Note["job"])})
 }
