@@ -146,7 +146,7 @@ func TestRefusals(t *testing.T) {
 			o.From = []byte(strings.Replace(small, "id: $.id", `id: string(timestamp(body.t))`, 1))
 		}, "create.id: in \"string(timestamp(body.t))\": the function timestamp can't be written"},
 		{func(o *Options) {
-			o.From = []byte(strings.Replace(small, "${task.command}", "${task.script_url}", 1) + "data: {store: s3, scheme: https, endpoint: \"https://x\", bucket: b, access_key: key, secret_key: key}\n")
+			o.From = []byte(strings.Replace(small, "${task.command}", "${task.script_url}", 1) + "data: {store: s3, scheme: https, endpoint: \"https://x\", bucket: b, access_key: token, secret_key: token}\n")
 		}, "projects bring no scripts to the store"},
 	} {
 		o := Options{Name: "jobs", Language: "go", Dir: filepath.Join(t.TempDir(), "x"), From: []byte(small), FromFile: "small.yaml"}

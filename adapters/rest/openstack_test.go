@@ -160,6 +160,9 @@ func TestManyServers(t *testing.T) {
 		"more than there is room for": {tasks: 20, width: 20, most: 20}, // of the large ones there are 16
 	} {
 		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) {
+			if do.most > 1 {
+				minutes(t)
+			}
 			t.Parallel()
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
