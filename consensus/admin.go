@@ -91,6 +91,7 @@ func (c *Cell) onLeader(ctx context.Context, method string, req adminRequest, ou
 		case c.cfg.Self:
 			n, err = c.administer(ctx, c.cfg.Self, method, req)
 		default:
+			c.rest.rouse()
 			err = c.ask(ctx, leader, changed, protoAdmin, method, req.body(method), &n)
 		}
 		if err == nil {
@@ -138,6 +139,17 @@ func (c *Cell) answerAdmin(from pcm.PeerID, method string, body []byte, reply fu
 	case "remember":
 		reply(nil, c.reminded(from, body))
 		return
+	case "rest":
+		var o restOrder
+		err := pcm.Unmarshal(body, &o)
+		if err == nil {
+			err = c.rest.ordered(from, o)
+		}
+		reply(nil, err)
+		return
+	case "leads":
+		reply(nil, c.leadsIn(body))
+		return
 	case "health":
 		if !c.proposer.ready.Load() {
 			reply(nil, errNotLeader)
@@ -172,13 +184,16 @@ func (c *Cell) administer(ctx context.Context, from pcm.PeerID, method string, r
 		return 0, errNotLeader
 	}
 	votes := slices.Contains(c.voters(), from)
+	if method != "sync" {
+		c.rest.touch()
+	}
 	var f raft.Future
 	switch method {
 	case "sync":
 		// What was acknowledged to anybody is applied here; that nobody else
 		// leads meanwhile is what the voters confirm.
 		index := c.Applied()
-		if err := wait(ctx, c.raft.VerifyLeader()); err != nil {
+		if err := c.confirm(ctx); err != nil {
 			return 0, retryCause(err)
 		}
 		return index, nil

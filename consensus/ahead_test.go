@@ -146,7 +146,7 @@ func entries(term uint64, from, to uint64) *raft.AppendEntriesRequest {
 func TestPipelineAhead(t *testing.T) {
 	begin := func(t *testing.T) (*steadyPipeline, *manual) {
 		m := &manual{answers: make(chan raft.AppendFuture)}
-		p := newSteadyPipeline(m)
+		p := newSteadyPipeline(m, nil)
 		t.Cleanup(func() { p.Close() })
 		p.AppendEntries(entries(2, 5, 4), nil) // none: up to 4 all is there
 		m.answer(0, true)

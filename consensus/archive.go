@@ -24,10 +24,10 @@ import (
 // there); "d/" and the document's key; "m/state" for the archiveState. A document's value begins with the
 // Raft index (8 bytes, big-endian) of the entry that wrote it.
 type archive struct {
-	db   *badger.DB
-	dir  string
-	log  *slog.Logger
-	fail func(error) // called once when the store can't be written any more
+	store *store
+	dir   string
+	log   *slog.Logger
+	fail  func(error) // called once when the store can't be written any more
 
 	queue    chan *archiveOp
 	reserved atomic.Uint64 // ops that were promised, in the order of Apply
@@ -37,7 +37,7 @@ type archive struct {
 	done     chan struct{} // closed when the writer has ended
 
 	mu      sync.Mutex
-	state   archiveState  // as written
+	state   archiveState  // as written, but for Applied: entries without records and documents are written with the next that has some
 	written chan struct{} // closed and replaced after each write
 	broken  error
 }
@@ -104,7 +104,7 @@ func recordKey(n uint64) []byte {
 
 func documentKey(key string) []byte { return append([]byte("d/"), key...) }
 
-func openArchive(dir string, log *slog.Logger, fail func(error)) (a *archive, err error) {
+func openArchive(dir string, idle time.Duration, log *slog.Logger, fail func(error)) (a *archive, err error) {
 	damaged := func(cause any) error {
 		return pcm.Errorf(pcm.Internal, "the history in %s can't be opened (%v): %s", dir, cause, historyAdvice)
 	}
@@ -144,15 +144,15 @@ func openArchive(dir string, log *slog.Logger, fail func(error)) (a *archive, er
 		WithNumGoroutines(1).
 		WithNumVersionsToKeep(1).
 		WithChecksumVerificationMode(options.OnBlockRead)
-	db, err := badger.Open(opt)
+	store, err := openStore(opt, idle, fail)
 	if err != nil {
 		return nil, damaged(err)
 	}
 	a = &archive{
-		db: db, dir: dir, log: log, fail: fail,
+		store: store, dir: dir, log: log, fail: fail,
 		queue: make(chan *archiveOp, archiveQueue), hurry: make(chan struct{}, 1), closing: make(chan struct{}), done: make(chan struct{}), written: make(chan struct{}),
 	}
-	err = db.View(func(txn *badger.Txn) error {
+	err = store.view(func(txn *badger.Txn) error {
 		item, err := txn.Get(keyState)
 		if errors.Is(err, badger.ErrKeyNotFound) {
 			return nil
@@ -163,7 +163,7 @@ func openArchive(dir string, log *slog.Logger, fail func(error)) (a *archive, er
 		return item.Value(func(v []byte) error { return pcm.Unmarshal(v, &a.state) })
 	})
 	if err != nil {
-		db.Close()
+		store.close()
 		return nil, damaged(err)
 	}
 	go a.run()
@@ -192,13 +192,7 @@ func (a *archive) close() error {
 	close(a.closing)
 	close(a.queue)
 	<-a.done
-	if !hasRoom(a.dir) {
-		return noRoom(a.dir) // to close Badger is to write; as after a crash, it is mended when it is opened
-	}
-	if err := a.db.Close(); err != nil {
-		return pcm.Errorf(pcm.Internal, "can't close %s: %w", a.dir, err)
-	}
-	return nil
+	return a.store.close()
 }
 
 func (a *archive) run() {
@@ -299,29 +293,16 @@ func (a *archive) write(batch []*archiveOp) error {
 		g := *state.Gap
 		state.Gap = &g
 	}
-	wb := a.db.NewWriteBatch()
-	defer wb.Cancel()
 	changed, sync := false, false
 	for _, op := range batch {
 		sync = sync || op.sync
-		if op.index == 0 && op.open == nil && op.pulled == nil && op.tiled == nil {
-			continue
-		}
-		changed = true
-		if err := a.writeOp(wb, &state, op); err != nil {
-			return err
+		changed = changed || op.sync || op.writes()
+		if !op.writes() { // don't open the store for the passing of time
+			state.Applied = max(state.Applied, op.index)
 		}
 	}
 	if changed {
-		if err := wb.Set(keyState, pcm.MustMarshal(state)); err != nil {
-			return err
-		}
-		if err := wb.Flush(); err != nil {
-			return err
-		}
-	}
-	if sync {
-		if err := a.db.Sync(); err != nil {
+		if err := a.store.use(func(db *badger.DB) error { return a.writeBatch(db, &state, batch, sync) }); err != nil {
 			return err
 		}
 	}
@@ -331,7 +312,35 @@ func (a *archive) write(batch []*archiveOp) error {
 	return nil
 }
 
-func (a *archive) writeOp(wb *badger.WriteBatch, state *archiveState, op *archiveOp) error {
+// writes tells whether an op changes anything but how far the archive is.
+func (op *archiveOp) writes() bool {
+	return len(op.records) > 0 || len(op.docs) > 0 || op.open != nil || op.pulled != nil || op.tiled != nil
+}
+
+func (a *archive) writeBatch(db *badger.DB, state *archiveState, batch []*archiveOp, sync bool) error {
+	wb := db.NewWriteBatch()
+	defer wb.Cancel()
+	for _, op := range batch {
+		if !op.writes() {
+			continue
+		}
+		if err := a.writeOp(db, wb, state, op); err != nil {
+			return err
+		}
+	}
+	if err := wb.Set(keyState, pcm.MustMarshal(*state)); err != nil {
+		return err
+	}
+	if err := wb.Flush(); err != nil {
+		return err
+	}
+	if sync {
+		return db.Sync()
+	}
+	return nil
+}
+
+func (a *archive) writeOp(db *badger.DB, wb *badger.WriteBatch, state *archiveState, op *archiveOp) error {
 	switch {
 	case op.tiled != nil:
 		return a.writeTiles(wb, state, op.tiled)
@@ -359,7 +368,7 @@ func (a *archive) writeOp(wb *badger.WriteBatch, state *archiveState, op *archiv
 			}
 		}
 		for _, d := range op.pages {
-			have, err := a.documentIndex(d.Key)
+			have, err := documentIndex(db, d.Key)
 			if err != nil {
 				return err
 			}
@@ -396,8 +405,8 @@ func documentValue(index uint64, value []byte) []byte {
 }
 
 // documentIndex is the Raft index of a stored document; 0 if there is none.
-func (a *archive) documentIndex(key string) (index uint64, err error) {
-	err = a.db.View(func(txn *badger.Txn) error {
+func documentIndex(db *badger.DB, key string) (index uint64, err error) {
+	err = db.View(func(txn *badger.Txn) error {
 		item, err := txn.Get(documentKey(key))
 		if errors.Is(err, badger.ErrKeyNotFound) {
 			return nil

@@ -14,7 +14,7 @@ import (
 // BenchmarkArchive writes the history of commands as cmd/bench proposes them: a
 // record of 470 bytes and a document of 380 bytes each, 64 to an entry.
 func BenchmarkArchive(b *testing.B) {
-	a, err := openArchive(b.TempDir(), slog.New(slog.DiscardHandler), func(err error) { b.Error(err) })
+	a, err := openArchive(b.TempDir(), storeIdle, slog.New(slog.DiscardHandler), func(err error) { b.Error(err) })
 	if err != nil {
 		b.Fatal(err)
 	}

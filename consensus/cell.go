@@ -95,6 +95,9 @@ type Config struct {
 	tune        func(*raft.Config)                // tests
 	silent      bool                              // tests: commits are not announced
 	store       func(raft.LogStore) raft.LogStore // tests: wraps the store of Raft's log
+	storeIdle   time.Duration                     // tests: see store
+	restAfter   time.Duration                     // tests: see rest
+	restBeat    time.Duration                     // tests: see rest
 }
 
 func (cfg *Config) complete() error {
@@ -159,6 +162,9 @@ func (cfg *Config) complete() error {
 	}
 	if cfg.digestEvery == 0 {
 		cfg.digestEvery = digestEvery
+	}
+	if cfg.storeIdle == 0 {
+		cfg.storeIdle = storeIdle
 	}
 	if cfg.memberEvery == 0 {
 		cfg.memberEvery = time.Second
@@ -226,6 +232,8 @@ type Cell struct {
 	watch     *leaderWatch
 	members   *members
 	memory    memory
+	rest      *rest
+	reloading sync.Mutex // held while Raft's settings are changed
 	cache     *logCache
 	ahead     *ahead
 	snaps     raft.SnapshotStore
@@ -233,6 +241,7 @@ type Cell struct {
 	history   *history
 
 	protocols []protocol.ID // whose handlers are set
+	unwatch   func()        // ends what watches connections
 
 	ctx    context.Context // ends when Close begins to stop things
 	cancel context.CancelFunc
@@ -267,7 +276,7 @@ func Open(cfg Config) (_ *Cell, err error) {
 	c := &Cell{cfg: cfg, log: cfg.Logger, failed: make(chan struct{}), clock: &logClock{}, committed: &logClock{}, ahead: newAhead()}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.hub, c.proposer, c.links, c.watch = newHub(c), newProposer(c), newLinks(cfg.Host, cfg.Cell, c.start), newLeaderWatch(c)
-	c.members, c.history, c.fsm = newMembers(c), newHistory(c), newFSM(c, cfg.Machine)
+	c.members, c.history, c.fsm, c.rest = newMembers(c), newHistory(c), newFSM(c, cfg.Machine), newRest(c)
 	defer func() {
 		if err != nil {
 			c.release()
@@ -280,7 +289,7 @@ func Open(cfg Config) (_ *Cell, err error) {
 	if err := checkIdentity(cfg.Dir, identity{1, cfg.Mesh, cfg.Cell, cfg.Self}); err != nil {
 		return nil, err
 	}
-	if c.archive, err = openArchive(filepath.Join(cfg.Dir, dirHistory), cfg.Logger, c.fail); err != nil {
+	if c.archive, err = openArchive(filepath.Join(cfg.Dir, dirHistory), cfg.storeIdle, cfg.Logger, c.fail); err != nil {
 		return nil, err
 	}
 	c.members.readHolds()
@@ -292,6 +301,7 @@ func Open(cfg Config) (_ *Cell, err error) {
 	c.serve(protoRecords, 4, c.isMember, c.answerRecords)
 	c.serve(protoQuery, 64, c.anybody, newQueries(c).answer)
 	c.handleStreams(protoEvents, c.anybody, c.hub.push)
+	c.unwatch = c.rest.watch()
 	for _, run := range []func(){c.watch.run, newSuccession(c).run, c.proposer.run, c.hub.follow, c.members.run, c.history.run, c.keepTiles, c.keepSnapshots} {
 		c.start(run)
 	}
@@ -355,7 +365,7 @@ func (c *Cell) startRaft(logPath string) (err error) {
 	trans := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: c.layer, MaxPool: maxPool, Timeout: 10 * rc.HeartbeatTimeout, Logger: rlog.hclog(),
 	})
-	voting, forward := c.memory.muted(steadyTransport{trans, c.ahead})
+	voting, forward := c.memory.muted(steadyTransport{trans, c})
 	if forward != nil {
 		c.start(func() { forward(c.ctx) })
 	}
@@ -373,6 +383,7 @@ func (c *Cell) startRaft(logPath string) (err error) {
 	}
 	c.ahead.know(c.raft.CommitIndex)
 	c.trans = trans
+	c.rest.begin()
 	c.layer.listen()
 	if v := c.voters(); len(v) == 1 && v[0] == c.cfg.Self {
 		// Nobody else can lead: don't wait for the silence of a leader.
@@ -380,6 +391,7 @@ func (c *Cell) startRaft(logPath string) (err error) {
 			if err := c.stand(); err != nil {
 				c.log.Debug("the lone voter waits for its election timeout", "cell", c.cfg.Cell, "error", err)
 			}
+			trans.CloseStreams() // half a MiB of buffers between this peer and itself
 		})
 	}
 	return nil
@@ -515,6 +527,9 @@ func (c *Cell) release() error {
 		c.cfg.Host.RemoveStreamHandler(p)
 	}
 	c.links.closeAll()
+	if c.unwatch != nil {
+		c.unwatch()
+	}
 	var errs []error
 	if c.raft != nil {
 		if err := c.stopRaft(); err != nil {
@@ -592,9 +607,17 @@ func (w *leaderWatch) current() (pcm.PeerID, <-chan struct{}) {
 // look takes in whom Raft holds to be the leader.
 func (w *leaderWatch) look() {
 	_, id := w.c.raft.LeaderWithID()
+	if w.saw(id) {
+		w.c.rest.end()
+	}
+}
+
+// saw takes in a leader; it tells whether it is another one.
+func (w *leaderWatch) saw(id raft.ServerID) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if pcm.PeerID(id) != w.leader {
+	other := pcm.PeerID(id) != w.leader
+	if other {
 		w.leader = pcm.PeerID(id)
 		close(w.changed)
 		w.changed = make(chan struct{})
@@ -604,13 +627,19 @@ func (w *leaderWatch) look() {
 			w.c.log.Info("the cell has no leader", "cell", w.c.cfg.Cell)
 		}
 	}
+	return other
 }
 
 func (w *leaderWatch) run() {
 	seen := make(chan raft.Observation, 64)
 	o := raft.NewObserver(seen, false, func(o *raft.Observation) bool {
-		_, ok := o.Data.(raft.LeaderObservation)
-		return ok
+		switch o.Data.(type) {
+		case raft.LeaderObservation:
+			return true
+		case raft.RequestVoteRequest, raft.RequestPreVoteRequest: // somebody misses the leader
+			w.c.rest.rouse()
+		}
+		return false
 	})
 	w.c.raft.RegisterObserver(o)
 	defer w.c.raft.DeregisterObserver(o)

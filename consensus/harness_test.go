@@ -139,6 +139,7 @@ type node struct {
 	t    testing.TB
 	key  pcm.Key
 	host host.Host
+	gate *gated // before it
 	dir  string
 	m    *tally
 	cfg  Config
@@ -191,7 +192,8 @@ func (b *book) prepare(t testing.TB, change func(*Config)) *node {
 // connect gives the node a host that knows all others.
 func (n *node) connect() {
 	n.host = newHost(n.t, n.key)
-	n.cfg.Host = n.host
+	n.gate = behindGate(n.host)
+	n.cfg.Host = n.gate
 	n.book.mu.Lock()
 	defer n.book.mu.Unlock()
 	n.book.nodes = slices.DeleteFunc(n.book.nodes, func(o *node) bool { return o == n })

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/dgraph-io/badger/v4"
 	"github.com/hashicorp/raft"
 
 	"github.com/jointcloud/pcm"
@@ -105,7 +106,7 @@ func TestIncompleteReplicaIsNoVoter(t *testing.T) {
 	a := found(t, b, snapshotOften)
 	fillAndSnapshot(t, a, 20)
 	// The founder's own history has lost a record: nobody can have it complete.
-	if err := a.archive.db.DropPrefix(recordKey(3)); err != nil {
+	if err := a.archive.store.use(func(db *badger.DB) error { return db.DropPrefix(recordKey(3)) }); err != nil {
 		t.Fatal(err)
 	}
 	var rest []*node

@@ -42,7 +42,7 @@ type hub struct {
 type subscription struct{ ch chan []pcm.Event }
 
 type pushStream struct {
-	frames chan eventFrame
+	frames chan *eventFrame
 	lost   chan struct{} // closed when frames overflowed
 	once   sync.Once
 }
@@ -128,7 +128,7 @@ func (h *hub) applied(index, led uint64, events []pcm.Event) {
 		}
 		f.Index, f.led = index, led
 		select {
-		case m.frames <- f:
+		case m.frames <- &f:
 		default:
 			m.once.Do(func() { close(m.lost) })
 		}
@@ -186,7 +186,7 @@ func (h *hub) arrived(f eventFrame) {
 // push serves one peer's stream of events. A peer outside the cell, as the driver
 // of a job that buys here, gets those that concern it like a member.
 func (h *hub) push(s network.Stream, to pcm.PeerID) {
-	m := &pushStream{frames: make(chan eventFrame, pushQueue), lost: make(chan struct{})}
+	m := &pushStream{frames: make(chan *eventFrame, pushQueue), lost: make(chan struct{})}
 	h.mu.Lock()
 	if old := h.members[to]; old != nil {
 		old.once.Do(func() { close(old.lost) })
@@ -226,7 +226,7 @@ func (h *hub) push(s network.Stream, to pcm.PeerID) {
 	for {
 		select {
 		case f := <-m.frames:
-			if !send(f) {
+			if !send(*f) {
 				return
 			}
 			if member = member || h.c.isMember(to); member && f.led > 0 && len(m.frames) == 0 {

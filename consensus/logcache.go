@@ -15,9 +15,10 @@ type logCache struct {
 	stored  func(error)                           // told how each write ended; nil: nobody is
 
 	mu    sync.RWMutex
-	ring  []*raft.Log // by index modulo its length
-	low   uint64      // no lower index is cached
-	high  uint64      // newest cached index; 0: nothing is cached
+	ring  []*raft.Log // by index modulo its length, which grows up to slots
+	slots int
+	low   uint64 // no lower index is cached
+	high  uint64 // newest cached index; 0: nothing is cached
 	bytes int
 	most  int
 
@@ -27,11 +28,12 @@ type logCache struct {
 // Bounds of the cache.
 const (
 	cacheEntries = 8192
+	cacheLeast   = 64 // of which so many are room from the beginning
 	cacheBytes   = 24 << 20
 )
 
 func newLogCache(store raft.LogStore, entries, bytes int) *logCache {
-	return &logCache{LogStore: store, ring: make([]*raft.Log, entries), most: bytes}
+	return &logCache{LogStore: store, ring: make([]*raft.Log, min(entries, cacheLeast)), slots: entries, most: bytes}
 }
 
 func (c *logCache) slot(index uint64) **raft.Log { return &c.ring[index%uint64(len(c.ring))] }
@@ -77,6 +79,9 @@ func (c *logCache) StoreLogs(logs []*raft.Log) error {
 			c.clear()
 			c.low = l.Index
 		}
+		if *c.slot(l.Index) != nil {
+			c.grow()
+		}
 		if s := c.slot(l.Index); *s != nil {
 			c.bytes -= sizeOfLog(*s)
 			c.low = (*s).Index + 1
@@ -93,6 +98,20 @@ func (c *logCache) StoreLogs(logs []*raft.Log) error {
 		}
 	}
 	return nil
+}
+
+// grow doubles the ring, unless it is as large as it may be. It needs the lock.
+func (c *logCache) grow() {
+	if len(c.ring) >= c.slots {
+		return
+	}
+	old := c.ring
+	c.ring = make([]*raft.Log, min(2*len(old), c.slots))
+	for _, l := range old {
+		if l != nil {
+			*c.slot(l.Index) = l
+		}
+	}
 }
 
 // IsMonotonic implements raft.MonotonicLogStore for the store below.

@@ -36,6 +36,7 @@ type Status struct {
 	Complete bool  // all records are here
 	LogTime  int64 // estimate, ms
 	Queued   int64 // commands that wait here, if this peer leads
+	Resting  bool  // there is no work: this peer waits patiently for its leader, or leads and beats seldom for all others
 	Members  []Member
 }
 
@@ -54,7 +55,7 @@ func (c *Cell) Status() Status {
 	s := Status{
 		Cell: c.cfg.Cell, Role: RoleNone, Leader: leader, Term: c.raft.CurrentTerm(), Index: c.raft.LastIndex(),
 		Commit: c.raft.CommitIndex(), Applied: c.Applied(), Records: state.Count, Complete: state.Gap == nil,
-		LogTime: c.LogTime(), Queued: c.proposer.queued.Load(),
+		LogTime: c.LogTime(), Queued: c.proposer.queued.Load(), Resting: c.rest.resting(),
 	}
 	for _, sv := range c.servers() {
 		m := Member{Peer: pcm.PeerID(sv.ID), Role: RoleReplica}
@@ -169,7 +170,7 @@ func (m *members) contact(id pcm.PeerID) (time.Time, uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if h := m.health[id]; h != nil {
-		return h.contact, h.applied
+		return later(h.contact, m.c.rest.heard(id)), h.applied
 	}
 	return time.Time{}, 0
 }
@@ -182,10 +183,10 @@ func (m *members) wake() {
 	}
 }
 
-// run makes rounds while this peer leads. A cell at rest is looked at five times
-// less often.
+// run makes rounds while this peer leads. A cell in which nothing is to be watched
+// closely is looked at five times less often, one without work (see rest) fifteen times.
 func (m *members) run() {
-	const calm = 5
+	const calm, resting = 5, 15
 	tick := time.NewTicker(m.c.cfg.memberEvery)
 	defer tick.Stop()
 	skip := 0
@@ -207,24 +208,38 @@ func (m *members) run() {
 			skip = 0
 			continue
 		}
-		if m.round() {
-			skip = calm - 1
-		} else {
-			skip = 0
-		}
+		skip = m.round(calm, resting) - 1
 		m.mu.Lock()
 		m.rounds++
 		m.mu.Unlock()
 	}
 }
 
-// round asks all others how they are, then mends the set of voters. It tells
-// whether nothing is to be watched closely.
-func (m *members) round() (calm bool) {
+// round asks all others how they are, then mends the set of voters. It tells after how
+// many ticks the next one is due: 1, calm or resting.
+func (m *members) round(calm, resting int) int {
 	servers := m.c.servers()
 	m.survey(servers)
 	m.remind()
-	return m.mend(servers)
+	switch {
+	case !m.mend(servers):
+		return 1
+	case m.c.rest.consider(m.caughtUp()):
+		return resting
+	}
+	return calm
+}
+
+// caughtUp are the peers that answered in the last survey and lack nothing.
+func (m *members) caughtUp() (list []pcm.PeerID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, h := range m.health {
+		if h.answers && !h.forgot && !h.caught.IsZero() {
+			list = append(list, id)
+		}
+	}
+	return list
 }
 
 // statusRequest is what a leader asks, and what the others are to know should

@@ -128,7 +128,7 @@ func (m *members) remind() {
 		}
 	}
 	m.mu.Unlock()
-	if len(whom) == 0 || m.c.raft.CommitIndex() < f.Index() || m.c.raft.VerifyLeader().Error() != nil {
+	if len(whom) == 0 || m.c.raft.CommitIndex() < f.Index() || m.c.confirm(m.c.ctx) != nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(m.c.ctx, changeTimeout)

@@ -4,8 +4,11 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/jointcloud/pcm"
 )
 
 // steadyTransport is Raft's transport with pipelines that can't hang and over which entries
@@ -14,9 +17,12 @@ import (
 // answers; if it is just sending then, and as many are under way as may be, it waits for room that
 // only taking answers would make: for ever, while its heartbeats go on. A leader
 // in which that has befallen a majority leads on and commits nothing.
+//
+// It also spares a cell at rest its messages (see rest), and takes a follower that
+// comes back at once ([steadyTransport.AppendEntries]).
 type steadyTransport struct {
 	*raft.NetworkTransport
-	ahead *ahead
+	c *Cell
 }
 
 // AppendEntriesPipeline implements raft.Transport.
@@ -25,8 +31,8 @@ func (t steadyTransport) AppendEntriesPipeline(id raft.ServerID, target raft.Ser
 	if err != nil {
 		return nil, err
 	}
-	p := newSteadyPipeline(inner)
-	t.ahead.add(p)
+	p := newSteadyPipeline(inner, func(last passed, req *raft.AppendEntriesRequest) bool { return t.c.rest.spare(id, last, req) })
+	t.c.ahead.add(p)
 	return p, nil
 }
 
@@ -55,19 +61,59 @@ func past(ask func() error) error {
 	return err
 }
 
-// steadyPipeline takes the answers that Raft doesn't want any more, and keeps
-// those to what was sent ahead of Raft until it asks for them.
+// Raft waits longer and longer with each append that fails, up to 10 s, and a follower
+// that came back would be left behind for as long. So a failure is not passed on, but
+// tried again, while the follower is to have what is sent. What waits for it stays in
+// memory; where that is more than the cache holds, Raft has it back.
+const (
+	appendRetryLeast = 50 * time.Millisecond
+	appendRetryMost  = 500 * time.Millisecond
+)
+
+// AppendEntries implements raft.Transport.
+func (t steadyTransport) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	send := func() error { return t.NetworkTransport.AppendEntries(id, target, req, resp) }
+	if req.PrevLogEntry == 0 && req.PrevLogTerm == 0 && len(req.Entries) == 0 && req.LeaderCommitIndex == 0 {
+		return t.c.rest.heartbeat(id, req, resp, send)
+	}
+	size := 0
+	for _, l := range req.Entries {
+		size += sizeOfLog(l)
+	}
+	for wait := appendRetryLeast; ; wait = min(2*wait, appendRetryMost) {
+		err := send()
+		if err == nil || size > cacheBytes || !t.mayRetry(id, req.Term) {
+			return err
+		}
+		select {
+		case <-time.After(wait):
+		case <-t.c.ctx.Done():
+			return err
+		}
+		*resp = raft.AppendEntriesResponse{}
+	}
+}
+
+// mayRetry tells whether this peer still leads in a term, and another is to have its log.
+func (t steadyTransport) mayRetry(id raft.ServerID, term uint64) bool {
+	return t.c.ctx.Err() == nil && t.c.rest.begun.Load() && t.c.raft.State() == raft.Leader && t.c.raft.CurrentTerm() == term && t.c.isMember(pcm.PeerID(id))
+}
+
+// steadyPipeline takes the answers that Raft doesn't want any more, keeps those to what
+// was sent ahead of Raft until it asks for them, and doesn't send what needs not be sent.
 type steadyPipeline struct {
 	raft.AppendPipeline
 	out   chan raft.AppendFuture
 	done  chan struct{}
 	once  sync.Once
-	over  func()                          // called when it is closed; nil: nothing
-	first chan *raft.AppendEntriesRequest // to be sent ahead of Raft
+	over  func()                                                 // called when it is closed; nil: nothing
+	first chan *raft.AppendEntriesRequest                        // to be sent ahead of Raft
+	spare func(told passed, req *raft.AppendEntriesRequest) bool // nil: all is sent
 
 	sending sync.Mutex                 // held by who sends
 	last    *raft.AppendEntriesRequest // of Raft
 	next    uint64                     // index behind the last entry that was sent
+	told    passed                     // by the last append without entries, if none with some was sent since
 	early   []*sent                    // ahead of Raft, which didn't ask for them yet, oldest first
 
 	mu     sync.Mutex // never held while something is sent
@@ -96,15 +142,18 @@ func (a answerTo) Request() *raft.AppendEntriesRequest { return a.asked }
 // maxAnswers bounds the answers that wait for Raft to take them.
 const maxAnswers = 8
 
-func newSteadyPipeline(inner raft.AppendPipeline) *steadyPipeline {
+func newSteadyPipeline(inner raft.AppendPipeline, spare func(told passed, req *raft.AppendEntriesRequest) bool) *steadyPipeline {
 	p := &steadyPipeline{
-		AppendPipeline: inner, out: make(chan raft.AppendFuture), done: make(chan struct{}),
+		AppendPipeline: inner, spare: spare, out: make(chan raft.AppendFuture), done: make(chan struct{}),
 		first: make(chan *raft.AppendEntriesRequest, 1), notify: make(chan struct{}, 1), known: map[*raft.AppendEntriesRequest]*sent{},
 	}
 	go p.pass()
 	go p.sendAhead()
 	return p
 }
+
+// passed is up to where an append told that there are entries, and that they are committed.
+type passed struct{ last, commit uint64 }
 
 // pass hands answers on, up to and with the first that is no success.
 func (p *steadyPipeline) pass() {
@@ -200,7 +249,7 @@ func (p *steadyPipeline) register(req, asked *raft.AppendEntriesRequest) *sent {
 }
 
 // pending is what AppendEntries returns where the answer is one to an earlier
-// request. Raft looks at answers where they are consumed, and never at this.
+// request, or none will come. Raft looks at answers where they are consumed, and never at this.
 type pending struct{ raft.AppendFuture }
 
 // AppendEntries implements raft.AppendPipeline. What of a request went ahead is not
@@ -213,8 +262,16 @@ func (p *steadyPipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *ra
 		if args != nil && len(p.early) == 0 {
 			p.next = args.PrevLogEntry + 1
 		}
+		if args != nil {
+			// What is not sent is as good as lost on the way.
+			if p.spare != nil && p.spare(p.told, args) {
+				return pending{}, nil
+			}
+			p.told = passed{args.PrevLogEntry, args.LeaderCommitIndex}
+		}
 		return p.AppendPipeline.AppendEntries(args, resp)
 	}
+	p.told = passed{}
 	from, to := args.Entries[0].Index, args.Entries[len(args.Entries)-1].Index
 	covered := 0 // of early
 	at := from   // index behind what is covered

@@ -39,22 +39,22 @@ func (f answered) Response() *raft.AppendEntriesResponse { return f.resp }
 func TestPipelineNeverHangs(t *testing.T) {
 	for name, last := range map[string]raft.AppendEntriesResponse{"refused": {}, "broken": {Term: 99, Success: true}} {
 		t.Run(name, func(t *testing.T) {
-			p := newSteadyPipeline(&onePipeline{make(chan raft.AppendFuture, 1)})
+			p := newSteadyPipeline(&onePipeline{make(chan raft.AppendFuture, 1)}, nil)
 			defer p.Close()
 			good := &raft.AppendEntriesResponse{Success: true}
 			for range 3 {
-				p.AppendEntries(nil, good)
+				p.AppendEntries(&raft.AppendEntriesRequest{}, good)
 				if f := <-p.Consumer(); f.Response() != good {
 					t.Fatal("another answer")
 				}
 			}
-			p.AppendEntries(nil, &last)
+			p.AppendEntries(&raft.AppendEntriesRequest{}, &last)
 			<-p.Consumer() // Raft stops here
 			sent := make(chan struct{})
 			go func() {
 				defer close(sent)
 				for range 100 {
-					p.AppendEntries(nil, good)
+					p.AppendEntries(&raft.AppendEntriesRequest{}, good)
 				}
 			}()
 			select {
@@ -68,8 +68,8 @@ func TestPipelineNeverHangs(t *testing.T) {
 
 // What waits when a pipeline is closed is let go.
 func TestPipelineCloses(t *testing.T) {
-	p := newSteadyPipeline(&onePipeline{make(chan raft.AppendFuture, 1)})
-	p.AppendEntries(nil, &raft.AppendEntriesResponse{Success: true})
+	p := newSteadyPipeline(&onePipeline{make(chan raft.AppendFuture, 1)}, nil)
+	p.AppendEntries(&raft.AppendEntriesRequest{}, &raft.AppendEntriesResponse{Success: true})
 	for range 2 {
 		if err := p.Close(); err != nil {
 			t.Fatal(err)

@@ -94,6 +94,7 @@ func (c *Cell) proposeTo(ctx context.Context, leader pcm.PeerID, changed <-chan 
 			return nil, ctx.Err()
 		}
 	}
+	c.rest.rouse()
 	var answer proposeAnswer
 	if err := c.ask(ctx, leader, changed, protoPropose, "propose", proposeRequest{cmds}, &answer); err != nil {
 		return nil, err
@@ -235,6 +236,7 @@ func (p *proposer) submit(cmds []pcm.Signed, done func([]pcm.CommandResult, erro
 		done(nil, errNotLeader)
 		return
 	}
+	p.c.rest.touch()
 	if n := p.queued.Add(int64(len(cmds))); n > int64(p.c.cfg.maxQueued) || p.queuedBytes.Load()+int64(size) > maxQueuedBytes {
 		p.queued.Add(-int64(len(cmds)))
 		done(nil, pcm.Errorf(pcm.Busy, "%d commands wait at the leader of %s: retry in a moment", n, pcm.Short(p.c.cfg.Cell)))

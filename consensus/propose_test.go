@@ -11,7 +11,9 @@ import (
 
 // gathering is a verifier's end of a proposer, with n commands in its intake.
 func gathering(ctx context.Context, n int) *proposer {
-	p := newProposer(&Cell{ctx: ctx, cfg: Config{maxQueued: maxQueued}})
+	c := &Cell{ctx: ctx, cfg: Config{maxQueued: maxQueued}}
+	c.rest = newRest(c)
+	p := newProposer(c)
 	p.leading.Store(true)
 	p.arrive(n)
 	return p

@@ -35,6 +35,7 @@ const methodWhere = "where"
 
 func (q *queries) answer(from pcm.PeerID, method string, body []byte, reply func([]byte, error)) {
 	if method == methodWhere {
+		q.c.rest.rouse() // who asks may have found that the leader is gone
 		leader, _ := q.c.watch.current()
 		_, stamp := q.c.clock.read()
 		reply(pcm.MustMarshal(whereAnswer{leader, q.c.raft.CurrentTerm(), stamp, q.c.voters()}), nil)

@@ -95,7 +95,7 @@ func (a *archive) records(from, to uint64, f func(n uint64, record []byte) error
 	if from >= to {
 		return nil
 	}
-	return a.db.View(func(txn *badger.Txn) error {
+	return a.store.view(func(txn *badger.Txn) error {
 		opt := badger.DefaultIteratorOptions
 		opt.PrefetchSize = int(min(to-from, 64))
 		opt.Prefix = []byte{'r'}
@@ -128,7 +128,7 @@ func (c *Cell) Document(key string) ([]byte, error) {
 		return nil, err
 	}
 	var out []byte
-	err := c.archive.db.View(func(txn *badger.Txn) error {
+	err := c.archive.store.view(func(txn *badger.Txn) error {
 		item, err := txn.Get(documentKey(key))
 		if err != nil {
 			return err
@@ -182,7 +182,7 @@ func (c *Cell) Documents(q DocumentQuery) (page []pcm.Document, next string, err
 // that is less, but always one.
 func (a *archive) documents(q DocumentQuery, maxBytes int) (page []storedDocument, more bool, err error) {
 	prefix := documentKey(q.Prefix)
-	err = a.db.View(func(txn *badger.Txn) error {
+	err = a.store.view(func(txn *badger.Txn) error {
 		opt := badger.DefaultIteratorOptions
 		opt.Reverse = q.Reverse
 		opt.PrefetchSize = min(q.Limit, 64)

@@ -276,7 +276,7 @@ func Rebuild(dir string, mesh pcm.MeshID, cell pcm.CellID, self pcm.PeerID, reas
 
 // rebuildHistory stores the history and checks it against the state.
 func rebuildHistory(dir string, r io.Reader, of RootOf, log *slog.Logger) (info SavedInfo, state []byte, err error) {
-	a, err := openArchive(dir, log, func(error) {})
+	a, err := openArchive(dir, storeIdle, log, func(error) {})
 	if err != nil {
 		return info, nil, err
 	}

@@ -82,11 +82,9 @@ func (c *Cell) keepSnapshots() {
 // snapshot has Raft take one, and cut the log behind it.
 func (c *Cell) snapshot() error {
 	if c.cfg.SnapshotEvery == 0 && c.cfg.tune == nil {
-		rc := c.raft.ReloadableConfig()
-		if rc.TrailingLogs = c.fsm.backlog.trailing(); rc.TrailingLogs != c.raft.ReloadableConfig().TrailingLogs {
-			if err := c.raft.ReloadConfig(rc); err != nil {
-				return err
-			}
+		n := c.fsm.backlog.trailing()
+		if err := c.reload(func(rc *raft.ReloadableConfig) { rc.TrailingLogs = n }); err != nil {
+			return err
 		}
 	}
 	if err := c.raft.Snapshot().Error(); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {

@@ -95,6 +95,7 @@ func (s *succession) succeed() {
 		}
 		return
 	}
+	s.c.rest.rouse() // Raft's timeouts must not be those of a peer at rest
 }
 
 // meet connects to the other voters, which need not have spoken to each other while there was a leader.

@@ -55,7 +55,7 @@ func (a *archive) tile(ctx context.Context, level int, n uint64, width int) ([]b
 		return nil, pcm.Errorf(pcm.Unavailable, "interrupted: %w", err)
 	}
 	var data []byte
-	err := a.db.View(func(txn *badger.Txn) error {
+	err := a.store.view(func(txn *badger.Txn) error {
 		item, err := txn.Get(tileKey(level, n))
 		if err == nil {
 			data, err = item.ValueCopy(nil)

@@ -215,7 +215,7 @@ func (m *members) mayRemove(id pcm.PeerID) error {
 			continue
 		}
 		v := standing{Peer: pcm.PeerID(s.ID), Leader: pcm.PeerID(s.ID) == m.c.cfg.Self, Answers: true}
-		if h := m.health[v.Peer]; h != nil && now.Sub(later(h.contact, h.since)) > answersWithin {
+		if h := m.health[v.Peer]; h != nil && now.Sub(later(later(h.contact, h.since), m.c.rest.heard(v.Peer))) > answersWithin {
 			v.Answers = false
 		}
 		voters = append(voters, v)
@@ -249,7 +249,7 @@ func (m *members) report() Health {
 			h.Role = RoleVoter
 		}
 		if k := m.health[s.Peer]; k != nil && !s.Leader {
-			h.SilentMS = now.Sub(later(k.contact, k.since)).Milliseconds()
+			h.SilentMS = now.Sub(later(later(k.contact, k.since), m.c.rest.heard(s.Peer))).Milliseconds()
 			h.Applied, h.Last, h.Complete = k.applied, k.last, k.complete
 			if !k.caught.IsZero() {
 				h.CaughtMS = max(1, now.Sub(k.caught).Milliseconds())

@@ -165,7 +165,7 @@ func TestLostFolderDoesNotVote(t *testing.T) {
 // mute is the transport of a peer without memory.
 func (n *node) mute(t *testing.T) *mute {
 	t.Helper()
-	trans, run := n.memory.muted(steadyTransport{n.trans, newAhead()})
+	trans, run := n.memory.muted(steadyTransport{n.trans, n.Cell})
 	m, ok := trans.(*mute)
 	if !ok || run == nil {
 		t.Fatal("the transport isn't muted")

@@ -1,0 +1,375 @@
+package consensus
+
+import (
+	"context"
+	"os"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+
+	"github.com/jointcloud/pcm"
+)
+
+// restless has cells of a test rest soon.
+func restless(c *Config) { c.restAfter, c.restBeat = 300*time.Millisecond, 400*time.Millisecond }
+
+// atRest waits until all followers are at rest, and the leader knows; it is returned.
+func atRest(t *testing.T, nodes ...*node) *node {
+	t.Helper()
+	var leader *node
+	await(t, "a cell at rest", func() bool {
+		leader = nil
+		for _, n := range nodes {
+			if n.proposer.ready.Load() {
+				leader = n
+			}
+		}
+		if leader == nil {
+			return false
+		}
+		for _, n := range nodes {
+			if !n.Status().Resting || n != leader && !leader.rest.rests(n.cfg.Self) {
+				return false
+			}
+		}
+		return true
+	})
+	return leader
+}
+
+func (r *rest) rests(id pcm.PeerID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.peers[raft.ServerID(id)]
+	return p != nil && p.rests && p.term == r.c.raft.CurrentTerm()
+}
+
+func others(nodes []*node, not ...*node) []*node {
+	return slices.DeleteFunc(slices.Clone(nodes), func(n *node) bool { return slices.Contains(not, n) })
+}
+
+func TestCellRestsAndWakes(t *testing.T) {
+	_, nodes := three(t, restless)
+	term := uint64(0)
+	for i := range 4 {
+		leader := atRest(t, nodes...)
+		if term == 0 {
+			term = leader.raft.CurrentTerm()
+		}
+		follower := others(nodes, leader)[i%2]
+		if hb := follower.raft.ReloadableConfig().HeartbeatTimeout; hb <= follower.rest.hasty {
+			t.Errorf("a follower at rest waits %s for its leader", hb)
+		}
+		by := follower
+		if i >= 2 {
+			by = leader
+		}
+		if i == 3 { // a read does not wake the cell
+			if err := by.Sync(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if !leader.rest.rests(follower.cfg.Self) {
+				t.Error("a read has woken the cell")
+			}
+		}
+		by.propose(t, by.cfg.Self)
+		if leader.rest.rests(follower.cfg.Self) {
+			t.Error("the leader still rests")
+		}
+		for _, n := range others(nodes, leader) {
+			n.await("haste", func() bool {
+				return !n.rest.patient.Load() && n.raft.ReloadableConfig().HeartbeatTimeout == n.rest.hasty
+			})
+		}
+		if got := leader.raft.CurrentTerm(); got != term {
+			t.Errorf("the term was %d and is %d: the cell has lost its leader", term, got)
+		}
+	}
+}
+
+// A cell at rest stays so though entries without commands are made, and sends little.
+func TestRestIsQuiet(t *testing.T) {
+	_, nodes := three(t, restless)
+	leader := atRest(t, nodes...)
+	follower := others(nodes, leader)[0]
+	beats := func() time.Time { return leader.rest.heard(follower.cfg.Self) }
+	first := beats()
+	leader.await("a heartbeat that is sent", func() bool { return beats().After(first) })
+	second := beats()
+	leader.await("the next one", func() bool { return beats().After(second) })
+	if d := beats().Sub(second); d < leader.rest.beat {
+		t.Errorf("heartbeats are sent every %s", d)
+	}
+	before := follower.Applied()
+	leader.View(func() { leader.m.due = 1 })
+	follower.await("the tick", func() bool { return follower.Applied() > before })
+	if !leader.rest.rests(follower.cfg.Self) || !follower.rest.patient.Load() {
+		t.Error("a tick has woken the cell")
+	}
+}
+
+// What dies at rest is missed in the usual time: by its connections, and where
+// these don't break, by the first who wants something.
+func TestLeaderDiesAtRest(t *testing.T) {
+	_, nodes := three(t, func(c *Config) {
+		restless(c)
+		c.restBeat = 10 * time.Minute // nobody would miss the leader by itself
+	})
+	leader := atRest(t, nodes...)
+	rest := others(nodes, leader)
+	leader.kill()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // a fifth of what their patience is
+	defer cancel()
+	_, s := rest[0].command(rest[1].cfg.Self)
+	if _, err := rest[0].Propose(ctx, s); err != nil {
+		t.Fatal(err)
+	}
+	led := leaderOf(t, rest...)
+	led.await("rest of those who are left", func() bool { return led.rest.rests(others(rest, led)[0].cfg.Self) })
+	if led.Status().Resting {
+		t.Error("a cell rests that misses a peer")
+	}
+}
+
+// gated is a host whose streams can be held up, both ways, as those of a peer that is
+// stopped, or cut off without a word.
+type gated struct {
+	host.Host
+	mu   sync.Mutex
+	open chan struct{} // closed while messages pass
+}
+
+func behindGate(h host.Host) *gated {
+	g := &gated{Host: h, open: make(chan struct{})}
+	close(g.open)
+	return g
+}
+
+func (g *gated) shut() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.open = make(chan struct{})
+}
+
+func (g *gated) lift() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	select {
+	case <-g.open:
+	default:
+		close(g.open)
+	}
+}
+
+func (g *gated) pass(until time.Time) error {
+	g.mu.Lock()
+	open := g.open
+	g.mu.Unlock()
+	var late <-chan time.Time
+	if !until.IsZero() {
+		late = time.After(time.Until(until))
+	}
+	select {
+	case <-open:
+		return nil
+	default:
+	}
+	select {
+	case <-open:
+		return nil
+	case <-late:
+		return os.ErrDeadlineExceeded
+	}
+}
+
+func (g *gated) NewStream(ctx context.Context, to peer.ID, pids ...protocol.ID) (network.Stream, error) {
+	until, ok := ctx.Deadline()
+	if !ok {
+		until = time.Now().Add(10 * time.Second)
+	}
+	if err := g.pass(until); err != nil {
+		return nil, err
+	}
+	s, err := g.Host.NewStream(ctx, to, pids...)
+	if err != nil {
+		return nil, err
+	}
+	return &gatedStream{Stream: s, g: g}, nil
+}
+
+func (g *gated) SetStreamHandler(pid protocol.ID, handle network.StreamHandler) {
+	g.Host.SetStreamHandler(pid, func(s network.Stream) { handle(&gatedStream{Stream: s, g: g}) })
+}
+
+type gatedStream struct {
+	network.Stream
+	g           *gated
+	mu          sync.Mutex
+	read, write time.Time
+}
+
+func (s *gatedStream) deadline(t *time.Time) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return *t
+}
+
+func (s *gatedStream) set(t time.Time, which ...*time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range which {
+		*w = t
+	}
+}
+
+func (s *gatedStream) Read(p []byte) (int, error) {
+	n, err := s.Stream.Read(p)
+	if e := s.g.pass(s.deadline(&s.read)); e != nil {
+		return 0, e
+	}
+	return n, err
+}
+
+func (s *gatedStream) Write(p []byte) (int, error) {
+	if err := s.g.pass(s.deadline(&s.write)); err != nil {
+		return 0, err
+	}
+	return s.Stream.Write(p)
+}
+
+func (s *gatedStream) SetDeadline(t time.Time) error {
+	s.set(t, &s.read, &s.write)
+	return s.Stream.SetDeadline(t)
+}
+
+func (s *gatedStream) SetReadDeadline(t time.Time) error {
+	s.set(t, &s.read)
+	return s.Stream.SetReadDeadline(t)
+}
+
+func (s *gatedStream) SetWriteDeadline(t time.Time) error {
+	s.set(t, &s.write)
+	return s.Stream.SetWriteDeadline(t)
+}
+
+// A leader that is stopped at rest is replaced as soon as somebody wants something,
+// and neither acknowledges nor confirms anything, though it believes for a while to lead.
+func TestLeaderStopsAtRest(t *testing.T) {
+	_, nodes := three(t, func(c *Config) {
+		restless(c)
+		c.restBeat = 10 * time.Minute
+	})
+	leader := atRest(t, nodes...)
+	rest := others(nodes, leader)
+	leader.gate.shut()
+	t.Cleanup(leader.gate.lift) // ahead of what closes the cell
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	_, s := rest[0].command(rest[1].cfg.Self)
+	if _, err := rest[0].Propose(ctx, s); err != nil {
+		t.Fatal(err)
+	}
+	leader.await("an answer that nobody gave", func() bool {
+		if leader.leads() == 0 {
+			t.Fatal("the old leader knows already: nothing is tested")
+		}
+		leader.rest.mu.Lock()
+		defer leader.rest.mu.Unlock()
+		for _, p := range leader.rest.peers {
+			if p.owing != nil {
+				return true
+			}
+		}
+		return false
+	})
+	short, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := leader.confirm(short); err == nil {
+		t.Error("the old leader was confirmed")
+	}
+	_, late := leader.command(leader.cfg.Self)
+	if _, err := leader.Propose(short, late); err == nil {
+		t.Error("the old leader has acknowledged a command")
+	}
+	leader.gate.lift()
+	leader.propose(t, leader.cfg.Self)
+	leader.await("the others' state", func() bool {
+		return leader.Applied() == rest[0].Applied() && leader.digest() == rest[0].digest()
+	})
+	atRest(t, nodes...)
+}
+
+// The set of voters changes at rest as ever.
+func TestMembersChangeAtRest(t *testing.T) {
+	b, nodes := three(t, restless)
+	leader := atRest(t, nodes...)
+	fourth := b.prepare(t, restless).open()
+	if err := others(nodes, leader)[0].AddReplica(t.Context(), fourth.cfg.Self); err != nil {
+		t.Fatal(err)
+	}
+	nodes = append(nodes, fourth)
+	leader = atRest(t, nodes...)
+	to := others(nodes, leader, fourth)[0]
+	if err := leader.TransferLeadership(t.Context(), to.cfg.Self); err != nil {
+		t.Fatal(err)
+	}
+	if leader = atRest(t, nodes...); leader != to {
+		t.Errorf("%s leads", leader.cfg.Self)
+	}
+	if err := leader.Remove(t.Context(), fourth.cfg.Self); err != nil {
+		t.Fatal(err)
+	}
+	atRest(t, nodes[:3]...)
+}
+
+// A peer that restarts within a resting cell is sent what it lacks and rests again; it
+// disturbs nobody.
+func TestPeerRestartsAtRest(t *testing.T) {
+	_, nodes := three(t, restless)
+	leader := atRest(t, nodes...)
+	term := leader.raft.CurrentTerm()
+	lost := others(nodes, leader)[0]
+	lost.kill()
+	leader.propose(t, leader.cfg.Self)
+	lost.connect()
+	lost.open()
+	lost.await("what it lacks", func() bool { return lost.Applied() == leader.Applied() })
+	atRest(t, nodes...)
+	if got := leader.raft.CurrentTerm(); got != term {
+		t.Errorf("the term was %d and is %d", term, got)
+	}
+}
+
+// What a peer is told to do by one that doesn't lead it, it doesn't.
+func TestRestIsTheLeadersToOrder(t *testing.T) {
+	_, nodes := three(t, func(c *Config) { c.restAfter = time.Hour })
+	leader := leaderOf(t, nodes...)
+	two := others(nodes, leader)
+	term := leader.raft.CurrentTerm()
+	for _, o := range []restOrder{{Term: term, Patience: 60_000}, {Term: term + 1, Patience: 60_000}} {
+		if err := two[0].rest.ordered(two[1].cfg.Self, o); err == nil {
+			t.Errorf("another follower may order %+v", o)
+		}
+	}
+	for _, o := range []restOrder{{Term: term - 1, Patience: 60_000}, {Term: term, Patience: 60_000, Index: 1 << 40}} {
+		if err := two[0].rest.ordered(leader.cfg.Self, o); err == nil {
+			t.Errorf("the leader may order %+v", o)
+		}
+	}
+	if err := two[0].rest.ordered(leader.cfg.Self, restOrder{Term: term, Patience: 1 << 60}); err != nil {
+		t.Fatal(err)
+	}
+	if hb := two[0].raft.ReloadableConfig().HeartbeatTimeout; hb != restMost {
+		t.Errorf("it waits for %s", hb)
+	}
+	if err := leader.rest.ordered(leader.cfg.Self, restOrder{Term: term, Patience: 60_000}); err == nil {
+		t.Error("the leader orders itself")
+	}
+}
