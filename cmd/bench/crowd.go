@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/jointcloud/pcm"
@@ -39,25 +41,33 @@ func (m *member) crowd(ctx context.Context, n int) error {
 	return nil
 }
 
-// touch proposes a command in each cell of the crowd and says how long it took.
-func (m *member) touch(ctx context.Context) (r report, err error) {
-	took := make([]time.Duration, 0, len(m.cells))
+// touch proposes a command in each cell of the crowd, in some of them at the same time, and
+// says how long it took.
+func (m *member) touch(ctx context.Context, width int) (r report, err error) {
+	slots := make(chan struct{}, width)
+	took, failed := make([]time.Duration, len(m.cells)), make([]error, len(m.cells))
+	var wg sync.WaitGroup
 	for i, c := range m.cells {
 		p := m.plan
 		p.Cell = pcm.CellID(fmt.Sprintf("%s%d", p.Cell, i))
-		begun := time.Now()
 		s, err := p.enrol(m.key, c.LogTime())
 		if err != nil {
 			return r, err
 		}
-		results, err := c.Propose(ctx, s)
-		if err != nil {
-			return r, err
-		}
-		if err := results[0].First(); err != nil {
-			return r, err
-		}
-		took = append(took, time.Since(begun))
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			begun := time.Now()
+			results, err := c.Propose(ctx, s)
+			if err == nil {
+				err = results[0].First()
+			}
+			took[i], failed[i] = time.Since(begun), err
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(failed...); err != nil {
+		return r, err
 	}
 	r.Acknowledged = len(took)
 	r.P50MS = float64(quantile(took, 0.5).Microseconds()) / 1000
@@ -82,7 +92,7 @@ func (b *bench) crowd(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := sleep(ctx, 20*time.Second); err != nil { // replicas become voters
+	if err := t.rested(ctx, b.crowded); err != nil {
 		return err
 	}
 	for _, p := range t.members {
@@ -109,17 +119,46 @@ func (b *bench) crowd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	for _, p := range t.members {
+		if _, err := p.order(order{Do: "profiled"}); err != nil {
+			return err
+		}
+	}
 	n := float64(b.crowded)
 	figure("CPU of a cell, its three voters together", fmt.Sprintf("%.3f %% of a core", float64(after.minus(before).cpu)/float64(b.idle)*100/n), "target < 0.1 %")
 	figure("memory of a voter", mib(int64(float64(after.rss-empty.rss)/n/3)), "target < 1 MiB")
 	figure("traffic of a cell: what streams carry", fmt.Sprintf("%.0f bytes/s", float64(bytes-sent)/b.idle.Seconds()/n), "target < 500 bytes/s")
-	t.members[0].kill()
-	a, err := t.members[1].order(order{Do: "touch"})
+	a, err := t.members[1].order(order{Do: "touch", N: 1})
 	if err != nil {
 		return err
 	}
-	figure("first command after the death of the leader: median", fmt.Sprintf("%.0f ms", a.Report.P50MS), fmt.Sprintf("p99 %.0f ms", a.Report.P99MS))
+	figure("first command in a cell at rest, one after the other: median", fmt.Sprintf("%.0f ms", a.Report.P50MS), fmt.Sprintf("p99 %.0f ms", a.Report.P99MS))
+	if err := t.rested(ctx, b.crowded); err != nil {
+		return err
+	}
+	t.members[0].kill()
+	if a, err = t.members[1].order(order{Do: "touch", N: b.crowded}); err != nil {
+		return err
+	}
+	figure("first command after the leaders' death at rest, all at once: median", fmt.Sprintf("%.0f ms", a.Report.P50MS), fmt.Sprintf("p99 %.0f ms", a.Report.P99MS))
 	return nil
+}
+
+// rested waits until all cells of a crowd are at rest, and their histories closed.
+func (t *troop) rested(ctx context.Context, cells int) error {
+	if err := sleep(ctx, 20*time.Second); err != nil { // replicas become voters; what was busy is no more
+		return err
+	}
+	for _, p := range t.members {
+		err := until(ctx, 3*time.Minute, time.Second, "all cells are at rest", func() (bool, error) {
+			a, err := p.order(order{Do: "resting"})
+			return a.Report.Acknowledged == cells, err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return sleep(ctx, 20*time.Second)
 }
 
 // usage is what all members use together.

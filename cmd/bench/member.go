@@ -327,8 +327,15 @@ func (m *member) serve(o order) (a answer, err error) {
 		return a, m.flooding.err
 	case "crowd":
 		return a, m.crowd(ctx, o.N)
+	case "resting":
+		for _, c := range m.cells {
+			if c.Status().Resting {
+				a.Report.Acknowledged++
+			}
+		}
+		return a, nil
 	case "touch":
-		a.Report, err = m.touch(ctx)
+		a.Report, err = m.touch(ctx, o.N)
 		return a, err
 	case "enrol":
 		return a, m.enrol(ctx)
@@ -356,6 +363,18 @@ func (m *member) serve(o order) (a answer, err error) {
 			return a, err
 		}
 		return a, pprof.StartCPUProfile(f)
+	case "profiled": // what is on the heap by now is written beside
+		if m.plan.Profile == "" {
+			return a, nil
+		}
+		pprof.StopCPUProfile()
+		f, err := os.Create(m.plan.Profile + m.name + ".heap.prof")
+		if err != nil {
+			return a, err
+		}
+		defer f.Close()
+		runtime.GC()
+		return a, pprof.WriteHeapProfile(f)
 	}
 	return a, fmt.Errorf("order %q is not known", o.Do)
 }
