@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -367,12 +368,12 @@ func (a *archive) writeOp(db *badger.DB, wb *badger.WriteBatch, state *archiveSt
 				return err
 			}
 		}
+		have, err := documentIndexes(db, op.pages)
+		if err != nil {
+			return err
+		}
 		for _, d := range op.pages {
-			have, err := documentIndex(db, d.Key)
-			if err != nil {
-				return err
-			}
-			if have >= d.Index {
+			if have[d.Key] >= d.Index {
 				continue
 			}
 			if err := wb.Set(documentKey(d.Key), documentValue(d.Index, d.Value)); err != nil {
@@ -404,24 +405,44 @@ func documentValue(index uint64, value []byte) []byte {
 	return append(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(value)), index), value...)
 }
 
-// documentIndex is the Raft index of a stored document; 0 if there is none.
-func documentIndex(db *badger.DB, key string) (index uint64, err error) {
-	err = db.View(func(txn *badger.Txn) error {
-		item, err := txn.Get(documentKey(key))
-		if errors.Is(err, badger.ErrKeyNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return item.Value(func(v []byte) error {
-			if len(v) >= 8 {
-				index = binary.BigEndian.Uint64(v)
+// documentIndexes are the Raft indexes of those of some documents that are stored, by key. They are in
+// the order of their keys, as what is stored is: one walk beside the other finds them, where a
+// look for each would read tables at random.
+func documentIndexes(db *badger.DB, page []storedDocument) (map[string]uint64, error) {
+	have := make(map[string]uint64, len(page))
+	err := db.View(func(txn *badger.Txn) error {
+		opt := badger.DefaultIteratorOptions
+		opt.PrefetchValues = false
+		opt.Prefix = documentKey("")
+		it := txn.NewIterator(opt)
+		defer it.Close()
+		for i, d := range page {
+			key := documentKey(d.Key)
+			if i > 0 && bytes.Compare(it.Item().Key(), key) < 0 {
+				it.Next() // most of the time it is the next one
 			}
-			return nil
-		})
+			if i == 0 || it.Valid() && bytes.Compare(it.Item().Key(), key) < 0 {
+				it.Seek(key)
+			}
+			if !it.Valid() {
+				break
+			}
+			if !bytes.Equal(it.Item().Key(), key) {
+				continue
+			}
+			err := it.Item().Value(func(v []byte) error {
+				if len(v) >= 8 {
+					have[d.Key] = binary.BigEndian.Uint64(v)
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
 	})
-	return index, err
+	return have, err
 }
 
 // current is the state as written.

@@ -3,6 +3,7 @@ package consensus
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -537,5 +538,38 @@ func TestSecondSnapshotKeepsWhatWasPulled(t *testing.T) {
 	want := gap{From: 600, Next: 650, To: 900, Root: [32]byte{2}, Index: 2_000}
 	if got := *a.current().Gap; got != want {
 		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
+// What is stored of a page of documents is found beside others, missing ones and later ones.
+func TestDocumentIndexes(t *testing.T) {
+	n := found(t, &book{}, nil)
+	a := n.archive
+	for i, key := range []string{"job/a", "job/b1", "job/b2", "job/b3", "job/c", "job/e"} {
+		if err := a.do(&archiveOp{index: uint64(100 + i), docs: []pcm.Document{{Key: key, Value: []byte(key)}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		keys []string
+		want map[string]uint64
+	}{
+		{[]string{"job/a", "job/b0", "job/c", "job/d", "job/e", "job/f", "job/g"}, map[string]uint64{"job/a": 100, "job/c": 104, "job/e": 105}},
+		{[]string{"a", "job/a", "job/b1", "job/b2"}, map[string]uint64{"job/a": 100, "job/b1": 101, "job/b2": 102}},
+		{[]string{"z"}, map[string]uint64{}},
+		{nil, map[string]uint64{}},
+	} {
+		var page []storedDocument
+		for _, k := range c.keys {
+			page = append(page, storedDocument{Key: k})
+		}
+		var got map[string]uint64
+		err := a.store.use(func(db *badger.DB) (err error) {
+			got, err = documentIndexes(db, page)
+			return err
+		})
+		if err != nil || !maps.Equal(got, c.want) {
+			t.Errorf("%v: %v, want %v; %v", c.keys, got, c.want, err)
+		}
 	}
 }
