@@ -84,6 +84,7 @@ type Op struct {
 	Upgrade *Upgrade `json:"upgrade,omitempty" cbor:"26,keyasint,omitempty"`
 
 	Recovered *Recovered `json:"recovered,omitempty" cbor:"27,keyasint,omitempty"`
+	Base      *Base      `json:"base,omitempty" cbor:"28,keyasint,omitempty"`
 }
 
 // Kind names the operation, e.g. "award"; "" if none or more than one is set.
@@ -102,7 +103,7 @@ func (o Op) Kind() string {
 		{"note_key", o.NoteKey != nil}, {"scale", o.Scale != nil},
 		{"void", o.Void != nil}, {"clear", o.Clear != nil},
 		{"net", o.Net != nil}, {"resolve", o.Resolve != nil}, {"set", o.Set != nil}, {"upgrade", o.Upgrade != nil},
-		{"recovered", o.Recovered != nil},
+		{"recovered", o.Recovered != nil}, {"base", o.Base != nil},
 	} {
 		if k.set {
 			kind, n = k.name, n+1

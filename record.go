@@ -57,6 +57,7 @@ type Fact struct {
 	Closed  *Closed  `json:"closed,omitempty" cbor:"3,keyasint,omitempty"`
 	Overdue *Overdue `json:"overdue,omitempty" cbor:"4,keyasint,omitempty"`
 	Cleared *Cleared `json:"cleared,omitempty" cbor:"6,keyasint,omitempty"`
+	Based   *Based   `json:"based,omitempty" cbor:"7,keyasint,omitempty"`
 }
 
 // Lost says that a seller was silent for lease and margin, or let the end of
@@ -147,7 +148,8 @@ type Effects struct {
 	First     uint64          // number of the first of Records
 	Documents []Document      // finished jobs and trades, out of the hot state
 	Events    []Event
-	Halt      error // not nil: this release can't follow the entry; the replica stops before it
+	Base      *BaseState // that a record tells of; an entry has one at most
+	Halt      error      // not nil: this release can't follow the entry; the replica stops before it
 }
 
 // Document is a value under a key, e.g. "job/job-x7k2…".

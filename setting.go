@@ -18,7 +18,7 @@ const (
 
 // Settings say what each setting may be, for people, in the order of their names.
 var Settings = []struct{ Key, Default, Form string }{
-	{SettingKeep, "all", "all, or a number of days like 90d (agreed on, but nothing is removed yet)"},
+	{SettingKeep, "all", "all, or how long records are kept: days like 90d, or less than one day, like 12h, 30m or 20s"},
 	{SettingMaxMembers, "0", "0 (no bound) to 10000"},
 	{SettingMaxVoters, "3", "1, 3 or 5"},
 	{SettingOpen, "yes", "yes or no"},
@@ -40,8 +40,15 @@ func DefaultSetting(key string) string {
 	return ""
 }
 
+// keepBefore is the form of [SettingKeep] at levels of the rules before the third.
+const keepBefore = "all, or a number of days like 90d (agreed on, but nothing is removed yet)"
+
 // CheckSetting checks that a value is one that the setting can have, in its one form.
-func CheckSetting(key, value string) error {
+func CheckSetting(key, value string) error { return CheckSettingAt(LedgerLevel, key, value) }
+
+// CheckSettingAt is [CheckSetting] by the rules of a level, in its words: what a cell
+// refuses is part of its state.
+func CheckSettingAt(level int, key, value string) error {
 	form := ""
 	names := make([]string, 0, len(Settings))
 	for _, s := range Settings {
@@ -61,6 +68,9 @@ func CheckSetting(key, value string) error {
 		ok = value == "yes" || value == "no"
 	case SettingKeep:
 		_, ok = KeepFor(value)
+		if level < 3 {
+			form, ok = keepBefore, ok && (value == "all" || strings.HasSuffix(value, "d"))
+		}
 	default:
 		hint := ""
 		if near := Nearest(key, names); near != "" {
@@ -88,12 +98,21 @@ func KeepFor(value string) (time.Duration, bool) {
 	if value == "all" {
 		return 0, true
 	}
-	days, found := strings.CutSuffix(value, "d")
-	n, err := strconv.Atoi(days)
-	if !found || err != nil || n < 1 || n > maxKeepDays || strconv.Itoa(n) != days {
-		return 0, false
+	for _, u := range []struct {
+		name string
+		each time.Duration
+		most int
+	}{
+		{"d", 24 * time.Hour, maxKeepDays}, {"h", time.Hour, 23}, {"m", time.Minute, 59}, {"s", time.Second, 59},
+	} {
+		count, found := strings.CutSuffix(value, u.name)
+		if !found {
+			continue
+		}
+		n, err := strconv.Atoi(count)
+		return time.Duration(n) * u.each, err == nil && n >= 1 && n <= u.most && strconv.Itoa(n) == count
 	}
-	return time.Duration(n) * 24 * time.Hour, true
+	return 0, false
 }
 
 // Set is one account's word for a setting of the cell to have a value. It takes
@@ -111,7 +130,7 @@ type Set struct {
 //
 //	1: the first
 //	2: netting, resolution, settings, trade across cells, recovery of the cell
-//	3: what was bought in other cells stays on record; resolutions that end; a quota of nettings
+//	3: what was bought in other cells stays on record; resolutions that end; a quota of nettings; bases
 const LedgerLevel = 3
 
 // Upgrade raises the level of the cell's rules. It is proposed when all its
@@ -123,7 +142,7 @@ type Upgrade struct {
 // Level is the first level at which the operation may be proposed.
 func (o Op) Level() int {
 	switch {
-	case o.Resolve != nil && o.Resolve.Timed:
+	case o.Base != nil, o.Resolve != nil && o.Resolve.Timed:
 		return 3
 	case o.Net != nil, o.Resolve != nil, o.Set != nil, o.Recovered != nil, o.Void != nil, o.Clear != nil:
 		return 2

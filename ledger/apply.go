@@ -15,6 +15,7 @@ type remembered struct {
 	NotAfter int64             `cbor:"1,keyasint"`
 	Peer     pcm.PeerID        `cbor:"2,keyasint"`
 	Result   pcm.CommandResult `cbor:"3,keyasint"`
+	Recorded bool              `cbor:"4,keyasint,omitempty"` // from level 3 on: it made a record
 }
 
 // Bounds of the memory for command IDs.
@@ -168,7 +169,7 @@ func (a *applying) command(c pcm.Signed, decoded *pcm.Command) pcm.CommandResult
 		worth = worth || w
 	}
 	a.by = nil
-	a.remember(cmd, result)
+	a.remember(cmd, result, worth && a.Level() >= baseLevel)
 	if worth {
 		a.record(pcm.Record{Command: &c, Done: done})
 	}
@@ -257,6 +258,8 @@ func (a *applying) op(peer pcm.PeerID, op *pcm.Op) (pcm.OpResult, bool) {
 		worth, err = a.upgrade(op.Upgrade)
 	case op.Recovered != nil:
 		err = a.recovered(op.Recovered)
+	case op.Base != nil:
+		err = a.makeBase(op.Base)
 	}
 	if err != nil {
 		return pcm.OpResult{Err: pcm.AsError(err)}, false
@@ -269,13 +272,13 @@ func (a *applying) op(peer pcm.PeerID, op *pcm.Op) (pcm.OpResult, bool) {
 }
 
 // remember keeps the command's ID and answer until it is no longer valid.
-func (a *applying) remember(cmd pcm.Command, result pcm.CommandResult) {
+func (a *applying) remember(cmd pcm.Command, result pcm.CommandResult, recorded bool) {
 	m := a.members[cmd.Peer]
 	if m == nil {
 		return // its enrolment was refused: nothing took effect
 	}
 	m.Seen++
-	a.seen[cmd.ID] = remembered{cmd.NotAfter, cmd.Peer, result}
+	a.seen[cmd.ID] = remembered{cmd.NotAfter, cmd.Peer, result, recorded}
 	b := bucketOf(cmd.NotAfter)
 	a.buckets[b] = append(a.buckets[b], cmd.ID)
 }

@@ -25,10 +25,12 @@ func (r *random) upgrade(t *rapid.T) {
 }
 
 func (r *random) set(t *rapid.T) {
-	s := &pcm.Set{Key: []string{pcm.SettingOpen, pcm.SettingMaxVoters, "max_voter"}[min(2, r.n(t, "key", 12)/5)]}
-	switch values := [][]string{{"yes", "no"}, {"1", "3", "5", "7"}}; s.Key {
+	s := &pcm.Set{Key: []string{pcm.SettingOpen, pcm.SettingMaxVoters, pcm.SettingKeep, "max_voter"}[min(3, r.n(t, "key", 16)/5)]}
+	switch values := [][]string{{"yes", "no"}, {"1", "3", "5", "7"}, {"all", "20s", "1m", "60s"}}; s.Key {
 	case pcm.SettingOpen:
 		s.Value = values[0][r.n(t, "value", 2)]
+	case pcm.SettingKeep:
+		s.Value = values[2][r.n(t, "value", 4)]
 	default:
 		s.Value = values[1][r.n(t, "value", 4)]
 	}
@@ -37,6 +39,34 @@ func (r *random) set(t *rapid.T) {
 		s.Version++
 	}
 	r.run(t, r.anyone(t), pcm.Op{Set: s})
+}
+
+// base makes one, mostly as it should be, in a cell that doesn't keep everything.
+func (r *random) base(t *rapid.T) {
+	if len(r.model.settings) == 0 || r.model.setting(pcm.SettingKeep).now() == "all" {
+		a := r.actors[0]
+		for _, b := range r.actors { // have the voters agree
+			if m := r.model.members[b.peer]; m != nil && m.note {
+				a = b
+				s := &pcm.Set{Key: pcm.SettingKeep, Value: "20s", Version: uint64(len(r.model.setting(pcm.SettingKeep).values) - 1)}
+				r.run(t, b, pcm.Op{Set: s})
+			}
+		}
+		if r.model.setting(pcm.SettingKeep).now() == "all" && !r.rarely(t, "all the same", 4) {
+			return
+		}
+		r.run(t, a, pcm.Op{Base: &pcm.Base{}})
+		return
+	}
+	op := &pcm.Base{Last: r.state.Base().Size}
+	if r.rarely(t, "on another one", 8) {
+		op.Last++
+	}
+	ops := []pcm.Op{{Base: op}}
+	if r.rarely(t, "not the first", 8) {
+		ops = append([]pcm.Op{{Renew: &pcm.Renew{Incarnation: 4}}}, ops...)
+	}
+	r.run(t, r.anyone(t), ops...)
 }
 
 // net nets two accounts that owe something, mostly no more than that.

@@ -20,6 +20,9 @@ func (s *State) Check() error {
 		step int
 		task int
 	}
+	if s.base != nil && s.base.Size >= s.records {
+		return broken("there is a base of %d records, and there are %d", s.base.Size, s.records)
+	}
 	reserved := map[PoolKey]use{}
 	held := map[BalanceKey]pcm.Micro{}
 	live := map[taskKey]pcm.TradeID{}

@@ -115,3 +115,24 @@ func (m *model) resolve(op *pcm.Resolve) bool {
 	m.paid = append(m.paid, mPaid{m.key(t.Terms), r.Amount})
 	return true
 }
+
+// mBase is a base by the book.
+type mBase struct {
+	size uint64
+	at   int64
+}
+
+// base judges a base: a voter's, first in its command, in time, of a cell that
+// doesn't keep everything.
+func (m *model) base(me *mMember, op *pcm.Base) bool {
+	keep, _ := pcm.KeepFor(m.setting(pcm.SettingKeep).now())
+	last := mBase{at: -1 << 60}
+	if n := len(m.bases); n > 0 {
+		last = m.bases[n-1]
+	}
+	if !me.note || keep == 0 || m.nth > 0 || op.Last != last.size || 4*(m.now-last.at) < keep.Milliseconds() {
+		return false
+	}
+	m.bases = append(m.bases, mBase{m.record, m.now})
+	return true
+}

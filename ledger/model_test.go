@@ -28,6 +28,7 @@ type model struct {
 
 	netted   []pcm.NettingID
 	settings map[string]*mSetting
+	bases    []mBase
 }
 
 type mMember struct {
@@ -389,6 +390,8 @@ func (m *model) op(by pcm.PeerID, op pcm.Op) verdict {
 		return yes(true)
 	case op.Upgrade != nil:
 		return yes(me.note)
+	case op.Base != nil:
+		return yes(m.base(me, op.Base))
 	case op.Set != nil:
 		return yes(m.set(me, op.Set))
 	case op.Net != nil:

@@ -54,6 +54,7 @@ func TestRandom(t *testing.T) {
 			"notekey":  r.notekey,
 			"upgrade":  r.upgrade,
 			"set":      r.set,
+			"base":     r.base,
 			"net":      r.net,
 			"resolve":  r.resolve,
 			"time":     r.time,
@@ -83,7 +84,7 @@ func TestRandom(t *testing.T) {
 func unseen(seen map[string]int) (missing []string) {
 	for _, kind := range []string{
 		"enroll", "capacity", "renew", "submit", "drive", "place", "award", "reject", "start", "meter", "finish",
-		"accept", "abandon", "settle", "dispute", "stop", "cancel", "scale", "burn", "upgrade", "set", "net", "resolve",
+		"accept", "abandon", "settle", "dispute", "stop", "cancel", "scale", "burn", "upgrade", "set", "base", "net", "resolve",
 	} {
 		if seen[kind+" true"] == 0 {
 			missing = append(missing, kind+" that was taken")

@@ -69,7 +69,7 @@ func (s *State) Deciders() []pcm.AccountID {
 
 // set takes an account's vote on a setting.
 func (a *applying) set(op *pcm.Set) (bool, error) {
-	if err := pcm.CheckSetting(op.Key, op.Value); err != nil {
+	if err := pcm.CheckSettingAt(a.Level(), op.Key, op.Value); err != nil {
 		return false, err
 	}
 	deciders := a.Deciders()

@@ -35,6 +35,7 @@ type snapshot struct {
 	Settings []*Setting                        `cbor:"18,keyasint,omitempty"`
 	Level    int                               `cbor:"19,keyasint,omitempty"`
 	Netters  []pair[pcm.NettingID, parties]    `cbor:"20,keyasint,omitempty"`
+	Base     *Base                             `cbor:"21,keyasint,omitempty"`
 }
 
 type pair[K, V any] struct {
@@ -53,8 +54,10 @@ func pairs[K comparable, V any](m map[K]V, compare func(a, b K) int) []pair[K, V
 func compareIDs(a, b pcm.CommandID) int { return bytes.Compare(a[:], b[:]) }
 
 // Snapshot encodes the state. Equal states have equal snapshots.
-func (s *State) Snapshot() ([]byte, error) {
-	return pcm.Marshal(snapshot{
+func (s *State) Snapshot() ([]byte, error) { return pcm.Marshal(s.encoded()) }
+
+func (s *State) encoded() snapshot {
+	return snapshot{
 		Version: snapshotVersion, Genesis: s.genesis, Stamp: s.stamp, Records: s.records,
 		Frontier: s.tree.Hashes(), Due: s.due, Granted: s.granted,
 		Members: s.Members(), Pools: pairs(s.pools, PoolKey.compare),
@@ -65,8 +68,8 @@ func (s *State) Snapshot() ([]byte, error) {
 		Voids:    pairs(s.voids, cmp.Compare[pcm.TradeID]),
 		Nettings: pairs(s.nettings, cmp.Compare[pcm.NettingID]), NetFloor: s.netFloor,
 		Netters:  pairs(s.netters, cmp.Compare[pcm.NettingID]),
-		Settings: byKey(s.settings, cmp.Compare[string]), Level: s.level,
-	})
+		Settings: byKey(s.settings, cmp.Compare[string]), Level: s.level, Base: s.base,
+	}
 }
 
 // Digest is a hash over the whole state.
@@ -99,7 +102,7 @@ func (s *State) Restore(data []byte) error {
 		return pcm.Errorf(pcm.Invalid, "%s is at level %d of the ledger's rules, this release speaks %d: update this peer", pcm.Short(in.Genesis.Cell), in.Level, s.spoken())
 	}
 	n := New(in.Genesis)
-	n.speaks, n.level, n.netFloor = s.speaks, in.Level, in.NetFloor
+	n.speaks, n.level, n.netFloor, n.base = s.speaks, in.Level, in.NetFloor, in.Base
 	n.stamp, n.records, n.tree, n.due, n.granted = in.Stamp, in.Records, tree, in.Due, in.Granted
 	for _, m := range in.Members {
 		n.members[m.Peer] = m

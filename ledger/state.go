@@ -51,8 +51,9 @@ type State struct {
 	netters  map[pcm.NettingID]parties // of those applied since level 3
 	netFloor int64                     // nettings up to this NotAfter may have been forgotten
 	settings map[string]*Setting
-	level    int // of the rules; 0: 1
-	speaks   int // tests: level of an older release; 0: that of this one
+	base     *Base // the last one; nil: none
+	level    int   // of the rules; 0: 1
+	speaks   int   // tests: level of an older release; 0: that of this one
 }
 
 var treeFactory = &compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}

@@ -457,6 +457,8 @@ func (s *story) ops(l line) []pcm.Op {
 	case "set":
 		key := l.str("key", "")
 		return []pcm.Op{{Set: &pcm.Set{Key: key, Value: l.str("to", ""), Version: uint64(l.num("version", int(s.state.Setting(key).Version)))}}}
+	case "base":
+		return []pcm.Op{{Base: &pcm.Base{Last: uint64(l.num("on", int(s.state.Base().Size)))}}}
 	case "net":
 		return []pcm.Op{s.net(l)}
 	case "resolve":
@@ -625,6 +627,10 @@ func (s *story) show(l line) string {
 		}
 	case "level":
 		fmt.Fprintf(&b, "%d\n", s.state.Level())
+	case "bases":
+		for _, x := range s.bases {
+			fmt.Fprintf(&b, "of %d records\n", x.Size)
+		}
 	default:
 		l.t.Fatalf("%s: can't show %s", l.Pos, l.CmdArgs[0].Key)
 	}

@@ -36,7 +36,12 @@ const verifyBatch = 512
 // the one that a peer holds. It stops at the first bad record. Slices that records
 // yields are kept for a while: an iterator must not write to them again.
 func Verify(g Genesis, records iter.Seq2[[]byte, error]) (Verdict, *State) {
-	s := New(g)
+	return New(g).Verify(records)
+}
+
+// Verify is [Verify] of the records that follow on a state of [OpenBase], which it
+// changes: the first is the one that tells of that base.
+func (s *State) Verify(records iter.Seq2[[]byte, error]) (Verdict, *State) {
 	var v Verdict
 	bad := func(n uint64, format string, args ...any) (Verdict, *State) {
 		v.Bad, v.Problem = &n, fmt.Sprintf(format, args...)
