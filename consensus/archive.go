@@ -22,7 +22,7 @@ import (
 // entry durable, and what the archive lost in a crash is applied again from there.
 //
 // Keys: "r" and the record's number (8 bytes, big-endian); "t" for tiles (see
-// there); "d/" and the document's key; "m/state" for the archiveState. A document's value begins with the
+// there); "b" for bases (see there); "d/" and the document's key; "m/state" for the archiveState. A document's value begins with the
 // Raft index (8 bytes, big-endian) of the entry that wrote it.
 type archive struct {
 	store *store
@@ -49,6 +49,10 @@ type archiveState struct {
 	Count   uint64 `cbor:"2,keyasint"`           // number of the next record
 	Gap     *gap   `cbor:"3,keyasint,omitempty"` // records that are missing
 	Tiled   uint64 `cbor:"4,keyasint,omitempty"` // records whose full tiles are stored: a multiple of 256
+	Pruned  uint64 `cbor:"5,keyasint,omitempty"` // records below it are not to be read any more: a multiple of 256
+	Left    uint64 `cbor:"6,keyasint,omitempty"` // records below it may have to be erased: a multiple of 256, at most Pruned
+	Erased  uint64 `cbor:"7,keyasint,omitempty"` // records below it were
+	Bases   []Base `cbor:"8,keyasint,omitempty"` // never changed in place
 }
 
 // gap is the history from before a snapshot that this replica was given.
@@ -62,6 +66,8 @@ type gap struct {
 	Next  uint64   `cbor:"5,keyasint"`
 	After string   `cbor:"6,keyasint"` // documents up to this key were pulled
 	Docs  bool     `cbor:"7,keyasint"` // all documents were pulled
+
+	Low uint64 `cbor:"8,keyasint,omitempty"` // of records below it others have only the hashes: a multiple of 256
 }
 
 // archiveOp is one thing to write. A pull carries the gap that it belongs to,
@@ -79,6 +85,9 @@ type archiveOp struct {
 	pages  []storedDocument // pulled documents
 	closed bool             // the gap was checked and is no more
 	tiled  *tiling
+	base   *pcm.BaseState
+	pruned uint64     // not 0: records below it are not to be read any more
+	erased uint64     // not 0: records below it are to be erased
 	sync   bool       // make all durable before answering
 	answer chan error // not nil: has room for one
 }
@@ -315,10 +324,18 @@ func (a *archive) write(batch []*archiveOp) error {
 
 // writes tells whether an op changes anything but how far the archive is.
 func (op *archiveOp) writes() bool {
-	return len(op.records) > 0 || len(op.docs) > 0 || op.open != nil || op.pulled != nil || op.tiled != nil
+	return len(op.records) > 0 || len(op.docs) > 0 || op.open != nil || op.pulled != nil || op.tiled != nil ||
+		op.base != nil || op.pruned != 0 || op.erased != 0
 }
 
 func (a *archive) writeBatch(db *badger.DB, state *archiveState, batch []*archiveOp, sync bool) error {
+	for _, op := range batch {
+		if op.erased != 0 {
+			if err := a.erase(db, state, op.erased); err != nil {
+				return err
+			}
+		}
+	}
 	wb := db.NewWriteBatch()
 	defer wb.Cancel()
 	for _, op := range batch {
@@ -343,12 +360,18 @@ func (a *archive) writeBatch(db *badger.DB, state *archiveState, batch []*archiv
 
 func (a *archive) writeOp(db *badger.DB, wb *badger.WriteBatch, state *archiveState, op *archiveOp) error {
 	switch {
-	case op.tiled != nil:
+	case op.tiled != nil && op.pulled == nil:
 		return a.writeTiles(wb, state, op.tiled)
+	case op.pruned != 0:
+		return a.writePruned(wb, state, op.pruned)
+	case op.erased != 0:
+		return nil // done already, see writeBatch
+	case op.base != nil && op.index == 0:
+		return a.writeBase(wb, state, op.base)
 	case op.open != nil:
 		g := *op.open
 		if state.Gap != nil { // an older gap that was never filled; what was pulled of it is checked with the rest
-			g.From, g.Next = state.Gap.From, state.Gap.Next
+			g.From, g.Next, g.Low = state.Gap.From, state.Gap.Next, state.Gap.Low
 		} else {
 			g.From, g.Next = state.Count, state.Count
 		}
@@ -360,8 +383,12 @@ func (a *archive) writeOp(db *badger.DB, wb *badger.WriteBatch, state *archiveSt
 			return nil // a newer snapshot came in between
 		}
 		if op.closed {
-			state.Gap = nil
-			return nil
+			return a.closeGap(wb, state)
+		}
+		if op.tiled != nil {
+			if err := a.pulledTiles(wb, state, op.tiled); err != nil {
+				return err
+			}
 		}
 		for i, r := range op.records {
 			if err := wb.Set(recordKey(op.first+uint64(i)), r); err != nil {
@@ -380,6 +407,9 @@ func (a *archive) writeOp(db *badger.DB, wb *badger.WriteBatch, state *archiveSt
 				return err
 			}
 		}
+		if op.pulled.Low > g.Low { // what is here of the records that nobody has any more
+			state.Left = max(state.Left, min((g.Next+tileWidth-1)/tileWidth*tileWidth, op.pulled.Low))
+		}
 		*g = *op.pulled
 		return a.trimTiles(wb, state)
 	}
@@ -387,7 +417,15 @@ func (a *archive) writeOp(db *badger.DB, wb *badger.WriteBatch, state *archiveSt
 		return fmt.Errorf("record %d follows %d: records are missing in between", op.first, state.Count)
 	}
 	for i, r := range op.records {
+		if op.first+uint64(i) < state.Pruned {
+			continue // applied again after a restart
+		}
 		if err := wb.Set(recordKey(op.first+uint64(i)), r); err != nil {
+			return err
+		}
+	}
+	if op.base != nil {
+		if err := a.writeBase(wb, state, op.base); err != nil {
 			return err
 		}
 	}

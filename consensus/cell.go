@@ -239,6 +239,7 @@ type Cell struct {
 	snaps     raft.SnapshotStore
 	recovered *Recovery // under mu
 	history   *history
+	pruning   sync.Mutex // held by Prune
 
 	protocols []protocol.ID // whose handlers are set
 	unwatch   func()        // ends what watches connections

@@ -177,7 +177,7 @@ func (f *fsm) applyOne(l *raft.Log, e pcm.Entry) (resp any, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f.c.archive.put(&archiveOp{index: l.Index, first: effects.First, records: effects.Records, docs: effects.Documents, reserved: true})
+	f.c.archive.put(&archiveOp{index: l.Index, first: effects.First, records: effects.Records, docs: effects.Documents, base: effects.Base, reserved: true})
 	f.c.clock.observe(l.Term, e.Stamp)
 	f.c.committed.observe(l.Term, e.Stamp)
 	led := uint64(0)

@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -71,7 +72,12 @@ func (m *tally) Apply(index uint64, e pcm.Entry) pcm.Effects {
 		if !again {
 			first = index
 			m.seen[cmd.ID] = index
-			record := pcm.MustMarshal(pcm.Record{Number: uint64(len(m.leaves)), Index: index, Stamp: e.Stamp, Wall: e.Wall, Command: &s, Done: 1})
+			r := pcm.Record{Number: uint64(len(m.leaves)), Index: index, Stamp: e.Stamp, Wall: e.Wall, Command: &s, Done: 1}
+			if cmd.Ops[0].Cancel.Reason == "base" {
+				eff.Base = m.base(e.Stamp)
+				r.Facts = []pcm.Fact{{Based: &eff.Base.Based}}
+			}
+			record := pcm.MustMarshal(r)
 			m.leaves = append(m.leaves, rfc6962.DefaultHasher.HashLeaf(record))
 			eff.Records = append(eff.Records, record)
 			eff.Documents = append(eff.Documents, pcm.Document{Key: "cmd/" + cmd.ID.String(), Value: s.Payload})
@@ -80,6 +86,13 @@ func (m *tally) Apply(index uint64, e pcm.Entry) pcm.Effects {
 		eff.Results = append(eff.Results, pcm.CommandResult{Index: first, Ops: []pcm.OpResult{{}}})
 	}
 	return eff
+}
+
+// base is one of several portions.
+func (m *tally) base(stamp int64) *pcm.BaseState {
+	state := bytes.Repeat(binary.BigEndian.AppendUint64(nil, uint64(len(m.leaves))), 3*basePortion/8-1)
+	sum := sha256.Sum256(state)
+	return &pcm.BaseState{Based: pcm.Based{Size: uint64(len(m.leaves)), Digest: sum[:]}, Stamp: stamp, State: state}
 }
 
 func (m *tally) Stamp() int64         { return m.stamp }

@@ -1,11 +1,13 @@
 package consensus
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
 	"time"
 
+	"github.com/dgraph-io/badger/v4"
 	"github.com/transparency-dev/merkle/compact"
 	"github.com/transparency-dev/merkle/rfc6962"
 
@@ -13,8 +15,10 @@ import (
 )
 
 // history fetches what a snapshot doesn't hold: the records and documents from
-// before it. Records are checked against the Merkle root of the restored state;
-// documents are believed as the snapshot itself is, which came from the same peers.
+// before it. Of records that others have removed it fetches the hashes, and the
+// bases from which the rest can be verified. Records and hashes are checked against the
+// Merkle root of the restored state, bases against their records; documents are
+// believed as the snapshot itself is, which came from the same peers.
 type history struct {
 	c    *Cell
 	poke chan struct{}
@@ -24,6 +28,7 @@ type history struct {
 const (
 	pageRecords = 4096
 	pageBytes   = 1 << 20
+	pageTiles   = 64 // of 8 KiB each
 )
 
 var merkle = &compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}
@@ -40,6 +45,17 @@ func (h *history) wake() {
 type recordsRequest struct {
 	From uint64 `cbor:"1,keyasint"`
 	To   uint64 `cbor:"2,keyasint"`
+}
+
+// keptAnswer says what of the history a peer has.
+type keptAnswer struct {
+	Pruned uint64 `cbor:"1,keyasint"` // of records below it only the hashes
+	Bases  []Base `cbor:"2,keyasint"`
+}
+
+type baseRequest struct {
+	Size   uint64 `cbor:"1,keyasint"`
+	Offset int    `cbor:"2,keyasint"`
 }
 
 type documentsRequest struct {
@@ -113,21 +129,41 @@ func (h *history) fill() bool {
 
 func (h *history) fillFrom(from pcm.PeerID) error {
 	a := h.c.archive
+	kept, err := h.askKept(from)
+	if err != nil {
+		return err
+	}
 	for {
-		g := a.current().Gap
+		state := a.current()
+		g := state.Gap
 		if g == nil {
 			return nil
 		}
 		var err error
+		switch low, err := lowFor(*g, state, kept.Pruned); {
+		case err != nil:
+			return err
+		case low != g.Low:
+			g.Low, g.Next = low, g.From
+			if low > 0 {
+				g.Next = state.Tiled
+			}
+			if err := a.do(&archiveOp{pulled: g, sync: true}); err != nil {
+				return err
+			}
+			continue
+		}
 		switch {
+		case g.Next < g.Low:
+			err = h.pullTiles(from, *g)
 		case g.Next < g.To:
 			err = h.pullRecords(from, *g)
 		case !g.Docs:
 			err = h.pullDocuments(from, *g)
 		default:
-			err = h.verify(*g)
+			err = h.verify(from, *g, kept.Bases)
 			if err == nil {
-				h.c.log.Info("the history is complete", "cell", h.c.cfg.Cell, "records", g.To)
+				h.c.log.Info("the history is complete", "cell", h.c.cfg.Cell, "records", g.To, "from", g.Low)
 			}
 		}
 		if err != nil {
@@ -137,6 +173,85 @@ func (h *history) fillFrom(from pcm.PeerID) error {
 }
 
 const pullTimeout = 30 * time.Second
+
+// askKept asks what a peer has of the history. One of a release that removes nothing
+// doesn't know the question.
+func (h *history) askKept(from pcm.PeerID) (kept keptAnswer, err error) {
+	ctx, cancel := context.WithTimeout(h.c.ctx, pullTimeout)
+	defer cancel()
+	err = h.c.ask(ctx, from, nil, protoRecords, "kept", struct{}{}, &kept)
+	if pcm.ErrorCode(err) == pcm.Invalid {
+		return keptAnswer{}, nil
+	}
+	if err == nil && (kept.Pruned%tileWidth != 0 || len(kept.Bases) > maxBases) {
+		err = pcm.Errorf(pcm.Invalid, "peer %s says that it has removed %d records and has %d bases", pcm.Short(from), kept.Pruned, len(kept.Bases))
+	}
+	return kept, err
+}
+
+// lowFor is up to where hashes are fetched in place of records from a peer that has
+// removed some; 0: nowhere.
+func lowFor(g gap, state archiveState, pruned uint64) (uint64, error) {
+	switch {
+	case g.Next >= g.Low && pruned <= g.Next: // it has all that is missing
+		return g.Low, nil
+	case pruned <= g.From:
+		return 0, nil
+	case pruned > state.Count:
+		return 0, pcm.Errorf(pcm.Unavailable, "it has removed %d records, and this peer has come to %d: it has to catch up first", pruned, state.Count)
+	}
+	return pruned, nil
+}
+
+func (h *history) pullTiles(from pcm.PeerID, g gap) error {
+	ctx, cancel := context.WithTimeout(h.c.ctx, pullTimeout)
+	defer cancel()
+	a := h.c.archive
+	var page [][]byte
+	if err := h.c.ask(ctx, from, nil, protoRecords, "tiles", recordsRequest{g.Next, g.Low}, &page); err != nil {
+		return err
+	}
+	op := tiling{from: g.Next / tileWidth, full: len(page)}
+	if len(page) == 0 || len(page) > pageTiles || g.Next+uint64(len(page))*tileWidth > g.Low {
+		return pcm.Errorf(pcm.Invalid, "peer %s sent %d tiles, asked for those of records %d to %d", pcm.Short(from), len(page), g.Next, g.Low)
+	}
+	for _, leaves := range page {
+		if len(leaves) != tileWidth*rfc6962.DefaultHasher.Size() {
+			return pcm.Errorf(pcm.Invalid, "peer %s sent a tile of %d bytes", pcm.Short(from), len(leaves))
+		}
+		if err := op.add(ctx, a, leaves); err != nil {
+			return err
+		}
+	}
+	g.Next += uint64(len(page)) * tileWidth
+	return a.do(&archiveOp{pulled: &g, tiled: &op, sync: true})
+}
+
+// pullBase fetches the state of a base, and stores it if it is the one that the ledger tells of.
+func (h *history) pullBase(from pcm.PeerID, b Base) error {
+	if b.Bytes < 1 || b.Bytes > maxSnapshot {
+		return pcm.Errorf(pcm.Invalid, "peer %s has a base of %d bytes", pcm.Short(from), b.Bytes)
+	}
+	var state []byte
+	for len(state) < b.Bytes {
+		ctx, cancel := context.WithTimeout(h.c.ctx, pullTimeout)
+		var page []byte
+		err := h.c.ask(ctx, from, nil, protoRecords, "base", baseRequest{b.Size, len(state)}, &page)
+		cancel()
+		if err != nil {
+			return err
+		}
+		if len(page) == 0 || len(page) > b.Bytes-len(state) {
+			return pcm.Errorf(pcm.Invalid, "peer %s sent %d bytes of a base", pcm.Short(from), len(page))
+		}
+		state = append(state, page...)
+	}
+	base, err := h.c.archive.checkBase(b.Size, state)
+	if err != nil {
+		return err
+	}
+	return h.c.archive.do(&archiveOp{base: base, sync: true})
+}
 
 // pullRecords asks for one page while the one before is written. Nothing that is pulled need be
 // durable before all of it is verified: what a crash takes away, it takes away from the end of.
@@ -201,18 +316,38 @@ func (h *history) pullDocuments(from pcm.PeerID, g gap) error {
 	return h.c.archive.do(&archiveOp{pulled: &g, pages: answer.Page})
 }
 
-// verify compares the records with the root of the restored state, then closes
-// the gap. If they differ, all are fetched anew, from whoever is asked next.
-func (h *history) verify(g gap) error {
-	root, err := h.c.archive.root(h.c.ctx, g.To)
+// verify compares the records with the root of the restored state, fetches the
+// bases, then closes the gap. If they differ, all are fetched anew, from whoever
+// is asked next; but for those that were removed here, whose hashes were checked.
+func (h *history) verify(from pcm.PeerID, g gap, bases []Base) error {
+	a := h.c.archive
+	root, err := a.root(h.c.ctx, g.To, g.Low)
 	if err != nil && h.c.ctx.Err() != nil {
 		return err
 	}
 	if err == nil && root == g.Root {
-		return h.c.archive.do(&archiveOp{pulled: &g, closed: true, sync: true})
+		// Where a peer has removed what this one has applied itself after its snapshot.
+		for n := g.To / tileWidth; err == nil && n < g.Low/tileWidth; n++ {
+			err = a.checkTile(h.c.ctx, n, g.To)
+		}
+	}
+	if err == nil && root == g.Root {
+		for _, b := range bases {
+			if b.Size < g.Low || b.Size >= a.current().Count {
+				continue // of no use, or made meanwhile: it comes with its entry
+			}
+			if err := h.pullBase(from, b); err != nil {
+				return err
+			}
+		}
+		if have := a.current().Bases; g.Low > 0 && (len(have) == 0 || have[len(have)-1].Size < g.Low) {
+			return pcm.Errorf(pcm.Unavailable, "peer %s has removed %d records, and has no base from which the others can be verified", pcm.Short(from), g.Low)
+		}
+		return a.do(&archiveOp{pulled: &g, closed: true, sync: true})
 	}
 	again := g
-	again.From, again.Next = 0, 0
+	again.From, again.Low = a.current().Pruned, 0
+	again.Next = again.From
 	if e := h.c.archive.do(&archiveOp{pulled: &again, sync: true}); e != nil {
 		return e
 	}
@@ -222,10 +357,60 @@ func (h *history) verify(g gap) error {
 	return err
 }
 
-// root is the RFC 6962 tree hash of the first size records.
-func (a *archive) root(ctx context.Context, size uint64) (root [32]byte, err error) {
+// closeGap is the writer's part: the history is complete, but for what nobody has any more.
+func (a *archive) closeGap(wb *badger.WriteBatch, state *archiveState) error {
+	low := state.Gap.Low
+	state.Gap = nil
+	if low <= state.Pruned {
+		return nil
+	}
+	state.Pruned = low
+	state.skipHole()
+	return a.dropBases(wb, state, func(b Base) bool { return b.Size < low })
+}
+
+// checkTile holds a full tile against the records from a number on, which are here.
+func (a *archive) checkTile(ctx context.Context, n, from uint64) error {
+	const size = 32
+	tile, err := a.tile(ctx, 0, n, tileWidth)
+	if err != nil {
+		return err
+	}
+	return a.records(max(from, n*tileWidth), (n+1)*tileWidth, func(i uint64, r []byte) error {
+		if at := i % tileWidth * size; !bytes.Equal(rfc6962.DefaultHasher.HashLeaf(r), tile[at:at+size]) {
+			return pcm.Errorf(pcm.Invalid, "the hash of record %d that was fetched is not that of the record", i)
+		}
+		return nil
+	})
+}
+
+// root is the RFC 6962 tree hash of the first size records, by stored tiles for those
+// below low, a multiple of 256.
+func (a *archive) root(ctx context.Context, size, low uint64) (root [32]byte, err error) {
+	const hash = 32
 	tree := merkle.NewEmptyRange(0)
-	err = a.records(0, size, func(_ uint64, r []byte) error {
+	for at := uint64(0); at < min(low, size); at += tileWidth {
+		tile, err := a.tile(ctx, 0, at/tileWidth, tileWidth)
+		if err != nil {
+			return root, err
+		}
+		if at+tileWidth <= size {
+			full, err := merkle.NewRange(at, at+tileWidth, [][]byte{tileRoot(tile)})
+			if err != nil {
+				return root, err
+			}
+			if err := tree.AppendRange(full, nil); err != nil {
+				return root, err
+			}
+			continue
+		}
+		for leaf := range slices.Chunk(tile[:(size-at)*hash], hash) {
+			if err := tree.Append(leaf, nil); err != nil {
+				return root, err
+			}
+		}
+	}
+	err = a.records(min(low, size), size, func(_ uint64, r []byte) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -257,13 +442,32 @@ func (c *Cell) answerRecords(_ pcm.PeerID, method string, body []byte, reply fun
 
 func (c *Cell) historyPage(method string, body []byte) ([]byte, error) {
 	switch method {
-	case "records":
+	case "kept":
+		state := c.archive.current()
+		return pcm.Marshal(keptAnswer{state.Pruned, state.Bases})
+	case "base":
+		var req baseRequest
+		if err := pcm.Unmarshal(body, &req); err != nil {
+			return nil, err
+		}
+		state, err := c.BaseState(req.Size)
+		if err != nil {
+			return nil, err
+		}
+		if req.Offset < 0 || req.Offset >= len(state) {
+			return nil, pcm.Errorf(pcm.NotFound, "the base of %d records has %d bytes", req.Size, len(state))
+		}
+		return pcm.Marshal(state[req.Offset:min(len(state), req.Offset+pageBytes)])
+	case "records", "tiles":
 		var req recordsRequest
 		if err := pcm.Unmarshal(body, &req); err != nil {
 			return nil, err
 		}
 		if req.To > c.RecordCount() || req.From >= req.To {
 			return nil, pcm.Errorf(pcm.NotFound, "records %d to %d are not here", req.From, req.To)
+		}
+		if method == "tiles" {
+			return c.tilePage(req)
 		}
 		var page [][]byte
 		size := 0
@@ -296,4 +500,21 @@ func (c *Cell) historyPage(method string, body []byte) ([]byte, error) {
 		return pcm.Marshal(documentsAnswer{page, more})
 	}
 	return nil, pcm.Errorf(pcm.Invalid, "request %q is not known", method)
+}
+
+// tilePage is some full tiles of level 0.
+func (c *Cell) tilePage(req recordsRequest) ([]byte, error) {
+	state := c.archive.current()
+	if state.Gap != nil || req.From%tileWidth != 0 || req.To > state.Tiled {
+		return nil, pcm.Errorf(pcm.Unavailable, "the hashes of records %d to %d are not here", req.From, req.To)
+	}
+	var page [][]byte
+	for n := req.From / tileWidth; n < req.To/tileWidth && len(page) < pageTiles; n++ {
+		tile, err := c.archive.tile(c.ctx, 0, n, tileWidth)
+		if err != nil {
+			return nil, err
+		}
+		page = append(page, tile)
+	}
+	return pcm.Marshal(page)
 }

@@ -61,7 +61,7 @@ func (c *Cell) History() (complete bool, from, to uint64) {
 }
 
 // Record is the n-th record, encoded. Errors: NotFound if there is none yet,
-// Unavailable while it is being fetched.
+// Unavailable while it is being fetched, and when it was removed here.
 func (c *Cell) Record(n uint64) ([]byte, error) {
 	var out []byte
 	err := c.Records(n, n+1, func(_ uint64, r []byte) error {
@@ -75,13 +75,17 @@ func (c *Cell) Record(n uint64) ([]byte, error) {
 }
 
 // Records calls f with the records in [from, to), or as far as there are any,
-// in order. f owns the bytes; its error ends the walk and is returned.
+// in order. f owns the bytes; its error ends the walk and is returned. Of those that
+// were removed here, see [Cell.Pruned], none can be had: Unavailable.
 func (c *Cell) Records(from, to uint64, f func(n uint64, record []byte) error) error {
 	if err := c.archive.settle(); err != nil {
 		return err
 	}
 	state := c.archive.current()
 	to = min(to, state.Count)
+	if from < min(to, state.Pruned) {
+		return c.removed(state)
+	}
 	if g := state.Gap; g != nil && from < g.To && to > g.From {
 		return pcm.Errorf(pcm.Unavailable, "records %d to %d of %s are being fetched from other peers: retry later or ask another peer", g.From, g.To, pcm.Short(c.cfg.Cell))
 	}

@@ -16,14 +16,16 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"github.com/transparency-dev/merkle/rfc6962"
 
 	"github.com/jointcloud/pcm"
 )
 
 // A snapshot file is all that a cell is: its hot state at one entry of the log,
 // and the history up to it. It begins with savedMagic; frames follow, each its
-// length and its CBOR: the SavedInfo, the state in portions, the records in order, the
-// documents, and at last the SHA-256 of everything before.
+// length and its CBOR: the SavedInfo, the state in portions, the tiles of records
+// that were removed, the records in order, the documents, the bases each with its state
+// in portions, and at last the SHA-256 of everything before.
 const savedMagic = "pcm cell snapshot file 1\n"
 
 // SavedInfo says what a snapshot file is of.
@@ -39,7 +41,15 @@ type SavedInfo struct {
 	Voters  []pcm.PeerID `cbor:"9,keyasint"`
 	At      int64        `cbor:"10,keyasint"` // wall clock, ms
 	State   int          `cbor:"11,keyasint"` // bytes
+
+	Pruned uint64 `cbor:"12,keyasint,omitempty"` // of records below it the file has only the hashes: a multiple of 256
 }
+
+// Versions of snapshot files: the second one has bases, and may lack records.
+const (
+	savedPlain = 1
+	savedBased = 2
+)
 
 type savedFrame struct {
 	Info      *SavedInfo       `cbor:"1,keyasint,omitempty"`
@@ -47,6 +57,18 @@ type savedFrame struct {
 	Records   [][]byte         `cbor:"3,keyasint,omitempty"`
 	Documents []storedDocument `cbor:"4,keyasint,omitempty"`
 	Sum       []byte           `cbor:"5,keyasint,omitempty"`
+	Tiles     [][]byte         `cbor:"6,keyasint,omitempty"` // of level 0
+	Base      *Base            `cbor:"7,keyasint,omitempty"`
+	Part      []byte           `cbor:"8,keyasint,omitempty"` // of the state of the last Base
+}
+
+// SavedPart is a page of a snapshot file: one of its fields is set, or both of the last two.
+type SavedPart struct {
+	Tiles     [][]byte
+	Records   [][]byte
+	documents []storedDocument
+	base      *Base
+	state     []byte // of the base, whole
 }
 
 // RootOf tells how many records belong to an encoded state of the machine, and
@@ -55,7 +77,9 @@ type RootOf func(state []byte) (records uint64, root [32]byte, err error)
 
 // Save writes a snapshot file. This peer's history must be complete.
 func (c *Cell) Save(ctx context.Context, w io.Writer, of RootOf) (SavedInfo, error) {
-	info := SavedInfo{Version: 1, Mesh: c.cfg.Mesh, Cell: c.cfg.Cell, Peer: c.cfg.Self, Voters: c.voters(), At: c.cfg.Now().UnixMilli()}
+	c.pruning.Lock()
+	defer c.pruning.Unlock()
+	info := SavedInfo{Version: savedPlain, Mesh: c.cfg.Mesh, Cell: c.cfg.Cell, Peer: c.cfg.Self, Voters: c.voters(), At: c.cfg.Now().UnixMilli()}
 	if c.archive.current().Gap != nil {
 		return info, pcm.Errorf(pcm.Unavailable, "the history of this peer is not complete yet: save the snapshot on another one, or wait")
 	}
@@ -71,6 +95,13 @@ func (c *Cell) Save(ctx context.Context, w io.Writer, of RootOf) (SavedInfo, err
 	if info.Records, info.Root, err = of(state); err != nil {
 		return info, err
 	}
+	var bases []Base
+	for _, b := range c.Bases() {
+		if b.Size < info.Records {
+			bases, info.Version = append(bases, b), savedBased
+		}
+	}
+	info.Pruned = c.Pruned()
 	sum := sha256.New()
 	buf := bufio.NewWriterSize(w, 256<<10)
 	out := bufio.NewWriterSize(io.MultiWriter(buf, sum), 64<<10)
@@ -85,8 +116,22 @@ func (c *Cell) Save(ctx context.Context, w io.Writer, of RootOf) (SavedInfo, err
 			return info, err
 		}
 	}
-	if err := c.saveHistory(ctx, out, info.Records); err != nil {
+	if err := c.saveHistory(ctx, out, info.Pruned, info.Records); err != nil {
 		return info, err
+	}
+	for _, b := range bases {
+		state, err := c.archive.baseState(b)
+		if err == nil {
+			err = writeFrame(out, savedFrame{Base: &b})
+		}
+		for part := range slices.Chunk(state, pageBytes) {
+			if err == nil {
+				err = writeFrame(out, savedFrame{Part: part})
+			}
+		}
+		if err != nil {
+			return info, err
+		}
 	}
 	if err := out.Flush(); err != nil {
 		return info, err
@@ -123,11 +168,20 @@ func (c *Cell) takeSnapshot(ctx context.Context) (*raft.SnapshotMeta, []byte, er
 	return meta, data, err
 }
 
-func (c *Cell) saveHistory(ctx context.Context, out *bufio.Writer, records uint64) error {
+func (c *Cell) saveHistory(ctx context.Context, out *bufio.Writer, pruned, records uint64) error {
 	if err := c.archive.settle(); err != nil {
 		return err
 	}
-	for from := uint64(0); from < records; {
+	for n := uint64(0); n < pruned/tileWidth; n++ {
+		tile, err := c.archive.tile(ctx, 0, n, tileWidth)
+		if err == nil {
+			err = writeFrame(out, savedFrame{Tiles: [][]byte{tile}})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for from := pruned; from < records; {
 		if ctx.Err() != nil {
 			return pcm.Errorf(pcm.Unavailable, "interrupted: %w", ctx.Err())
 		}
@@ -180,9 +234,9 @@ func (h *hashed) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// ReadSaved reads a snapshot file to its end and checks its sum. each gets the
-// pages of records, with the number of the first, and of documents; nil: nobody does.
-func ReadSaved(r io.Reader, each func(first uint64, records [][]byte, documents []pcm.Document, indexes []uint64) error) (info SavedInfo, state []byte, err error) {
+// ReadSaved reads a snapshot file to its end and checks its sum. each gets its
+// pages in order, after what the file is of; nil: nobody does.
+func ReadSaved(r io.Reader, each func(SavedInfo, SavedPart) error) (info SavedInfo, state []byte, err error) {
 	damaged := func(cause any) error {
 		return pcm.Errorf(pcm.Invalid, "the snapshot file is damaged, cut short, or none: %v", cause)
 	}
@@ -191,7 +245,12 @@ func ReadSaved(r io.Reader, each func(first uint64, records [][]byte, documents 
 	if _, err := io.ReadFull(h, magic); err != nil || string(magic) != savedMagic {
 		return info, nil, damaged("it does not begin like one")
 	}
-	records := uint64(0)
+	if each == nil {
+		each = func(SavedInfo, SavedPart) error { return nil }
+	}
+	records, pruned := uint64(0), uint64(0)
+	var base *Base
+	var part []byte
 	for n := 0; ; n++ {
 		want := h.sum.Sum(nil)
 		var f savedFrame
@@ -200,31 +259,43 @@ func ReadSaved(r io.Reader, each func(first uint64, records [][]byte, documents 
 		}
 		switch {
 		case n == 0:
-			if f.Info == nil || f.Info.Version != 1 || f.Info.Cell == "" || f.Info.State < 0 || f.Info.State > maxSnapshot {
+			if f.Info == nil || f.Info.Version < savedPlain || f.Info.Version > savedBased || f.Info.Cell == "" || f.Info.State < 0 || f.Info.State > maxSnapshot ||
+				f.Info.Pruned > f.Info.Records || f.Info.Pruned%tileWidth != 0 {
 				return info, nil, damaged("it does not say what it is of, or is of a newer release")
 			}
 			info = *f.Info
+			records = info.Pruned
 		case len(f.State) > 0:
 			if state = append(state, f.State...); len(state) > info.State {
 				return info, nil, damaged("its state is longer than it says")
 			}
 		case len(f.Records) > 0 || len(f.Documents) > 0:
-			if each != nil {
-				var docs []pcm.Document
-				var indexes []uint64
-				for _, d := range f.Documents {
-					docs, indexes = append(docs, pcm.Document{Key: d.Key, Value: d.Value}), append(indexes, d.Index)
-				}
-				if err := each(records, f.Records, docs, indexes); err != nil {
-					return info, nil, err
-				}
+			if err := each(info, SavedPart{Records: f.Records, documents: f.Documents}); err != nil {
+				return info, nil, err
 			}
 			records += uint64(len(f.Records))
+		case len(f.Tiles) > 0:
+			if err := each(info, SavedPart{Tiles: f.Tiles}); err != nil {
+				return info, nil, err
+			}
+			pruned += uint64(len(f.Tiles)) * tileWidth
+		case f.Base != nil:
+			if base, part = f.Base, nil; base.Bytes < 1 || base.Bytes > maxSnapshot {
+				return info, nil, damaged("it has a base of no good size")
+			}
+		case len(f.Part) > 0 && base != nil:
+			if part = append(part, f.Part...); len(part) < base.Bytes {
+				continue
+			}
+			if err := each(info, SavedPart{base: base, state: part}); err != nil {
+				return info, nil, err
+			}
+			base = nil
 		case len(f.Sum) > 0:
 			switch {
 			case !bytes.Equal(f.Sum, want):
 				return info, nil, damaged("its checksum does not match")
-			case len(state) != info.State || records != info.Records:
+			case len(state) != info.State || records != info.Records || pruned != info.Pruned || base != nil:
 				return info, nil, damaged("parts of it are missing")
 			}
 			return info, state, nil
@@ -274,28 +345,46 @@ func Rebuild(dir string, mesh pcm.MeshID, cell pcm.CellID, self pcm.PeerID, reas
 	return info, nil
 }
 
-// rebuildHistory stores the history and checks it against the state.
+// rebuildHistory stores the history and checks it against the state, as a replica
+// does that fetches it from others.
 func rebuildHistory(dir string, r io.Reader, of RootOf, log *slog.Logger) (info SavedInfo, state []byte, err error) {
 	a, err := openArchive(dir, storeIdle, log, func(error) {})
 	if err != nil {
 		return info, nil, err
 	}
 	defer func() { err = errors.Join(err, a.close()) }()
-	info, state, err = ReadSaved(r, func(first uint64, records [][]byte, docs []pcm.Document, indexes []uint64) error {
-		if len(records) > 0 {
-			if err := a.do(&archiveOp{index: 1, first: first, records: records}); err != nil {
+	ctx := context.Background()
+	var g *gap
+	info, state, err = ReadSaved(r, func(info SavedInfo, part SavedPart) error {
+		if g == nil {
+			g = info.gap()
+			if err := a.do(&archiveOp{open: g}); err != nil {
 				return err
 			}
 		}
-		for i, d := range docs {
-			op := &archiveOp{index: indexes[i], docs: []pcm.Document{d}}
-			if i < len(docs)-1 {
-				a.put(op)
-			} else if err := a.do(op); err != nil {
+		if part.base != nil {
+			base, err := a.checkBase(part.base.Size, part.state)
+			if err != nil {
 				return err
 			}
+			return a.do(&archiveOp{base: base})
 		}
-		return nil
+		op := &archiveOp{first: g.Next, records: part.Records, pages: part.documents}
+		if len(part.Tiles) > 0 {
+			op.tiled = &tiling{from: g.Next / tileWidth, full: len(part.Tiles)}
+			for _, tile := range part.Tiles {
+				if len(tile) != tileWidth*rfc6962.DefaultHasher.Size() {
+					return pcm.Errorf(pcm.Invalid, "the snapshot has a tile of %d bytes", len(tile))
+				}
+				if err := op.tiled.add(ctx, a, tile); err != nil {
+					return err
+				}
+			}
+		}
+		next := *g
+		next.Next += uint64(len(part.Records)) + uint64(len(part.Tiles))*tileWidth
+		op.pulled, g = &next, &next
+		return a.do(op)
 	})
 	if err != nil {
 		return info, nil, err
@@ -304,14 +393,24 @@ func rebuildHistory(dir string, r io.Reader, of RootOf, log *slog.Logger) (info 
 	if err != nil {
 		return info, nil, err
 	}
-	have, err := a.root(context.Background(), info.Records)
+	have, err := a.root(ctx, info.Records, info.Pruned)
 	if err != nil {
 		return info, nil, err
 	}
 	if records != info.Records || root != info.Root || have != root {
 		return info, nil, pcm.Errorf(pcm.Invalid, "the snapshot's records (root %x) are not those of its state (%d records, root %x)", have, records, root)
 	}
+	if g != nil {
+		if err := a.do(&archiveOp{pulled: g, closed: true}); err != nil {
+			return info, nil, err
+		}
+	}
 	return info, state, a.do(&archiveOp{index: info.Index, sync: true})
+}
+
+// gap is the history that a file holds, of which nothing is here yet.
+func (i SavedInfo) gap() *gap {
+	return &gap{To: i.Records, Root: i.Root, Index: i.Index, Low: i.Pruned}
 }
 
 // rebuildRaft writes Raft's snapshot, with this peer as the one voter, and its term.

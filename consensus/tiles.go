@@ -181,8 +181,8 @@ func (a *archive) storeTiles(ctx context.Context) (more bool, err error) {
 		end = min(end, g.From)
 	}
 	op := tiling{from: state.Tiled / tileWidth}
-	if op.full = min(int(end/tileWidth-op.from), tileBatch); op.full == 0 {
-		return false, nil
+	if op.full = min(int(end/tileWidth-op.from), tileBatch); op.full <= 0 {
+		return false, nil // also where tiles were fetched instead of records
 	}
 	hashes := make([]byte, 0, op.full*tileWidth*rfc6962.DefaultHasher.Size())
 	err = a.records(state.Tiled, state.Tiled+uint64(op.full*tileWidth), func(_ uint64, r []byte) error {
@@ -192,21 +192,32 @@ func (a *archive) storeTiles(ctx context.Context) (more bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	n := op.from
 	for leaves := range slices.Chunk(hashes, tileWidth*rfc6962.DefaultHasher.Size()) {
-		op.tiles = append(op.tiles, storedTile{0, n, leaves})
-		at := n
-		for level := 1; at%tileWidth == tileWidth-1; level++ { // the last one below: the tile above is full as well
-			at /= tileWidth
-			data, err := op.above(ctx, a, level, at)
-			if err != nil {
-				return false, err
-			}
-			op.tiles = append(op.tiles, storedTile{level, at, data})
+		if err := op.add(ctx, a, leaves); err != nil {
+			return false, err
 		}
-		n++
 	}
 	return true, a.do(&archiveOp{tiled: &op})
+}
+
+// add appends the next tile of level 0, and those above that are full with it.
+func (t *tiling) add(ctx context.Context, a *archive, leaves []byte) error {
+	at := t.from
+	for _, s := range t.tiles {
+		if s.level == 0 {
+			at++
+		}
+	}
+	t.tiles = append(t.tiles, storedTile{0, at, leaves})
+	for level := 1; at%tileWidth == tileWidth-1; level++ { // the last one below: the tile above is full as well
+		at /= tileWidth
+		data, err := t.above(ctx, a, level, at)
+		if err != nil {
+			return err
+		}
+		t.tiles = append(t.tiles, storedTile{level, at, data})
+	}
+	return nil
 }
 
 // tiling is some full tiles to be stored. All tiles of level 0 below from are.
@@ -252,21 +263,37 @@ func (a *archive) writeTiles(wb *badger.WriteBatch, state *archiveState, t *tili
 	if t.from*tileWidth != state.Tiled || (t.from+uint64(t.full))*tileWidth > end {
 		return nil // its records are no longer taken for good
 	}
+	return t.write(wb, state)
+}
+
+func (t *tiling) write(wb *badger.WriteBatch, state *archiveState) error {
 	for _, s := range t.tiles {
 		if err := wb.Set(tileKey(s.level, s.n), s.data); err != nil {
 			return err
 		}
 	}
-	state.Tiled = (t.from + uint64(t.full)) * tileWidth
+	state.Tiled = max(state.Tiled, (t.from+uint64(t.full))*tileWidth)
 	return nil
+}
+
+// pulledTiles stores tiles that were fetched in place of records that nobody has any more.
+func (a *archive) pulledTiles(wb *badger.WriteBatch, state *archiveState, t *tiling) error {
+	if t.from*tileWidth > state.Tiled {
+		return errors.New("the tiles that were fetched don't follow on those that are here") // they were trimmed meanwhile
+	}
+	return t.write(wb, state)
 }
 
 // trimTiles drops the tiles whose records turned out to be wrong and are fetched anew.
 func (a *archive) trimTiles(wb *badger.WriteBatch, state *archiveState) error {
-	if state.Gap == nil || state.Gap.From >= state.Tiled {
+	if state.Gap == nil {
 		return nil
 	}
-	keep := state.Gap.From / tileWidth * tileWidth
+	good := max(state.Gap.From, min(state.Gap.Next, state.Gap.Low))
+	if good >= state.Tiled {
+		return nil
+	}
+	keep := good / tileWidth * tileWidth
 	for level, span := 0, uint64(tileWidth); level < tileLevels && span <= state.Tiled; level, span = level+1, span*tileWidth {
 		for n := keep / span; n < state.Tiled/span; n++ {
 			if err := wb.Delete(tileKey(level, n)); err != nil {
