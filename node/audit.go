@@ -1,12 +1,14 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"iter"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/jointcloud/pcm"
@@ -76,6 +78,65 @@ func (t *transparency) verifyHead(ctx context.Context, out *api.Verdict) {
 type AuditSource struct {
 	Checkpoint func(ctx context.Context) ([]byte, error)
 	Read       tlog.Reader
+	// Base brings the file "base" of the log: NotFound where all entries are served.
+	// Nil: all entries are to be read.
+	Base func(ctx context.Context) ([]byte, error)
+}
+
+// MaxBase bounds the file "base" of a log.
+const MaxBase = 1 << 30
+
+// baseMagic begins that file; the number of records before the base follows on a line
+// of its own, then its state.
+const baseMagic = "pcm base 1\n"
+
+func baseFile(size uint64, state []byte) []byte {
+	return append(fmt.Appendf(nil, "%s%d\n", baseMagic, size), state...)
+}
+
+func parseBase(file []byte) (size uint64, state []byte, err error) {
+	rest, ok := bytes.CutPrefix(file, []byte(baseMagic))
+	line, state, found := bytes.Cut(rest, []byte("\n"))
+	size, err = strconv.ParseUint(string(line), 10, 64)
+	if !ok || !found || err != nil || size == 0 || size > tlog.MaxSize {
+		return 0, nil, pcm.Errorf(pcm.Invalid, "the log's base is none")
+	}
+	return size, state, nil
+}
+
+// openBase is the state from which a log can be verified whose first entries its
+// server has no more; nil if it has them all.
+func openBase(ctx context.Context, src AuditSource, tree *tlog.Tree, cell pcm.CellID) (*ledger.State, *api.LedgerBase, error) {
+	if src.Base == nil {
+		return nil, nil, nil
+	}
+	file, err := src.Base(ctx)
+	if pcm.ErrorCode(err) == pcm.NotFound {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	size, encoded, err := parseBase(file)
+	if err != nil {
+		return nil, nil, err
+	}
+	list, err := tree.Entries(ctx, size/tlog.Width)
+	if err != nil {
+		return nil, nil, err
+	}
+	if size%tlog.Width >= uint64(len(list)) {
+		return nil, nil, pcm.Errorf(pcm.Invalid, "the log's base is of %d records, the log has %d", size, tree.Head().Size)
+	}
+	record := list[size%tlog.Width]
+	s, err := ledger.OpenBase(ledger.Genesis{Cell: cell}, record, encoded)
+	if err != nil {
+		return nil, nil, err
+	}
+	if g := s.Genesis(); pcm.NewMeshID(g.Root) != g.Mesh {
+		return nil, nil, pcm.Errorf(pcm.Invalid, "the root key of the log's base is not that of %s", g.Mesh)
+	}
+	return s, baseView(record, size/tlog.Width*tlog.Width), nil
 }
 
 // Pins are what an outsider knows about a log from elsewhere; the zero value knows nothing.
@@ -114,22 +175,32 @@ func Audit(ctx context.Context, src AuditSource, pins Pins) (out api.Verdict, sp
 		return done("the log has no records")
 	}
 	tree := tlog.NewTree(head, src.Read)
-	first, err := tree.Entries(ctx, 0)
-	if err != nil {
-		return out, false, err
-	}
-	genesis, err := founding(cell, first[0])
-	if err != nil {
-		zero := uint64(0)
-		out.Bad = &zero
+	begin, base, err := openBase(ctx, src, tree, cell)
+	switch {
+	case pcm.ErrorCode(err) == pcm.Invalid:
 		return done("%v", err)
+	case err != nil:
+		return out, false, err
+	case base == nil:
+		first, err := tree.Entries(ctx, 0)
+		if err != nil {
+			return out, false, err
+		}
+		genesis, err := founding(cell, first[0])
+		if err != nil {
+			zero := uint64(0)
+			out.Bad = &zero
+			return done("%v", err)
+		}
+		begin = ledger.New(genesis)
 	}
-	out.Mesh = genesis.Mesh
-	if pins.Mesh != "" && pins.Mesh != genesis.Mesh {
-		return done("the log is of %s, not of %s", genesis.Mesh, pins.Mesh)
+	out.Mesh, out.Base = begin.Genesis().Mesh, base
+	if pins.Mesh != "" && pins.Mesh != out.Mesh {
+		return done("the log is of %s, not of %s", out.Mesh, pins.Mesh)
 	}
+	from, _ := begin.Root()
 	var broken error
-	v, state := ledger.Verify(genesis, entries(ctx, tree, &broken))
+	v, state := begin.Verify(entries(ctx, tree, from, &broken))
 	out.Signatures, out.Bad = v.Signatures, v.Bad
 	switch {
 	case broken != nil && pcm.ErrorCode(broken) != pcm.Invalid:
@@ -161,7 +232,9 @@ func Audit(ctx context.Context, src AuditSource, pins Pins) (out api.Verdict, sp
 			return done("the checkpoint is signed by %d of the %d keys that were given, at least %d are wanted", len(by), len(pins.Keys), need)
 		}
 	}
+	known := len(pins.Keys) > 0
 	if seen, err := tlog.ParseCheckpoint(pins.Seen); err == nil && seen.Origin == head.Origin {
+		known = true
 		switch ok, err := tree.Extends(ctx, seen); {
 		case pcm.ErrorCode(err) == pcm.NotFound:
 			return done("the log has %d records, fewer than the %d that were seen before: it was reset, or this server is behind", head.Size, seen.Size)
@@ -172,21 +245,24 @@ func Audit(ctx context.Context, src AuditSource, pins Pins) (out api.Verdict, sp
 			return done("the log does not go on from the checkpoint of %d records that was seen before: it was shown with two histories", seen.Size)
 		}
 	}
+	if base != nil && !known {
+		return done("its first %d records are gone, so that nothing leads from the mesh's root key to those who sign: give the keys of the cell's voters with --vkey, or the removed records with --archive", base.Records)
+	}
 	return done("")
 }
 
-// entries walks over all entries of a log, checked against its head. What ends
+// entries walks over the entries of a log from a number on, checked against its head. What ends
 // the walk is kept in broken.
-func entries(ctx context.Context, tree *tlog.Tree, broken *error) iter.Seq2[[]byte, error] {
+func entries(ctx context.Context, tree *tlog.Tree, from uint64, broken *error) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
-		for n := uint64(0); n*tlog.Width < tree.Head().Size; n++ {
+		for n := from / tlog.Width; n*tlog.Width < tree.Head().Size; n++ {
 			list, err := tree.Entries(ctx, n)
 			if err != nil {
 				*broken = err
 				yield(nil, err)
 				return
 			}
-			for _, e := range list {
+			for _, e := range list[max(from, n*tlog.Width)-n*tlog.Width:] {
 				if !yield(e, nil) {
 					return
 				}

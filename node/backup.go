@@ -27,7 +27,8 @@ import (
 
 // A backup is a tar archive, compressed by gzip: a manifest, the files that say
 // who the peer is and what its operator has set, the specs of jobs, and the
-// cell's snapshot file in portions. What is not in it: artifacts, and what the peer
+// cell's snapshot file in portions. What is not in it: artifacts, records that the cell no
+// longer keeps (the archive has those), and what the peer
 // voted and signed. A restored peer must not go on from an old vote or an old
 // signature: it takes no part in elections until the cell has taken it in again
 // (consensus/memory.go), and signs no checkpoint before it has seen what the others signed.
@@ -318,7 +319,7 @@ func InspectSnapshot(r io.Reader) (api.Snapshot, error) {
 	v := api.Snapshot{
 		ID: info.Cell, Name: s.Genesis().Name, Mesh: info.Mesh, Peer: info.Peer, At: time.UnixMilli(info.At).UTC(), Index: info.Index, Term: info.Term,
 		LogTime: logDate(s.Stamp()), Records: info.Records, Root: hex.EncodeToString(info.Root[:]), StateBytes: info.State, Voters: info.Voters,
-		Members: len(s.Members()), Jobs: len(s.Jobs()), Trades: len(s.Trades()),
+		Removed: info.Pruned, Members: len(s.Members()), Jobs: len(s.Jobs()), Trades: len(s.Trades()),
 	}
 	s.Balances(func(ledger.BalanceKey, ledger.Balance) bool { v.Balances++; return true })
 	if n, root := s.Root(); n != info.Records || root != info.Root {

@@ -28,6 +28,8 @@ func TestOnlyVotersHaveASay(t *testing.T) {
 		{"the leader's level", leader, []pcm.Op{up(pcm.LedgerLevel)}, true},
 		{"a level that nobody here speaks", leader, []pcm.Op{up(pcm.LedgerLevel + 1)}, false},
 		{"another voter's level", other, []pcm.Op{up(pcm.LedgerLevel)}, false},
+		{"the leader's base", leader, []pcm.Op{{Base: &pcm.Base{}}}, true},
+		{"another voter's base", other, []pcm.Op{{Base: &pcm.Base{}}}, false},
 		{"all else", member, []pcm.Op{{Renew: &pcm.Renew{}}}, true},
 	} {
 		err := mayLead(pcm.Command{Peer: c.by, Ops: c.ops}, leader, voters)

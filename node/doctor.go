@@ -24,6 +24,9 @@ const (
 func (n *Node) Doctor(ctx context.Context) (api.Checkup, error) {
 	var list []api.Finding
 	list = append(list, n.checkReady(), n.checkCell(), n.checkHistory(), n.checkPassport(), n.checkStore())
+	if f, ok := n.retention.finding(); ok {
+		list = append(list, f)
+	}
 	list = append(list, n.checkClock(ctx)...)
 	list = append(list, n.checkPeers())
 	var all []adapters.Adapter
@@ -90,6 +93,9 @@ func (n *Node) checkHistory() api.Finding {
 		return api.Finding{Check: "ledger", Status: api.CheckWarn, Text: "its history is still being fetched from other peers", Hint: "wait; if that lasts, see whether peers that have it can be reached"}
 	case st.Commit > st.Applied+1000:
 		return api.Finding{Check: "ledger", Status: api.CheckWarn, Text: fmt.Sprintf("this peer is %d entries behind", st.Commit-st.Applied), Hint: "the disk may be too slow: see the time of fsync"}
+	}
+	if gone := n.cell.Pruned(); gone > 0 {
+		return api.Finding{Check: "ledger", Status: api.CheckOK, Text: fmt.Sprintf("%d records, those from %d on here", st.Records, gone)}
 	}
 	return api.Finding{Check: "ledger", Status: api.CheckOK, Text: fmt.Sprintf("%d records, all of them here", st.Records)}
 }

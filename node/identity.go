@@ -89,14 +89,17 @@ func parseKey(path string, data []byte) (pcm.Key, error) {
 }
 
 // writeFile replaces a file as a whole, durably, for its owner alone.
-func writeFile(path string, data []byte) error {
+func writeFile(path string, data []byte) error { return writeFileAs(path, data, 0o600) }
+
+// writeFileAs is writeFile for whom a mode says.
+func writeFileAs(path string, data []byte, mode os.FileMode) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
 	if err != nil {
 		return pcm.Errorf(pcm.Internal, "can't write %s: %w", path, err)
 	}
 	defer os.Remove(f.Name())
 	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
+	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}

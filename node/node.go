@@ -49,6 +49,8 @@ type Config struct {
 
 	Credit pcm.Micro // most that any one other account may owe this peer
 
+	LedgerArchive string // folder for records that the cell no longer keeps; "": none are removed here
+
 	StoreQuota   pcm.Bytes
 	StoreReserve pcm.Bytes
 	Profile      string // of the cell's timing: lan or wan
@@ -94,6 +96,8 @@ type Node struct {
 	changes *changes
 	pulse   pulse
 	metrics *metrics
+
+	retention *retention
 
 	owners       *owners
 	awards       awards
@@ -204,6 +208,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 			return nil, err
 		}
 	}
+	n.retention = newRetention(n)
 	if n.glass, err = openTransparency(n); err != nil {
 		return nil, err
 	}
@@ -258,6 +263,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{"transparency", n.glass.run},
 		{"recovery", n.tellRecovery},
 		{"levels", n.raiseLevel},
+		{"retention", n.retention.run},
 		{"agreements", n.deals.run},
 		{"describe", n.describe},
 	} {
@@ -453,6 +459,8 @@ func mayLead(cmd pcm.Command, leader pcm.PeerID, voters func() []pcm.PeerID) err
 		switch {
 		case op.NoteKey != nil && len(op.NoteKey.Key) > 0 && !slices.Contains(voters(), cmd.Peer):
 			return pcm.Errorf(pcm.Forbidden, "peer %s doesn't vote in %s: only voters have note keys", pcm.Short(cmd.Peer), pcm.Short(cmd.Cell))
+		case op.Base != nil && cmd.Peer != leader:
+			return pcm.Errorf(pcm.Forbidden, "peer %s can't make a base of %s: its leader does", pcm.Short(cmd.Peer), pcm.Short(cmd.Cell))
 		case op.Upgrade != nil && (cmd.Peer != leader || op.Upgrade.Level > pcm.LedgerLevel):
 			return pcm.Errorf(pcm.Forbidden, "peer %s can't raise %s to level %d of the ledger's rules: its leader does, as soon as all its peers speak it", pcm.Short(cmd.Peer), pcm.Short(cmd.Cell), op.Upgrade.Level)
 		}

@@ -2,6 +2,7 @@ package node
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"encoding/hex"
 	"io"
@@ -13,13 +14,14 @@ import (
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/ledger"
+	"github.com/jointcloud/pcm/ledger/tlog"
 	"github.com/jointcloud/pcm/node/api"
 )
 
 // Records lists records of the cell's ledger from a number on.
-func (n *Node) Records(_ context.Context, from uint64, limit int) ([]api.RecordView, error) {
+func (n *Node) Records(ctx context.Context, from uint64, limit int) ([]api.RecordView, error) {
 	var list []api.RecordView
-	err := n.cell.Records(from, from+uint64(max(0, limit)), func(_ uint64, leaf []byte) error {
+	err := n.recordsOf(ctx, from, from+uint64(max(0, limit)), func(_ uint64, leaf []byte) error {
 		v, err := recordView(leaf)
 		list = append(list, v)
 		return err
@@ -68,6 +70,8 @@ func factKind(f pcm.Fact) string {
 		return "overdue"
 	case f.Cleared != nil:
 		return "cleared"
+	case f.Based != nil:
+		return "based"
 	}
 	return ""
 }
@@ -90,9 +94,15 @@ func (n *Node) Verify(ctx context.Context) (out api.Verdict, err error) {
 	if err != nil {
 		return api.Verdict{}, err
 	}
-	v, replayed := ledger.Verify(n.state.Genesis(), func(yield func([]byte, error) bool) {
+	begin, base, err := n.verifiable()
+	if err != nil {
+		return api.Verdict{}, err
+	}
+	first, _ := begin.Root()
+	var gone error
+	v, replayed := begin.Verify(func(yield func([]byte, error) bool) {
 		stop := io.EOF
-		err := n.cell.Records(0, size, func(_ uint64, leaf []byte) error {
+		err := n.cell.Records(first, size, func(_ uint64, leaf []byte) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -101,12 +111,19 @@ func (n *Node) Verify(ctx context.Context) (out api.Verdict, err error) {
 			}
 			return nil
 		})
+		if pcm.ErrorCode(err) == pcm.Unavailable {
+			gone = err // removed meanwhile
+		}
 		if err != nil && err != stop {
 			yield(nil, err)
 		}
 	})
+	if gone != nil {
+		return api.Verdict{}, gone
+	}
 	out = api.Verdict{
-		ID: string(n.id.Mesh.Cell), Cell: n.id.Mesh.Cell, Records: v.Records, Signatures: v.Signatures,
+		Base: base,
+		ID:   string(n.id.Mesh.Cell), Cell: n.id.Mesh.Cell, Records: v.Records, Signatures: v.Signatures,
 		Root: hex.EncodeToString(v.Root[:]), Bad: v.Bad, Problem: v.Problem,
 		Checks: append(slices.Clone(ledger.Checks), logChecks...), Mesh: n.id.Mesh.Mesh,
 	}
@@ -149,4 +166,111 @@ func (n *Node) Fetch(ctx context.Context, id pcm.JobID, step, index int, w io.Wr
 		return err
 	}
 	return n.store.Tar(ctx, t.output, w)
+}
+
+// recordsOf calls f with records as cell.Records does, and with those that were removed
+// here, if they are in this peer's archive.
+func (n *Node) recordsOf(ctx context.Context, from, to uint64, f func(number uint64, record []byte) error) error {
+	for gone := min(n.cell.Pruned(), to); from < gone; {
+		records, err := n.archived(ctx, from/tlog.Width)
+		if err != nil {
+			return err
+		}
+		for _, r := range records[from%tlog.Width:] {
+			if from == gone {
+				break
+			}
+			if err := f(from, r); err != nil {
+				return err
+			}
+			from++
+		}
+	}
+	if from >= to {
+		return nil
+	}
+	return n.cell.Records(from, to, f)
+}
+
+// archived reads a bundle of records that were removed here, and holds it against
+// their hashes, which were not.
+func (n *Node) archived(ctx context.Context, bundle uint64) ([][]byte, error) {
+	lacks := func(why any) error {
+		return pcm.Errorf(pcm.Unavailable, "the first %d records of %s were removed here after their time, and can't be had from this peer: %v", n.cell.Pruned(), pcm.Short(n.id.Mesh.Cell), why)
+	}
+	if n.retention.archive == nil {
+		return nil, lacks("it has no archive (ledger_archive)")
+	}
+	raw, err := n.retention.archive.Bundle(bundle)
+	if err != nil {
+		return nil, lacks(err)
+	}
+	records, err := tlog.SplitBundle(raw, tlog.Width)
+	if err != nil {
+		return nil, lacks(err)
+	}
+	tile, err := n.cell.Tile(ctx, 0, bundle, tlog.Width)
+	if err != nil {
+		return nil, err
+	}
+	for i, r := range records {
+		if !bytes.Equal(rfc6962.DefaultHasher.HashLeaf(r), tile[i*tlog.HashSize:(i+1)*tlog.HashSize]) {
+			return nil, lacks(pcm.Errorf(pcm.Invalid, "record %d in the archive %s is another one", bundle*tlog.Width+uint64(i), n.retention.archive.dir))
+		}
+	}
+	return records, nil
+}
+
+// servedFrom is the number of the first record that can be had from this peer.
+func (n *Node) servedFrom() uint64 {
+	gone := n.cell.Pruned()
+	if gone == 0 || n.retention.archive == nil {
+		return gone
+	}
+	for _, b := range []uint64{0, gone/tlog.Width - 1} { // it is written from the first one on
+		if _, err := n.retention.archive.Bundle(b); err != nil {
+			return gone
+		}
+	}
+	return 0
+}
+
+// verifiable is the state from which this peer's records can be verified: that of the
+// founding, or that of its oldest base.
+func (n *Node) verifiable() (*ledger.State, *api.LedgerBase, error) {
+	gone := n.cell.Pruned()
+	if gone == 0 {
+		return ledger.New(n.state.Genesis()), nil, nil
+	}
+	bases := n.cell.Bases()
+	if len(bases) == 0 {
+		return nil, nil, pcm.Errorf(pcm.Internal, "the first %d records were removed here, and there is no base from which the others could be verified: move the folder history away and start again", gone)
+	}
+	record, err := n.cell.Record(bases[0].Size)
+	if err != nil {
+		return nil, nil, err
+	}
+	encoded, err := n.cell.BaseState(bases[0].Size)
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := ledger.OpenBase(n.state.Genesis(), record, encoded)
+	if err != nil {
+		return nil, nil, err
+	}
+	v := baseView(record, gone)
+	if n.retention.archive != nil {
+		v.Archive = n.retention.archive.dir
+	}
+	return s, v, nil
+}
+
+// baseView is a base as a view, by the record that tells of it.
+func baseView(record []byte, gone uint64) *api.LedgerBase {
+	var r pcm.Record
+	based, ok := pcm.BaseOf(record)
+	if !ok || pcm.Unmarshal(record, &r) != nil {
+		return nil
+	}
+	return &api.LedgerBase{Records: based.Size, At: logDate(r.Stamp), Digest: hex.EncodeToString(based.Digest), Removed: gone}
 }

@@ -158,7 +158,7 @@ func (t *transparency) read(ctx context.Context, at tlog.Tile) ([]byte, error) {
 	}
 	var bundle []byte
 	from := at.Index * tlog.Width
-	err := t.n.cell.Records(from, from+uint64(at.Width), func(_ uint64, leaf []byte) (err error) {
+	err := t.n.recordsOf(ctx, from, from+uint64(at.Width), func(_ uint64, leaf []byte) (err error) {
 		if ctx.Err() != nil {
 			return pcm.Errorf(pcm.Unavailable, "interrupted: %w", ctx.Err())
 		}
@@ -303,6 +303,26 @@ func (n *Node) LogTile(ctx context.Context, cell pcm.CellID, path string) ([]byt
 		return nil, pcm.Errorf(pcm.NotFound, "%s is beyond the log's %d entries", path, size)
 	}
 	return n.glass.read(ctx, at)
+}
+
+// LogBase is the base from which the log can be verified without the records that
+// were removed here and can't be served; NotFound if there are none.
+func (n *Node) LogBase(_ context.Context, cell pcm.CellID) ([]byte, error) {
+	if err := n.glass.ofCell(cell); err != nil {
+		return nil, err
+	}
+	if n.servedFrom() == 0 {
+		return nil, pcm.Errorf(pcm.NotFound, "all records of %s are served here: it needs no base", pcm.Short(cell))
+	}
+	bases := n.cell.Bases()
+	if len(bases) == 0 {
+		return nil, pcm.Errorf(pcm.NotFound, "%s has no base here", pcm.Short(cell))
+	}
+	state, err := n.cell.BaseState(bases[0].Size)
+	if err != nil {
+		return nil, err
+	}
+	return baseFile(bases[0].Size, state), nil
 }
 
 // LogKeys are the verifier keys of those who sign the log of a cell.

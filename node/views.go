@@ -87,6 +87,7 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 		s.Warnings = append(s.Warnings, "the disk is nearly full: "+low)
 	}
 	s.Warnings = append(s.Warnings, n.glass.alarms.warnings()...)
+	s.Warnings = append(s.Warnings, n.retention.warnings()...)
 	s.Warnings = append(s.Warnings, n.offer.warnings()...)
 	s.Warnings = append(s.Warnings, n.offer.strays()...)
 	if !n.saysSame(own) {
@@ -172,6 +173,9 @@ func (n *Node) Cells(context.Context) ([]api.Cell, error) {
 	st := n.cell.Status()
 	c := api.Cell{
 		ID: st.Cell, Name: n.id.Mesh.CellName, Leader: st.Leader, Term: st.Term, Index: st.Index, Applied: st.Applied,
+	}
+	if c.Removed = n.cell.Pruned(); c.Removed > 0 && n.retention.archive != nil {
+		c.Archive = n.retention.archive.dir
 	}
 	names := map[pcm.PeerID]string{}
 	n.cell.View(func() {

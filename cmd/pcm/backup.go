@@ -176,6 +176,9 @@ func drawSnapshot(t *table, v api.Snapshot) {
 		t.pair("Log time", "%s", v.LogTime.UTC().Format(time.RFC3339))
 	}
 	t.pair("Ledger", "%s, root %s", plural(int(v.Records), "record"), v.Root)
+	if v.Removed > 0 {
+		t.pair("Kept", "from record %d on: of those before it has only the hashes", v.Removed)
+	}
 	t.pair("State", "%s: %s, %s, %s, %d balances", pcm.Bytes(v.StateBytes), plural(v.Members, "peer"), plural(v.Jobs, "open job"), plural(v.Trades, "open trade"), v.Balances)
 	var voters []string
 	for _, id := range v.Voters {
@@ -202,6 +205,13 @@ Keep the file secret: whoever has it is this peer.`,
 			}
 			if err := a.print(f, func(t *table) { t.text("%s: %s", f.ID, f.Bytes) }); err != nil {
 				return err
+			}
+			if cells, err := c.Cells(cmd.Context()); err == nil {
+				for _, v := range cells.Items {
+					if !v.Away && v.Removed > 0 {
+						a.hint("The first %d records of the ledger are not in it, as they were removed after their time. Keep what has them as well: %s", v.Removed, or(v.Archive, "the archives of the cell's other peers"))
+					}
+				}
 			}
 			a.hint("Keep it secret: whoever has it is this peer. 'pcm restore --help' says how it comes back.")
 			return nil

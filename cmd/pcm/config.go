@@ -18,11 +18,14 @@ import (
 // separated by commas); flags exist for the common ones. Flags win over the
 // environment, which wins over the file. configs/pcm.example.yaml explains every key.
 type Config struct {
-	Data        string               `json:"data"`
-	Name        string               `json:"name"`
-	API         string               `json:"api"`
-	APIHosts    []string             `json:"api_hosts"`
-	LogListen   string               `json:"log_listen"`
+	Data      string   `json:"data"`
+	Name      string   `json:"name"`
+	API       string   `json:"api"`
+	APIHosts  []string `json:"api_hosts"`
+	LogListen string   `json:"log_listen"`
+
+	LedgerArchive string `json:"ledger_archive"` // folder
+
 	Listen      []string             `json:"listen"`
 	Announce    []string             `json:"announce"`
 	Join        string               `json:"join"`
@@ -219,6 +222,7 @@ func (c Config) Validate() error {
 			}
 			return checkAPI(c.LogListen)
 		}},
+		{"ledger_archive", func() error { return checkArchive(c.LedgerArchive, c.Data) }},
 		{"listen", func() error { return checkAddrs(c.Listen) }},
 		{"announce", func() error { return checkAddrs(c.Announce) }},
 		{"bootstrap", func() error { return checkAddrs(c.Bootstrap) }},
@@ -365,6 +369,23 @@ func checkAddrs(addrs []string) error {
 func oneOf(v string, known ...string) error {
 	if !slices.Contains(known, v) {
 		return pcm.Errorf(pcm.Invalid, "%q is not one of %s", v, strings.Join(known, ", "))
+	}
+	return nil
+}
+
+// checkArchive checks the folder for records: a full path, as it has to be found again
+// whatever folder the node is started in, and not where the node has its own files.
+func checkArchive(dir, data string) error {
+	if dir == "" {
+		return nil
+	}
+	if !filepath.IsAbs(dir) {
+		return pcm.Errorf(pcm.Invalid, "%q is not the full path of a folder, like /srv/pcm-archive", dir)
+	}
+	for _, own := range []string{"cell", "specs", "artifacts", "tasks", "cache", "checkpoints", "evidence", "audit"} {
+		if rel, err := filepath.Rel(filepath.Join(data, own), dir); err == nil && rel != ".." && !strings.HasPrefix(rel, ".."+string(filepath.Separator)) {
+			return pcm.Errorf(pcm.Invalid, "%s is within a folder of the node's own: name another one", dir)
+		}
 	}
 	return nil
 }

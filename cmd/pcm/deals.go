@@ -293,6 +293,10 @@ a setting changes when more than half of them have said the same.`,
 			},
 				func(t *table, s api.CellSetting) {
 					drawSettings(t, api.List[api.CellSetting]{Items: []api.CellSetting{s}})
+					if keep, _ := pcm.KeepFor(s.Value); s.ID == pcm.SettingKeep && keep > 0 {
+						t.flush()
+						t.text("Peers with an archive (ledger_archive) move older records there; the others keep them. Whether this one does: pcm doctor")
+					}
 					if s.Value != args[1] {
 						t.flush()
 						t.text("%d of %s must want the same: the others run 'pcm cell set %s %s'.", s.Needs, plural(len(s.Voters), "account"), s.ID, args[1])

@@ -114,6 +114,9 @@ func drawCells(t *table, l api.List[api.Cell]) {
 		t.pair("Leader", "%s, term %d", leader, c.Term)
 		t.pair("Log", "index %d, applied here %d", c.Index, c.Applied)
 		t.pair("Ledger", "%s, root %s", plural(int(c.Records), "record"), c.Root)
+		if c.Removed > 0 {
+			t.pair("Kept here", "from record %d on; those before are in %s", c.Removed, or(plain(c.Archive), "archives of other peers"))
+		}
 		if !c.LogTime.IsZero() {
 			t.pair("Log time", "%s", c.LogTime.UTC().Format(time.RFC3339))
 		}
@@ -145,14 +148,26 @@ func (a *app) ledgerCommand() *cobra.Command {
 }
 
 func drawVerdict(t *table, v api.Verdict) {
+	good := plural(int(v.Records), "record")
+	if v.Base != nil {
+		good = fmt.Sprintf("records %d to %d", v.Base.Records, v.Records-1)
+	}
 	if v.OK {
-		t.text("The ledger of %s is good: %s, %s, checked in %s.", v.Cell, plural(int(v.Records), "record"), plural(v.Signatures, "signature"), time.Duration(v.TookMS)*time.Millisecond)
+		t.text("The ledger of %s is good: %s, %s, checked in %s.", v.Cell, good, plural(v.Signatures, "signature"), time.Duration(v.TookMS)*time.Millisecond)
 	} else {
 		at := ""
 		if v.Bad != nil {
 			at = fmt.Sprintf(" at record %d", *v.Bad)
 		}
 		t.text("The ledger of %s is BAD%s: %s", v.Cell, at, plain(v.Problem))
+	}
+	if b := v.Base; b != nil {
+		where := "archives of the cell's peers"
+		if b.Archive != "" {
+			where = plain(b.Archive)
+		}
+		t.text("  verified from record %d on, a base of %s, digest %s", b.Records, b.At.UTC().Format(time.RFC3339), b.Digest)
+		t.text("  not verified: the %d records before it; %d of them are only in %s: pcm ledger verify --archive DIR", b.Records, b.Removed, where)
 	}
 	for _, c := range v.Checks {
 		t.text("  checked: %s", plain(c))

@@ -94,6 +94,8 @@ func opLine(op pcm.Op) recordLine {
 		}
 	case op.Set != nil:
 		l.Text = op.Set.Key + "=" + op.Set.Value
+	case op.Base != nil:
+		l.Text = fmt.Sprintf("after that of %d records", op.Base.Last)
 	case op.Upgrade != nil:
 		l.Text = fmt.Sprintf("level %d", op.Upgrade.Level)
 	}
@@ -110,6 +112,8 @@ func factLine(f pcm.Fact) recordLine {
 		return recordLine{Kind: "closed", Job: f.Closed.Job, Trade: f.Closed.Trade, Amount: f.Closed.Paid.String()}
 	case f.Overdue != nil:
 		return recordLine{Kind: "overdue", Job: f.Overdue.Job}
+	case f.Based != nil:
+		return recordLine{Kind: "based", Text: fmt.Sprintf("%d records come to a state with digest %x", f.Based.Size, f.Based.Digest)}
 	}
 	return recordLine{}
 }

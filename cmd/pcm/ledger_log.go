@@ -46,20 +46,33 @@ Whoever owes or is owed keeps a proof of a trade, which is good without any
 network, also when the cell is long gone:
 
   pcm ledger proof TRADE
-  pcm ledger verify-proof TRADE.tlog-proof --vkey keys`
+  pcm ledger verify-proof TRADE.tlog-proof --vkey keys
+
+A cell may agree to keep its records for some time only (pcm cell set keep 90d).
+Peers with an archive (ledger_archive) then move older ones there, and the ledger is
+verified from a base: a record with the digest of all that came before. With the
+archive, a folder or what a web server makes of it, it is verified from the founding:
+
+  pcm ledger verify --archive DIR`
 
 func (a *app) verifyCommand() *cobra.Command {
-	var from, mesh string
+	var from, mesh, archive string
 	var vkeys []string
 	c := &cobra.Command{
 		Use: "verify", Short: "Check every record: signatures, order, invariants, Merkle root, checkpoint", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var v api.Verdict
 			var err error
-			if from != "" {
-				v, err = a.audit(cmd.Context(), from, pcm.MeshID(mesh), vkeys)
-			} else {
-				v, err = a.verifyHere(cmd.Context())
+			switch ctx := cmd.Context(); {
+			case from != "":
+				var get getter
+				if get, err = urlLog(from); err == nil {
+					v, err = a.audit(ctx, get, archive, pcm.MeshID(mesh), vkeys)
+				}
+			case archive != "":
+				v, err = a.auditHere(ctx, archive, vkeys)
+			default:
+				v, err = a.verifyHere(ctx)
 			}
 			if err != nil {
 				return err
@@ -75,6 +88,7 @@ func (a *app) verifyCommand() *cobra.Command {
 	}
 	f := c.Flags()
 	f.StringVar(&from, "from", "", "`URL` of a log, http://HOST:PORT/v1/cells/CELL/log: check that one, as an outsider")
+	f.StringVar(&archive, "archive", "", archiveFlag)
 	f.StringVar(&mesh, "mesh", "", "with --from: the mesh `ID` that the log must be of")
 	f.StringArrayVar(&vkeys, "vkey", nil, "with --from: `KEY` that must have signed (a majority of all given), or a file of keys; may be repeated")
 	return c
@@ -88,17 +102,27 @@ func (a *app) verifyHere(ctx context.Context) (api.Verdict, error) {
 	return c.Verify(ctx) // as long as it takes
 }
 
-// audit checks a log from outside, against what was seen of it before.
-func (a *app) audit(ctx context.Context, from string, mesh pcm.MeshID, vkeys []string) (v api.Verdict, err error) {
+// auditHere checks the log of the node's own cell, with its archive.
+func (a *app) auditHere(ctx context.Context, archive string, vkeys []string) (api.Verdict, error) {
+	get, client, err := a.ownLog(ctx)
+	if err != nil {
+		return api.Verdict{}, err
+	}
+	st, err := client.Status(ctx)
+	if err != nil {
+		return api.Verdict{}, err
+	}
+	return a.audit(ctx, get, archive, st.Mesh, vkeys)
+}
+
+// audit checks a log from outside, against what was seen of it before; with an
+// archive, from the founding.
+func (a *app) audit(ctx context.Context, get getter, archive string, mesh pcm.MeshID, vkeys []string) (v api.Verdict, err error) {
 	if mesh != "" && !mesh.Valid() {
 		return v, pcm.Errorf(pcm.Invalid, "%q is not a mesh ID, like mesh- and 16 characters", mesh)
 	}
 	pins := node.Pins{Mesh: mesh}
 	if pins.Keys, err = parseKeys(vkeys); err != nil {
-		return v, err
-	}
-	get, err := urlLog(from)
-	if err != nil {
 		return v, err
 	}
 	note, err := get.checkpoint(ctx)
@@ -117,7 +141,13 @@ func (a *app) audit(ctx context.Context, from string, mesh pcm.MeshID, vkeys []s
 	if pins.Seen, err = readBounded(path); err != nil && !os.IsNotExist(err) {
 		return v, pcm.Errorf(pcm.Internal, "can't read what was seen of the log before: %w", err)
 	}
-	src := node.AuditSource{Read: get.reader(), Checkpoint: func(context.Context) ([]byte, error) { return note, nil }}
+	src := node.AuditSource{Checkpoint: func(context.Context) ([]byte, error) { return note, nil }}
+	if archive == "" {
+		src.Base = func(ctx context.Context) ([]byte, error) { return get(ctx, "base", node.MaxBase) }
+	} else if get, err = get.with(archive, cell); err != nil {
+		return v, err
+	}
+	src.Read = get.reader()
 	v, split, err := node.Audit(ctx, src, pins)
 	switch {
 	case err != nil:
@@ -174,7 +204,7 @@ func (a *app) ownLog(ctx context.Context) (getter, *api.Client, error) {
 }
 
 func (a *app) proofCommand() *cobra.Command {
-	var file, dir string
+	var file, dir, archive string
 	c := &cobra.Command{
 		Use: "proof TRADE", Short: "Write a proof of a trade's records that is good offline", Args: exactly(1, "a trade ID"),
 		Long: `Writes the records of a trade, each with its Merkle proof and the signed
@@ -190,7 +220,10 @@ file, or with --dir each in a file of its own, which other tools read as well.`,
 			if err != nil {
 				return err
 			}
-			proofs, err := prove(ctx, get, trade)
+			if get, err = a.withArchive(ctx, get, client, archive); err != nil {
+				return err
+			}
+			proofs, err := prove(ctx, get, client, trade)
 			if err != nil {
 				return err
 			}
@@ -222,6 +255,7 @@ file, or with --dir each in a file of its own, which other tools read as well.`,
 		},
 	}
 	c.Flags().StringVarP(&file, "file", "f", "", "write to `FILE`; - is the output (default TRADE.tlog-proof)")
+	c.Flags().StringVar(&archive, "archive", "", archiveFlag)
 	c.Flags().StringVar(&dir, "dir", "", "write each proof to a file of its own in `DIR`")
 	return c
 }
@@ -242,15 +276,20 @@ const afterwards = 10 * time.Minute
 
 // prove finds the records of a trade and proves each. They lie between its award
 // and its end in log time, by which records are ordered.
-func prove(ctx context.Context, get getter, trade api.Trade) ([]tlog.Proof, error) {
+func prove(ctx context.Context, get getter, client *api.Client, trade api.Trade) ([]tlog.Proof, error) {
 	tree, note, err := get.tree(ctx)
 	if err != nil {
 		return nil, err
 	}
 	size := tree.Head().Size
 	bundles := int((size + tlog.Width - 1) / tlog.Width)
+	begin, err := firstBundle(ctx, tree, client)
+	if err != nil {
+		return nil, err
+	}
 	var failed error
-	first := sort.Search(bundles, func(i int) bool {
+	first := begin + sort.Search(bundles-begin, func(i int) bool {
+		i += begin
 		entries, err := tree.Entries(ctx, uint64(i))
 		if err != nil {
 			failed = err
@@ -266,8 +305,11 @@ func prove(ctx context.Context, get getter, trade api.Trade) ([]tlog.Proof, erro
 	if failed != nil {
 		return nil, failed
 	}
+	if begin > 0 && first == begin {
+		return nil, pcm.Errorf(pcm.Unavailable, "records of %s are among the first %d of the ledger, which were removed here after their time: give the archive that has them with --archive", trade.ID, begin*tlog.Width)
+	}
 	var proofs []tlog.Proof
-	for i := max(0, first-1); i < bundles; i++ {
+	for i := max(begin, first-1); i < bundles; i++ {
 		entries, err := tree.Entries(ctx, uint64(i))
 		if err != nil {
 			return nil, err
@@ -442,16 +484,21 @@ func drawProof(t *table, v proofVerdict) {
 }
 
 func (a *app) exportCommand() *cobra.Command {
-	return &cobra.Command{
+	var archive string
+	c := &cobra.Command{
 		Use: "export", Short: "Write all records: --format jsonl (default) or csv", Args: noArgs,
 		Long: `Writes all records up to the signed checkpoint, each checked against it.
 jsonl has a line for each record, with the log's entry itself (base64) besides
-what it says; csv has a row for each operation and each fact.`,
+what it says; csv has a row for each operation and each fact. Records that were
+removed after their time are in it if the archive that has them is given.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if a.format != "table" && a.format != "jsonl" && a.format != "csv" {
 				return pcm.Errorf(pcm.Invalid, "--format %s is not a format to export: jsonl or csv", a.format)
 			}
-			get, _, err := a.ownLog(cmd.Context())
+			get, client, err := a.ownLog(cmd.Context())
+			if err == nil {
+				get, err = a.withArchive(cmd.Context(), get, client, archive)
+			}
 			if err != nil {
 				return err
 			}
@@ -459,12 +506,21 @@ what it says; csv has a row for each operation and each fact.`,
 			if err != nil {
 				return err
 			}
+			begin := 0
+			if tree.Head().Size > 0 {
+				if begin, err = firstBundle(cmd.Context(), tree, client); err != nil {
+					return err
+				}
+			}
+			if begin > 0 {
+				a.hint("The first %d records were removed here after their time: give the archive that has them with --archive.", begin*tlog.Width)
+			}
 			w := bufio.NewWriter(a.out)
 			write := exportJSON(w)
 			if a.format == "csv" {
 				write = exportCSV(w)
 			}
-			for n := uint64(0); n*tlog.Width < tree.Head().Size; n++ {
+			for n := uint64(begin); n*tlog.Width < tree.Head().Size; n++ {
 				entries, err := tree.Entries(cmd.Context(), n)
 				if err != nil {
 					return err
@@ -482,6 +538,8 @@ what it says; csv has a row for each operation and each fact.`,
 			return written(w.Flush())
 		},
 	}
+	c.Flags().StringVar(&archive, "archive", "", archiveFlag)
+	return c
 }
 
 func exportJSON(w io.Writer) func(api.RecordView, []byte) error {

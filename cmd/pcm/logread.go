@@ -14,6 +14,7 @@ import (
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/ledger/tlog"
+	"github.com/jointcloud/pcm/node"
 	"github.com/jointcloud/pcm/node/api"
 )
 
@@ -143,6 +144,65 @@ func (g getter) full(ctx context.Context, t tlog.Tile, limit int64) ([]byte, err
 		}
 	}
 	return part, nil
+}
+
+// archiveFlag is the help of --archive.
+const archiveFlag = "`DIR` or URL of an archive of the cell's records, for those that peers have removed after their time"
+
+// with reads what an archive has of a cell's records from there.
+func (g getter) with(archive string, cell pcm.CellID) (getter, error) {
+	var bundle func(ctx context.Context, t tlog.Tile, most int64) ([]byte, error)
+	if strings.Contains(archive, "://") {
+		from, err := urlLog(archive)
+		if err != nil {
+			return nil, err
+		}
+		bundle = func(ctx context.Context, t tlog.Tile, most int64) ([]byte, error) { return from(ctx, t.Path(), most) }
+	} else {
+		if info, err := os.Stat(archive); err != nil || !info.IsDir() {
+			return nil, pcm.Errorf(pcm.Invalid, "%s is not a folder with an archive, nor the URL of one", archive)
+		}
+		from := node.NewLedgerArchive(archive, cell)
+		bundle = func(_ context.Context, t tlog.Tile, _ int64) ([]byte, error) { return from.Bundle(t.Index) }
+	}
+	return func(ctx context.Context, path string, most int64) ([]byte, error) {
+		if t, err := tlog.ParsePath(path); err == nil && t.Entries && t.Width == tlog.Width {
+			if data, err := bundle(ctx, t, most); pcm.ErrorCode(err) != pcm.NotFound {
+				return data, err
+			}
+		}
+		return g(ctx, path, most)
+	}, nil
+}
+
+// withArchive reads the log of the node's own cell, with an archive if one is named.
+func (a *app) withArchive(ctx context.Context, get getter, client *api.Client, archive string) (getter, error) {
+	if archive == "" {
+		return get, nil
+	}
+	st, err := client.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return get.with(archive, st.Cell)
+}
+
+// firstBundle is the first bundle of entries of the node's own cell that can be read.
+func firstBundle(ctx context.Context, tree *tlog.Tree, client *api.Client) (int, error) {
+	_, unread := tree.Entries(ctx, 0)
+	if pcm.ErrorCode(unread) != pcm.Unavailable {
+		return 0, unread
+	}
+	cells, err := client.Cells(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for _, c := range cells.Items {
+		if !c.Away && c.Removed > 0 {
+			return int(c.Removed / tlog.Width), nil
+		}
+	}
+	return 0, unread
 }
 
 // tree reads the head of a log, and makes the tree of it.

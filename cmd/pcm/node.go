@@ -52,7 +52,7 @@ func nodeConfig(cfg Config, s surroundings) (node.Config, error) {
 		labels["voter"] = "no" // on the passport, so that every leader knows
 	}
 	return node.Config{
-		Dir: cfg.Data, Name: cfg.Name, Version: s.Version, Labels: labels, AccountKey: cfg.AccountKey,
+		Dir: cfg.Data, Name: cfg.Name, Version: s.Version, Labels: labels, AccountKey: cfg.AccountKey, LedgerArchive: cfg.LedgerArchive,
 		Join: cfg.Join, Cell: cfg.Cell.Join, Listen: cfg.Listen, Announce: cfg.Announce, Bootstrap: cfg.Bootstrap, MDNS: cfg.MDNS, PortMap: cfg.PortMap,
 		Operations: node.Operations{
 			Exec: node.Permit(cfg.Operations.Exec), Copy: node.Permit(cfg.Operations.Copy),

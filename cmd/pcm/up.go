@@ -78,8 +78,9 @@ config.yaml in the data folder (or --config FILE).`,
 					"cell":      func() { c.Cell.Join = f.Cell.Join },
 					"mdns":      func() { c.MDNS = f.MDNS },
 
-					"log-listen": func() { c.LogListen = f.LogListen },
-					"log-level":  func() { c.Log.Level = f.Log.Level },
+					"log-listen":     func() { c.LogListen = f.LogListen },
+					"ledger-archive": func() { c.LedgerArchive = f.LedgerArchive },
+					"log-level":      func() { c.Log.Level = f.Log.Level },
 				} {
 					if changed(name) {
 						set()
@@ -102,6 +103,7 @@ config.yaml in the data folder (or --config FILE).`,
 	fl.StringVar(&f.Cell.Join, "cell", "", cellFlag)
 	fl.BoolVar(&f.MDNS, "mdns", false, "find peers on the local network")
 	fl.StringVar(&f.LogListen, "log-listen", "", "`HOST:PORT` where anybody may read the ledger as a public log, and nothing else (default: nowhere)")
+	fl.StringVar(&f.LedgerArchive, "ledger-archive", "", "`DIR` for records that the cell no longer keeps (default: none, and this peer keeps them all)")
 	fl.StringVar(&f.Log.Level, "log-level", "", "debug, info, warn or error")
 	return c
 }

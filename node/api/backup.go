@@ -23,6 +23,7 @@ type Snapshot struct {
 	Records    uint64       `json:"records"`
 	Root       string       `json:"root"` // hex Merkle root over the records
 	StateBytes int          `json:"state_bytes"`
+	Removed    uint64       `json:"removed,omitempty"` // records, from the first one on, of which it has only the hashes
 	Voters     []pcm.PeerID `json:"voters"`
 	Members    int          `json:"members"`
 	Jobs       int          `json:"jobs"`   // open

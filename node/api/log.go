@@ -26,6 +26,9 @@ type Log interface {
 	LogCheckpoint(ctx context.Context, cell pcm.CellID) ([]byte, error)
 	// LogTile is a tile or a bundle of entries, e.g. "tile/0/000.p/7" or "tile/entries/000".
 	LogTile(ctx context.Context, cell pcm.CellID, path string) ([]byte, error)
+	// LogBase is the state from which the log can be verified where its first entries
+	// can't be had from this node; NotFound if all can.
+	LogBase(ctx context.Context, cell pcm.CellID) ([]byte, error)
 	// LogKeys are the verifier keys of those who sign.
 	LogKeys(ctx context.Context, cell pcm.CellID) ([]string, error)
 }
@@ -65,6 +68,9 @@ func logRoutes(mux *http.ServeMux, node Log, log *slog.Logger) {
 	handle("vkeys", "text/plain; charset=utf-8", func(r *http.Request, cell pcm.CellID) ([]byte, error) {
 		keys, err := node.LogKeys(r.Context(), cell)
 		return []byte(strings.Join(append(keys, ""), "\n")), err
+	})
+	handle("base", "application/cbor", func(r *http.Request, cell pcm.CellID) ([]byte, error) {
+		return node.LogBase(r.Context(), cell)
 	})
 	handle("tile/{path...}", "application/octet-stream", func(r *http.Request, cell pcm.CellID) ([]byte, error) {
 		return node.LogTile(r.Context(), cell, "tile/"+r.PathValue("path"))
@@ -186,7 +192,7 @@ func (c *boundedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// LogFile reads a file of a cell's log: "checkpoint", "vkeys" or "tile/…", of at
+// LogFile reads a file of a cell's log: "checkpoint", "vkeys", "base" or "tile/…", of at
 // most so many bytes.
 func (c *Client) LogFile(ctx context.Context, cell pcm.CellID, path string, most int64) ([]byte, error) {
 	resp, err := c.send(ctx, http.MethodGet, LogPath(cell)+path, nil, nil)

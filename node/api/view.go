@@ -97,7 +97,9 @@ type Cell struct {
 	Index   uint64       `json:"index"`   // last in the log
 	Applied uint64       `json:"applied"` // here
 	Records uint64       `json:"records"`
-	Root    string       `json:"root"` // hex Merkle root over the records
+	Removed uint64       `json:"removed,omitempty"` // records, from the first one on, that are no longer in this peer's ledger
+	Archive string       `json:"archive,omitempty"` // where they are
+	Root    string       `json:"root"`              // hex Merkle root over the records
 	LogTime time.Time    `json:"log_time"`
 	Members []CellMember `json:"members"`
 
@@ -260,6 +262,19 @@ type Verdict struct {
 
 	Mesh       pcm.MeshID  `json:"mesh,omitempty"`
 	Checkpoint *SignedHead `json:"checkpoint,omitempty"`
+
+	// Where records are not kept for ever: what was begun from, instead of the founding.
+	Base *LedgerBase `json:"base,omitempty"`
+}
+
+// LedgerBase is a state of the ledger whose digest stands in the ledger: from there
+// on it can be verified without the records before.
+type LedgerBase struct {
+	Records uint64    `json:"records"` // before it
+	At      time.Time `json:"at"`
+	Digest  string    `json:"digest"`            // hex SHA-256 of the state
+	Removed uint64    `json:"removed"`           // records that the source has no more
+	Archive string    `json:"archive,omitempty"` // of this node, where it has put them
 }
 
 // SignedHead is a checkpoint of the public log and who signed it.
