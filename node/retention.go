@@ -97,7 +97,11 @@ func (r *retention) makeBase(ctx context.Context) error {
 // remove removes what is past its time. It tells whether that failed.
 func (r *retention) remove(ctx context.Context) bool {
 	n := r.n
-	until := n.cell.LogTime() - r.keep().Milliseconds()
+	keep := r.keep()
+	if keep == 0 {
+		return false // the cell has just agreed to keep everything
+	}
+	until := n.cell.LogTime() - keep.Milliseconds()
 	size := n.cell.Pruned()
 	for _, b := range n.cell.Bases() {
 		if b.Stamp <= until {
