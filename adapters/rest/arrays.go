@@ -46,9 +46,8 @@ func newArrays(r *Runner) *arrays {
 // seat is an attempt's place among those of its trade. It is of the attempt's own
 // goroutine but for what says otherwise.
 type seat struct {
-	counted  bool // the queue knows the attempt
-	again    bool // it had been let in, and is to be again
-	single   bool // by itself
+	counted  bool // the queue knows the attempt: who comes once more had been let in
+	single   bool // it is let in by itself
 	g        *group
 	admitted chan *group // told of its group; capacity 1
 
@@ -86,15 +85,16 @@ func (s *arrays) enter(ctx context.Context, a *attempt) error {
 	}
 	a.seat.admitted = make(chan *group, 1)
 	kind := alike(a.Task)
-	if a.seat.single = a.seat.single || a.n.Alone; a.seat.single {
+	// What was called by itself, and may yet come, is found only by its own name.
+	if a.seat.single = a.seat.single || a.n.Alone || a.n.Doubt; a.seat.single {
 		kind = a.key
 	}
-	if a.seat.again {
+	if a.seat.counted {
 		s.queue.Again(a, &a.Task, kind)
 	} else {
 		s.queue.Add(a, &a.Task, kind)
 	}
-	a.seat.counted, a.seat.again = true, false
+	a.seat.counted = true
 	select {
 	case a.seat.g = <-a.seat.admitted:
 		return nil

@@ -502,3 +502,23 @@ func TestLyingList(t *testing.T) {
 	c.mu.Unlock()
 	once(t, c, r, runs, tolds, all(r, runs))
 }
+
+// What a supervisor before has left counts once among those of its trade that may run at
+// once, also when it is created anew and there is no room at first; and what its first
+// call makes too late is found, and ended.
+func TestAgainWithoutRoom(t *testing.T) {
+	styles(t, func(t *testing.T, style string) {
+		c, r, runs, tolds := many(t, style, 200, 2, 1, "echo", "$I")
+		for _, run := range runs { // called by themselves, and not answered
+			run.Again = true
+			if err := r.notes.keep(&note{Task: run.Task, Nonce: newNonce(), Stage: making}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.Next(8, "POST /v1/jobs", machine.Fault{Status: 429, Body: `{"error":"no"}`})
+		once(t, c, r, runs, tolds, all(r, runs))
+		if many, _ := c.creates(); many != 0 {
+			t.Errorf("%d calls for many jobs, though each may have one of its own", many)
+		}
+	})
+}

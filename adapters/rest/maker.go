@@ -159,7 +159,7 @@ func (m *maker) look(ctx context.Context) (again bool, err error) {
 	m.looks = 0
 	n.Stage, n.Doubt, n.Alone = fresh, true, n.Array != nil // the first call may still be acted on
 	if n.Alone && a.seat.counted {
-		a.seat.g, a.seat.again = nil, true
+		a.seat.g = nil
 		return false, bySelf("it was not made with the others of its call").err
 	}
 	return true, m.prepare(ctx)
@@ -220,7 +220,7 @@ func (m *maker) together(ctx context.Context) (alone bool, err error) {
 		if n.Stage = fresh; !n.Alone {
 			n.Array = nil
 		}
-		a.seat.g, a.seat.again, a.seat.single = nil, true, a.seat.single || o.single
+		a.seat.g, a.seat.single = nil, a.seat.single || o.single
 		if asked {
 			err = a.r.notes.save(n)
 		}
