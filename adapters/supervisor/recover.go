@@ -44,12 +44,12 @@ func (s *Server) recover() error {
 			f.remove()
 			continue
 		}
+		unfinished[t.Runner] = append(unfinished[t.Runner], k)
 		if _, ok := s.runners[t.Runner].(Remote); ok {
 			remote = append(remote, t)
-			continue
+		} else {
+			lost = append(lost, t)
 		}
-		lost = append(lost, t)
-		unfinished[t.Runner] = append(unfinished[t.Runner], k)
 	}
 	for name, r := range s.runners {
 		if err := r.Sweep(unfinished[name]); err != nil {

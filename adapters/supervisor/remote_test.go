@@ -21,6 +21,7 @@ type cluster struct {
 	mu     sync.Mutex
 	jobs   map[string]*clusterJob
 	begins map[string]int
+	swept  []adapters.Key // what the last runner was told runs there
 }
 
 type clusterJob struct {
@@ -51,6 +52,14 @@ type remote struct {
 
 func (r *remote) Name() string { return "remote" }
 func (r *remote) Remote()      {}
+
+// Sweep keeps what it is told runs there.
+func (r *remote) Sweep(keys []adapters.Key) error {
+	r.c.mu.Lock()
+	defer r.c.mu.Unlock()
+	r.c.swept = keys
+	return nil
+}
 
 func (r *remote) Run(ctx context.Context, run *Run) Exit {
 	k := run.Key.String()
@@ -134,6 +143,11 @@ func TestRemoteIsTakenUpAgain(t *testing.T) {
 	kill()
 
 	d, kill = serveRemote(t, dir, c)
+	for _, task := range []adapters.Task{long, limited, gpu} { // who keeps a trade to its width counts them first
+		if !slices.Contains(c.swept, task.Key) || len(c.swept) != 3 {
+			t.Errorf("the runner was told that %v runs, not %s", c.swept, task.Key)
+		}
+	}
 	leases := map[adapters.Key]adapters.BootTime{}
 	for _, task := range []adapters.Task{long, limited, gpu} {
 		if err := d.a.Start(t.Context(), task); err != nil { // again: nothing

@@ -22,7 +22,8 @@ type Runner interface {
 	Check(t adapters.Task) error
 
 	// Sweep is called once, before anything else but Name, when the folder is
-	// ours alone. It kills what an earlier supervisor left running there.
+	// ours alone. It kills what an earlier supervisor left running there; a Remote's
+	// unfinished attempts are run again after it.
 	Sweep(unfinished []adapters.Key) error
 
 	// Close gives back what the runner holds of the machine, when nothing runs
