@@ -151,7 +151,7 @@ func (c *Cell) answerAdmin(from pcm.PeerID, method string, body []byte, reply fu
 		reply(nil, c.leadsIn(body))
 		return
 	case "health":
-		if !c.proposer.ready.Load() {
+		if c.leads() == 0 {
 			reply(nil, errNotLeader)
 			return
 		}
@@ -180,7 +180,7 @@ func (c *Cell) answerAdmin(from pcm.PeerID, method string, body []byte, reply fu
 // administer does what a member asks of the leader.
 func (c *Cell) administer(ctx context.Context, from pcm.PeerID, method string, req adminRequest) (uint64, error) {
 	id := req.Peer
-	if !c.proposer.ready.Load() && method != "transfer" {
+	if c.leads() == 0 && method != "transfer" {
 		return 0, errNotLeader
 	}
 	votes := slices.Contains(c.voters(), from)
@@ -194,7 +194,7 @@ func (c *Cell) administer(ctx context.Context, from pcm.PeerID, method string, r
 		// leads meanwhile is what the voters confirm.
 		index := c.Applied()
 		if err := c.confirm(ctx); err != nil {
-			return 0, retryCause(err)
+			return 0, err
 		}
 		return index, nil
 	case "add":

@@ -233,6 +233,7 @@ type Cell struct {
 	members   *members
 	memory    memory
 	rest      *rest
+	confirmer *confirmer
 	reloading sync.Mutex // held while Raft's settings are changed
 	cache     *logCache
 	ahead     *ahead
@@ -278,6 +279,7 @@ func Open(cfg Config) (_ *Cell, err error) {
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.hub, c.proposer, c.links, c.watch = newHub(c), newProposer(c), newLinks(cfg.Host, cfg.Cell, c.start), newLeaderWatch(c)
 	c.members, c.history, c.fsm, c.rest = newMembers(c), newHistory(c), newFSM(c, cfg.Machine), newRest(c)
+	c.confirmer = &confirmer{c: c}
 	defer func() {
 		if err != nil {
 			c.release()
@@ -581,7 +583,7 @@ func (c *Cell) Ready() (bool, string) {
 }
 
 // Leads tells whether this peer leads the cell now, as far as it knows.
-func (c *Cell) Leads() bool { return c.proposer.ready.Load() }
+func (c *Cell) Leads() bool { return c.leads() > 0 }
 
 // Outside tells whether the cell, as far as this peer knows it, does not have this peer.
 // Nothing that it proposes is heard then.

@@ -335,7 +335,7 @@ func TestLogTimeIgnoresWallClock(t *testing.T) {
 		if err := nodes[0].TransferLeadership(t.Context(), nodes[i].cfg.Self); err != nil {
 			t.Fatal(err)
 		}
-		nodes[i].await("leadership", func() bool { return nodes[i].proposer.ready.Load() })
+		nodes[i].await("leadership", func() bool { return nodes[i].leads() > 0 })
 		nodes[i].propose(t, nodes[i].cfg.Self)
 	}
 	if err := nodes[0].Sync(t.Context()); err != nil {
@@ -487,7 +487,7 @@ func TestCloseLeavesNoGoroutines(t *testing.T) {
 	n := b.prepare(t, func(c *Config) { c.Bootstrap = true })
 	before := runtime.NumGoroutine()
 	n.open()
-	n.await("a leader", func() bool { return n.proposer.ready.Load() })
+	n.await("a leader", func() bool { return n.leads() > 0 })
 	n.propose(t, n.cfg.Self)
 	events := n.Events(t.Context())
 	if err := n.close(); err != nil {

@@ -252,7 +252,7 @@ func found(t testing.TB, b *book, change func(*Config)) *node {
 			change(c)
 		}
 	}).open()
-	n.await("a leader", func() bool { return n.proposer.ready.Load() })
+	n.await("a leader", func() bool { return n.leads() > 0 })
 	return n
 }
 
@@ -353,7 +353,7 @@ func leaderOf(t testing.TB, nodes ...*node) (leader *node) {
 	await(t, "a leader", func() bool {
 		leader = nil
 		for _, n := range nodes {
-			if n.proposer.ready.Load() {
+			if n.leads() > 0 {
 				leader = n
 			}
 		}

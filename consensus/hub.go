@@ -246,7 +246,7 @@ func (h *hub) push(s network.Stream, to pcm.PeerID) {
 
 // logTime is a frame that tells the log time, if this peer leads.
 func (h *hub) logTime() eventFrame {
-	if !h.c.proposer.ready.Load() {
+	if h.c.leads() == 0 {
 		return eventFrame{}
 	}
 	term, stamp := h.c.clock.read()

@@ -201,7 +201,7 @@ func (m *members) run() {
 		case <-m.c.ctx.Done():
 			return
 		}
-		if !m.c.proposer.ready.Load() {
+		if m.c.leads() == 0 {
 			m.mu.Lock()
 			clear(m.health)
 			m.mu.Unlock()

@@ -206,11 +206,11 @@ type proposer struct {
 	ended   chan struct{} // holds a token when a unit was answered since the verifier looked
 
 	queued, queuedBytes atomic.Int64
-	ahead               atomic.Int64 // commands that were gathered and are not answered yet
-	flight              atomic.Int64 // how long an entry flies: a moving average, ns
-	crowd               int64        // commands that were queued lately; of the verifier alone
-	leading             atomic.Bool  // commands are taken
-	ready               atomic.Bool  // the first entry of the term is under way
+	ahead               atomic.Int64  // commands that were gathered and are not answered yet
+	flight              atomic.Int64  // how long an entry flies: a moving average, ns
+	crowd               int64         // commands that were queued lately; of the verifier alone
+	leading             atomic.Bool   // commands are taken
+	ready               atomic.Uint64 // term whose first entry is under way; 0: none
 
 	mu      sync.Mutex
 	flights map[*byte]*flight // by the first byte of their data
@@ -403,9 +403,10 @@ func (p *proposer) lead(leads <-chan bool) (again bool) {
 	p.leading.Store(true)
 	defer func() {
 		p.leading.Store(false)
-		p.ready.Store(false)
+		p.ready.Store(0)
 	}()
 	// Nothing is stamped before all entries of earlier leaders are applied here.
+	term := p.c.raft.CurrentTerm()
 	if err := p.c.raft.Barrier(0).Error(); err != nil {
 		if p.c.raft.State() != raft.Leader {
 			return false
@@ -415,6 +416,14 @@ func (p *proposer) lead(leads <-chan bool) (again bool) {
 			return on
 		case <-time.After(retryMost):
 			return true
+		case <-p.c.ctx.Done():
+			return false
+		}
+	}
+	if p.c.raft.CurrentTerm() != term { // not of this one: there is word of it
+		select {
+		case on := <-leads:
+			return on
 		case <-p.c.ctx.Done():
 			return false
 		}
@@ -460,7 +469,7 @@ func (p *proposer) lead(leads <-chan bool) (again bool) {
 		units, waiting = p.pack(waiting)
 		stamp := st.next()
 		if first {
-			p.c.clock.observe(p.c.raft.CurrentTerm(), stamp)
+			p.c.clock.observe(term, stamp)
 		}
 		digest := p.c.fsm.nextDigest(since)
 		if since++; digest != nil && len(digest.Sum) == 0 {
@@ -468,7 +477,7 @@ func (p *proposer) lead(leads <-chan bool) (again bool) {
 		}
 		p.launch(pcm.Entry{Version: pcm.EntryVersion, Stamp: stamp, Wall: p.c.cfg.Now().UnixMilli(), NewTerm: first, Digest: digest}, units)
 		first, made = false, time.Now()
-		p.ready.Store(true)
+		p.ready.Store(term)
 	}
 }
 

@@ -98,7 +98,7 @@ func TestRecoverFromLostQuorum(t *testing.T) {
 		t.Fatal(err)
 	}
 	survivor.open()
-	survivor.await("leadership", func() bool { return survivor.proposer.ready.Load() })
+	survivor.await("leadership", func() bool { return survivor.leads() > 0 })
 	r := survivor.Recovered()
 	if r == nil || r.Told || r.Reason != "a test" || r.Index < 10 {
 		t.Errorf("recovered: %+v", r)
@@ -155,7 +155,7 @@ func TestRewrittenHistoryIsNotFollowed(t *testing.T) {
 		t.Fatal(err)
 	}
 	short.open()
-	short.await("leadership", func() bool { return short.proposer.ready.Load() })
+	short.await("leadership", func() bool { return short.leads() > 0 })
 	short.propose(t, short.cfg.Self)
 	failed := make(chan error, 1)
 	ahead.cfg.OnFailure = func(err error) { failed <- err }

@@ -53,7 +53,6 @@ type rest struct {
 
 	// Of the leader.
 	mu    sync.Mutex
-	holds int           // no heartbeat is answered here as long as it is above 0
 	stir  chan struct{} // closed and replaced when heartbeats have to be sent
 	peers map[raft.ServerID]*restPeer
 	seen  uint64 // of touched
@@ -72,9 +71,6 @@ type restPeer struct {
 	term  uint64
 	rests bool
 	heard time.Time // when the last heartbeat was sent that it has answered
-	// owing is the heartbeat that was answered here in its place, if Raft may not
-	// have taken the answer in yet: it uses the same request again for the next one.
-	owing *raft.AppendEntriesRequest
 }
 
 func newRest(c *Cell) *rest {
@@ -157,101 +153,10 @@ func (r *rest) wake() {
 	}
 }
 
-// pulse sends one heartbeat of a term in which this peer leads; an error if the
-// other one doesn't follow.
-func (c *Cell) pulse(id raft.ServerID, term uint64) error {
-	req := raft.AppendEntriesRequest{
-		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(c.cfg.Self), Addr: []byte(c.cfg.Self)},
-		Term:      term,
-	}
-	var resp raft.AppendEntriesResponse
-	if err := c.trans.AppendEntries(id, raft.ServerAddress(id), &req, &resp); err != nil {
-		return err
-	}
-	if !resp.Success {
-		return errNotLeader
-	}
-	return nil
-}
-
-// leads is the term in which this peer leads, as far as it knows; 0: it doesn't.
-func (c *Cell) leads() uint64 {
-	term := c.raft.CurrentTerm()
-	if c.raft.State() != raft.Leader || c.raft.CurrentTerm() != term || !c.proposer.ready.Load() {
-		return 0
-	}
-	return term
-}
-
-// confirm makes sure that no other peer led the cell when it was called: a
-// majority of the voters follows this one after that.
-func (c *Cell) confirm(ctx context.Context) error {
-	owing := c.rest.hold()
-	defer c.rest.release()
-	if !owing {
-		return wait(ctx, c.raft.VerifyLeader())
-	}
-	// Raft could take an answer that the peer didn't give for one to its question.
-	term := c.leads()
-	if term == 0 {
-		return errNotLeader
-	}
-	voters := c.voters()
-	answers := make(chan error, len(voters))
-	for _, v := range voters {
-		if v == c.cfg.Self {
-			answers <- nil
-			continue
-		}
-		go func() { answers <- c.pulse(raft.ServerID(v), term) }() // the transport bounds it
-	}
-	good, bad := 0, 0
-	for {
-		select {
-		case err := <-answers:
-			if err == nil {
-				good++
-			} else {
-				bad++
-			}
-			switch {
-			case good > len(voters)/2:
-				return nil
-			case bad >= (len(voters)+1)/2:
-				return retryf("too few voters follow this peer: %w", err)
-			}
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-// hold has all heartbeats sent until release is called. It tells whether Raft may
-// yet take in an answer that a peer didn't give.
-func (r *rest) hold() (owing bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.holds++
-	r.stirUp()
-	for id, p := range r.peers {
-		if p.owing != nil && !r.c.isMember(pcm.PeerID(id)) {
-			p.owing = nil // of a peer that was removed: Raft doesn't beat for it any more
-		}
-		owing = owing || p.owing != nil
-	}
-	return owing
-}
-
 // stirUp needs the lock.
 func (r *rest) stirUp() {
 	close(r.stir)
 	r.stir = make(chan struct{})
-}
-
-func (r *rest) release() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.holds--
 }
 
 // heartbeat answers one of Raft's heartbeats for a peer at rest, or has it sent.
@@ -268,12 +173,8 @@ func (r *rest) heartbeat(id raft.ServerID, req *raft.AppendEntriesRequest, resp 
 	case p.term < req.Term:
 		*p = restPeer{term: req.Term}
 	}
-	if p.owing == req {
-		p.owing = nil
-	}
-	for waited := false; p.rests && p.term == req.Term && r.holds == 0 && time.Since(p.heard) < r.beat; waited = true {
+	for waited := false; p.rests && p.term == req.Term && time.Since(p.heard) < r.beat; waited = true {
 		if waited {
-			p.owing = req
 			r.mu.Unlock()
 			*resp = raft.AppendEntriesResponse{Term: req.Term, Success: true}
 			return nil

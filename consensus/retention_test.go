@@ -221,7 +221,7 @@ func TestRemovedRecordsLeaveAWholeHistory(t *testing.T) {
 		t.Fatal(err)
 	}
 	again.open()
-	again.await("leadership", func() bool { return again.proposer.ready.Load() })
+	again.await("leadership", func() bool { return again.leads() > 0 })
 	removed(t, again, 1024)
 	again.proven(t, leaves)
 	if got := again.Bases(); len(got) != 1 || got[0] != bases[1] {

@@ -74,7 +74,7 @@ func TestSaveAndRebuild(t *testing.T) {
 	}
 	n.dir, n.cfg.Dir, n.cfg.Bootstrap = dir, dir, false
 	n.open()
-	n.await("leadership", func() bool { return n.proposer.ready.Load() })
+	n.await("leadership", func() bool { return n.leads() > 0 })
 	if got := n.ids(t); !slices.Equal(got, ids) {
 		t.Errorf("%d records after it was rebuilt, want %d", len(got), len(ids))
 	}

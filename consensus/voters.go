@@ -54,7 +54,7 @@ func (c *Cell) Health(ctx context.Context) (Health, error) {
 	case "":
 		return Health{}, pcm.Errorf(pcm.Unavailable, "%s has no leader now: too few of its voters can reach each other", pcm.Short(c.cfg.Cell))
 	case c.cfg.Self:
-		if !c.proposer.ready.Load() {
+		if c.leads() == 0 {
 			return Health{}, errNotLeader
 		}
 		return c.members.report(), nil

@@ -50,7 +50,7 @@ func TestOperatorsSayWhoVotes(t *testing.T) {
 	if err := lead.TransferLeadership(t.Context(), fourth.cfg.Self); err != nil {
 		t.Fatal(err)
 	}
-	fourth.await("leadership", func() bool { return fourth.proposer.ready.Load() })
+	fourth.await("leadership", func() bool { return fourth.leads() > 0 })
 	fourth.await("a look at the demoted one", func() bool {
 		h, err := fourth.Health(t.Context())
 		i := slices.IndexFunc(h.Members, func(m MemberHealth) bool { return m.Peer == out.cfg.Self })
