@@ -204,6 +204,47 @@ func TestChecksKilled(t *testing.T) {
 	}
 }
 
+// slow holds back who reads what an attempt printed.
+type slow struct {
+	Backend
+	reads, goOn chan struct{}
+}
+
+func (s slow) Logs(_ context.Context, a *Attempt, _ bool) error {
+	err := a.Write("stdout", []byte("first"))
+	s.reads <- struct{}{}
+	<-s.goOn
+	return err
+}
+
+// That an attempt runs is told before its output is there, however slowly that is read.
+func TestChecksSlow(t *testing.T) {
+	b := slow{reads: make(chan struct{}), goOn: make(chan struct{})}
+	s, err := newAttempts(t.TempDir(), b, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &Attempt{all: s, state: &pluginpb.Status{Key: "trd-a.0.1", State: pluginpb.State_STATE_PENDING}, ID: "j", known: true, Note: map[string]any{}, Request: &pluginpb.StartRequest{Key: "trd-a.0.1"}}
+	if err := a.Save(); err != nil {
+		t.Fatal(err)
+	}
+	a.see(context.Background(), Seen{State: State{State: "pending"}}) // which has no output to read
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		a.see(context.Background(), Seen{State: State{State: "running"}})
+	}()
+	<-b.reads
+	if a.pending() || a.Size("stdout") != 5 || a.state.GetStdoutBytes() != 0 {
+		t.Errorf("while %d bytes are there, it is told: %v", a.Size("stdout"), a.state)
+	}
+	close(b.goOn)
+	<-over
+	if a.pending() || a.state.GetStdoutBytes() != 5 {
+		t.Errorf("then it is told: %v", a.state)
+	}
+}
+
 func TestChecks(t *testing.T) {
 	b := &described{d: &Described{Features: features, Logs: logs}}
 	for _, r := range []*pluginpb.StartRequest{

@@ -34,6 +34,7 @@ var toolChains = map[string]toolChain{
 			{"python3", "-m", "venv", ".venv"},
 			{".venv/bin/pip", "install", "--quiet", "--disable-pip-version-check", ".[test]"},
 			{".venv/bin/ruff", "check"},
+			{".venv/bin/python", "-c", slowPython},
 			{".venv/bin/pytest", "--quiet"},
 		},
 	},
@@ -46,6 +47,8 @@ var toolChains = map[string]toolChain{
 			{"npm", "ci", "--no-audit", "--no-fund"},
 			{"npx", "--no-install", "tsc"},
 			{"node", "--input-type=module", "--eval", killedTypeScript},
+			{"node", "--input-type=module", "--eval", slowTypeScript},
+			{"node", "--input-type=module", "--eval", wordsTypeScript},
 			{"npm", "test"},
 		},
 	},
@@ -63,6 +66,84 @@ take(a, "stdout", Buffer.from("pcm-x-b\nready\n"));
 a.note = decode(encode(a.note));
 take(a, "stdout", Buffer.from("went on\npcm-x-u 0m0.01s 0m0.02s\npcm-x-x 0\n"));
 assert.deepStrictEqual([a.out, a.note.marks.ended, a.note.marks.code], ["ready\nwent on\n", true, 0]);
+`
+
+// slowPython and slowTypeScript hold back who reads what an attempt printed: that it runs is told before.
+const slowPython = `
+import tempfile, threading
+from gen import adapter_pb2 as pb
+from gen.pcm_attempts import Attempt, Attempts
+from gen.pcm_backend import Backend, Seen, State
+
+class Slow(Backend):
+    configure = pools = find = start = poll = stop = outputs = remove = None
+    reads, go_on = threading.Event(), threading.Event()
+
+    def logs(self, a, ended):
+        a.write("stdout", b"first")
+        self.reads.set()
+        self.go_on.wait()
+
+with tempfile.TemporaryDirectory() as folder:
+    b = Slow()
+    a = Attempt(Attempts(folder, b, 3600), pb.StartRequest(key="trd-a.0.1"))
+    a.known = True
+    a.save()
+    a.see(Seen(State("pending")))  # which has no output to read
+    assert not b.reads.is_set() and a.state.state == pb.STATE_PENDING, a.state
+    seeing = threading.Thread(target=a.see, args=(Seen(State("running")),))
+    seeing.start()
+    b.reads.wait()
+    told = a.state
+    b.go_on.set()
+    seeing.join()
+    assert told.state == pb.STATE_RUNNING and told.stdout_bytes == 0, told
+    assert a.state.state == pb.STATE_RUNNING and a.state.stdout_bytes == 5, a.state
+`
+
+const slowTypeScript = `
+import assert from "node:assert";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Attempt, Attempts } from "./dist/pcm_attempts.js";
+const folder = mkdtempSync(join(tmpdir(), "slow-"));
+let goOn;
+const reads = new Promise((begins) => {
+  const logs = (a) => {
+    a.write("stdout", Buffer.from("first"));
+    begins();
+    return new Promise((done) => (goOn = done));
+  };
+  globalThis.a = new Attempt(new Attempts(folder, { logs }, 3600_000), { key: "trd-a.0.1", fence: 1, output_cap_bytes: 0, again: false });
+});
+try {
+  a.known = true;
+  a.save();
+  await a.see({ state: { state: "pending" } }); // which has no output to read
+  assert.deepStrictEqual([a.state.state, goOn], ["STATE_PENDING", undefined]);
+  const seen = a.see({ state: { state: "running" } });
+  await reads;
+  assert.deepStrictEqual([a.state.state, a.state.stdout_bytes, a.size("stdout")], ["STATE_RUNNING", 0, 5]);
+  goOn();
+  await seen;
+  assert.deepStrictEqual([a.state.state, a.state.stdout_bytes], ["STATE_RUNNING", 5]);
+} finally {
+  rmSync(folder, { recursive: true });
+}
+`
+
+// wordsTypeScript finds no meaning in words that all objects of JavaScript know.
+const wordsTypeScript = `
+import assert from "node:assert";
+import { Described } from "./dist/pcm_described.js";
+const b = new Described({ settings: {}, secrets: {}, watch: { status: { state: (v) => v.job } }, states: { done: { state: "ended", outcome: "ok" } } });
+assert.deepStrictEqual(b.seen("done").state, { state: "ended", outcome: "ok", reason: "" });
+for (const word of ["constructor", "toString", "__proto__"]) {
+  const { state, reason } = b.seen(word).state;
+  assert.deepStrictEqual([state, reason], ["running", "its back end calls its state " + word + ", which is not known here"]);
+}
+await assert.rejects(b.configure({ name: "n", instance: "i", settings: { constructor: "x" }, secrets: {} }), /there is no setting constructor/);
 `
 
 // A project passes PCM's suite by the tests that it brings, in its own language's

@@ -141,7 +141,9 @@ func (a *attempt) attend(ctx context.Context) supervisor.Exit {
 		last, missing := a.track.now()
 		if last != nil {
 			a.report(*last)
-			logs.hint(last.sizes)
+			if last.state != adapters.Pending || a.begun { // nothing is read before it is told that it runs
+				logs.hint(last.sizes)
+			}
 			if over := a.track.end(); over != nil {
 				return a.finish(ctx, *over, logs)
 			}

@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -292,6 +293,24 @@ func TestFlood(t *testing.T) {
 		t.Errorf("reading it took %s of CPU time in %s", spent, time.Since(began))
 	}
 	r.pools()
+}
+
+// Nothing is read, and so nothing shown, of what is said to wait.
+func TestEarlyLog(t *testing.T) {
+	r := newRig(t, "early")
+	k := r.start(r.task("out", "x", "sleep", "1s"))
+	r.expect(r.reach(k, adapters.Ended), pcm.OutcomeOK, "")
+	if exists(filepath.Join(r.f.lasting(), "asked")) {
+		t.Error("its output was asked for while it was pending")
+	}
+	out, err := r.ins.Adapter.Logs(r.ctx, k, adapters.Stdout, 0, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	if all, err := io.ReadAll(out); string(all) != "x\n" || err != nil {
+		t.Errorf("in the end it is %q, %v", all, err)
+	}
 }
 
 // A log without an end ends at the cap.

@@ -58,8 +58,8 @@ func (r *reader) every() time.Duration {
 
 func (r *reader) run(ctx context.Context) {
 	defer close(r.done)
-	sizes, ended := [2]int64{-1, -1}, r.a.track.end() != nil
-	var since time.Time // since when nothing more came of what must come
+	sizes, ended := [2]int64{}, r.a.track.end() != nil // there is nothing until something is told
+	var since time.Time                                // since when nothing more came of what must come
 	for {
 		if ended && since.IsZero() {
 			since = time.Now()

@@ -109,6 +109,12 @@ func (b *bad) Handshake(ctx context.Context, r *pb.HandshakeRequest) (*pb.Handsh
 		return &pb.HandshakeResponse{Version: 1, Nonce: "guessed"}, nil
 	case "gossip":
 		return nil, status.Errorf(codes.InvalidArgument, "can't log in with %s", r.Secrets["token"])
+	case "early":
+		res, err := b.Server.Handshake(ctx, r)
+		if res != nil {
+			res.LogsEveryMs = 100
+		}
+		return res, err
 	case "greeting": // shows what it was given
 		if r.Secrets["token"] != testSecret || r.SettingsJson != `{"answer": 42}` || r.Instance != "test" || r.Name != "proc" {
 			return nil, status.Errorf(codes.InvalidArgument, "it was given %v %q", r.Secrets, r.SettingsJson)
@@ -189,8 +195,29 @@ func (b *bad) Watch(r *pb.WatchRequest, out plugingrpc.Adapter_WatchServer) erro
 		return b.Server.Watch(r, &babbler{Adapter_WatchServer: out})
 	case "relapse":
 		return b.Server.Watch(r, &relapser{out})
+	case "early": // tells that an attempt runs when it has ended
+		return b.Server.Watch(r, &changer{out, func(st *pb.Status) {
+			if st.State != pb.State_STATE_ENDED {
+				st.State, st.StdoutBytes, st.StderrBytes = pb.State_STATE_PENDING, nil, nil
+			}
+		}})
+	case "endless":
+		return b.Server.Watch(r, &changer{out, func(st *pb.Status) { st.StdoutBytes, st.StderrBytes = nil, nil }})
 	}
 	return b.Server.Watch(r, out)
+}
+
+// changer changes what is told.
+type changer struct {
+	plugingrpc.Adapter_WatchServer
+	change func(*pb.Status)
+}
+
+func (c *changer) Send(m *pb.WatchResponse) error {
+	for _, st := range m.Statuses {
+		c.change(st)
+	}
+	return c.Adapter_WatchServer.Send(m)
 }
 
 // babbler tells of attempts of others, with every message.
@@ -234,6 +261,10 @@ func (b *bad) Logs(ctx context.Context, r *pb.LogsRequest) (*pb.LogsResponse, er
 	switch b.mode {
 	case "endless": // always more of the same, whatever the offset
 		return &pb.LogsResponse{Stdout: []byte(strings.Repeat("more\n", 10_000))}, nil
+	case "early": // what was asked before the end was told leaves a trace
+		if res, err := b.List(ctx, &pb.ListRequest{}); err == nil && res.Statuses[0].State != pb.State_STATE_ENDED {
+			once(filepath.Join(b.State, "asked"))
+		}
 	case "overfull":
 		return &pb.LogsResponse{Stdout: make([]byte, 3<<20), Eof: true}, nil
 	}

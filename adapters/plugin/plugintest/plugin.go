@@ -170,7 +170,9 @@ func (s *Server) view(key string) *pb.Status {
 		return nil
 	}
 	st := &pb.Status{Key: key, Fence: task.Fence, State: pb.State_STATE_PENDING, Native: "waits"}
-	alive := s.keeperOf(dir) != 0
+	s.mu.Lock() // while Start has a keeper begin, its file isn't there yet
+	alive, begun := s.keeperOf(dir) != 0, exists(filepath.Join(dir, "begun"))
+	s.mu.Unlock()
 	var e ended
 	data, err := os.ReadFile(filepath.Join(dir, "end.json"))
 	// Sizes are read after the end: what comes before it is all there is.
@@ -180,7 +182,7 @@ func (s *Server) view(key string) *pb.Status {
 	case err == nil && json.Unmarshal(data, &e) == nil:
 		st.State, st.Native, st.Outcome, st.ExitCode, st.Reason = pb.State_STATE_ENDED, "done", e.Outcome, e.Code, e.Reason
 		st.StartedMs, st.EndedMs, st.CpuMs, st.MemoryBytes = e.Started, e.Ended, e.CPU, e.Memory
-	case !alive && exists(filepath.Join(dir, "begun")):
+	case !alive && begun:
 		st.State, st.Native, st.Outcome, st.ExitCode, st.Reason = pb.State_STATE_ENDED, "lost", pb.Outcome_OUTCOME_SITE, 137, "the keeper of its process was lost"
 	case exists(filepath.Join(dir, "suspended")):
 		st.State, st.Native = pb.State_STATE_SUSPENDED, "stopped"

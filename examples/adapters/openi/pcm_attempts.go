@@ -201,6 +201,12 @@ func (a *Attempt) ended() bool {
 	return a.state.State == pluginpb.State_STATE_ENDED
 }
 
+func (a *Attempt) pending() bool {
+	a.all.mu.Lock()
+	defer a.all.mu.Unlock()
+	return a.state.State == pluginpb.State_STATE_PENDING
+}
+
 // runs tells whether the back end has it.
 func (a *Attempt) runs() bool {
 	a.all.mu.Lock()
@@ -382,6 +388,9 @@ func (a *Attempt) see(ctx context.Context, look Seen) {
 		a.gone = 0
 	}
 	over := look.State.State == "ended"
+	if !over && a.pending() {
+		a.tell(look) // that it runs is known before what it prints, which may come slowly
+	}
 	if look.State.State != "pending" || a.asked {
 		if err := a.all.backend.Logs(ctx, a, over && look.State.Outcome != "memory" && look.State.Outcome != "stopped"); err != nil && !(over && isAbsent(err)) {
 			slog.Warn("can't read the output of an attempt", "attempt", a.Request.Key, "err", err)
@@ -398,7 +407,17 @@ func (a *Attempt) see(ctx context.Context, look Seen) {
 	if j, ok := a.all.backend.(Judger); ok {
 		look = j.Judge(a, look)
 	}
-	judged := a.judge(look)
+	a.tell(look)
+	if over {
+		if err := a.Save(); err != nil {
+			slog.Error("can't keep an attempt", "attempt", a.Request.Key, "err", err)
+		}
+	}
+}
+
+// tell says how it stands.
+func (a *Attempt) tell(look Seen) {
+	judged, over := a.judge(look), look.State.State == "ended"
 	a.update(func(s *pluginpb.Status) {
 		s.State, s.Native, s.Reason = judged.State, judged.Native, judged.Reason
 		s.Outcome, s.ExitCode = judged.Outcome, judged.ExitCode
@@ -418,11 +437,6 @@ func (a *Attempt) see(ctx context.Context, look Seen) {
 		out, errs := a.Size("stdout"), a.Size("stderr")
 		s.StdoutBytes, s.StderrBytes = &out, &errs
 	})
-	if over {
-		if err := a.Save(); err != nil {
-			slog.Error("can't keep an attempt", "attempt", a.Request.Key, "err", err)
-		}
-	}
 }
 
 // judge says what the back end's words mean.

@@ -163,6 +163,8 @@ export class Attempt {
       look.state = { state: "ended", outcome: this.asked ? "stopped" : "lost", reason: "the back end has it no more" };
     }
     const over = look.state.state === "ended";
+    // That it runs is known before what it prints, which may come slowly.
+    if (!over && this.state.state === states["pending"]) this.update(look, over);
     if ((look.state.state !== "pending" || this.asked) && !(await this.read(over, look.state.outcome))) return;
     look = this.owner.backend.judge?.(this, look) ?? look;
     this.update(look, over);

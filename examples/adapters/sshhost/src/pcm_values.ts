@@ -134,6 +134,11 @@ function find(x: Any, key: Any): [Any, boolean] {
   return isMap(x) && Object.hasOwn(x, key) ? [x[key], true] : [null, false];
 }
 
+/** What a table has under a name that others chose: nothing that all objects have. */
+export function own<T>(table: Record<string, T>, name: string): T | undefined {
+  return Object.hasOwn(table, name) ? table[name] : undefined;
+}
+
 /** Takes fields, of which none may be missing. */
 export function get(x: Any, ...names: string[]): Any {
   return names.reduce(at, x);

@@ -1,6 +1,7 @@
 // What the back end's words mean.
 
 import type { State } from "./pcm_backend.js";
+import { own } from "./pcm_values.js";
 
 export const states: Record<string, State> = {
   // pcm:begin states needed
@@ -15,5 +16,5 @@ export const states: Record<string, State> = {
 /** A state of one's own: unknown words keep what runs running. */
 export function state(word: string): State {
   const unknown = { state: "running", reason: `its back end calls its state ${word.slice(0, 60)}, which is not known here` };
-  return { ...(states[word] ?? unknown) };
+  return { ...(own(states, word) ?? unknown) };
 }

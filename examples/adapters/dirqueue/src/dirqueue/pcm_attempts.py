@@ -155,6 +155,8 @@ class Attempt:
                 look.state.state, look.state.reason = "ended", "the back end has it no more"
                 look.state.outcome = "stopped" if self.asked else "lost"
             over = look.state.state == "ended"
+            if not over and self.state.state == pb.STATE_PENDING:
+                self.update(look, over)  # that it runs is known before what it prints, which may come slowly
             if (look.state.state != "pending" or self.asked) and not self.read(over, look.state.outcome):
                 return
             look = self.owner.backend.judge(self, look)
