@@ -89,6 +89,7 @@ func (n *Node) balancesAbroad(ctx context.Context) []api.Balance {
 	}
 	cells, _ := n.cellsTraded(n.account)
 	cells = cells[:min(len(cells), maxBalanceCells)]
+	caller := ctx
 	ctx, cancel := context.WithTimeout(ctx, balanceWait)
 	defer cancel()
 	found := make([][]api.Balance, len(cells))
@@ -109,6 +110,9 @@ func (n *Node) balancesAbroad(ctx context.Context) []api.Balance {
 		})
 	}
 	wg.Wait()
+	if caller.Err() != nil { // it has gone: that says nothing of the cells
+		return n.owed.list()
+	}
 	rows := map[pcm.CellID][]api.Balance{}
 	for i, cell := range cells {
 		if rows[cell] = found[i]; errs[i] != nil {

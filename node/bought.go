@@ -72,6 +72,9 @@ func (b *bought) ask(ctx context.Context, cell pcm.CellID, terms map[pcm.TradeID
 		delete(b.silent, cell)
 		return seen
 	}
+	if ctx.Err() == context.Canceled { // nobody waits for its answer any more: that is not its silence
+		return nil
+	}
 	if len(b.silent) >= maxAway {
 		clear(b.silent)
 	}

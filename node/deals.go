@@ -158,10 +158,7 @@ func (k *deal) until() time.Time {
 	if k.Domain == pcm.DomainNetting {
 		at = k.net.NotAfter
 	}
-	if at == 0 {
-		return time.Time{}
-	}
-	return time.UnixMilli(at).UTC()
+	return logDate(at)
 }
 
 // state is where it stands for an account.

@@ -241,3 +241,16 @@ func TestToldOfBought(t *testing.T) {
 		}
 	}
 }
+
+// TestImpatientLooker: who asks and goes away says nothing of the cells that were asked.
+func TestImpatientLooker(t *testing.T) {
+	n := upHere(t, "anna", nil)
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	terms := pcm.Terms{Job: pcm.NewJobID(), Tasks: pcm.SpansOf([]int{0}), Cell: pcm.CellID("cell-" + strings.Repeat("a", 16)), Home: n.id.Mesh.Cell, Width: 1}
+	n.bought.askAll(gone, map[pcm.CellID]map[pcm.TradeID]pcm.Terms{terms.Cell: {terms.Trade(): terms}})
+	n.balancesAbroad(gone)
+	if len(n.bought.silent) > 0 || !n.owed.at.IsZero() {
+		t.Errorf("for a while %v count as silent, and balances as asked for at %s", n.bought.silent, n.owed.at)
+	}
+}

@@ -21,8 +21,12 @@ func logDate(ms int64) time.Time {
 	if ms == 0 {
 		return time.Time{}
 	}
-	return time.UnixMilli(ms).UTC()
+	return time.UnixMilli(min(max(ms, 1), lastDate)).UTC()
 }
+
+// lastDate is the last millisecond of the year 9999: JSON knows no later dates, and what
+// another cell or account says may be any number.
+const lastDate = 253402300799999
 
 func priceView(p pcm.Price) api.Price {
 	v := api.Price{Unit: p.Unit, PerTask: p.PerTask.String(), PerCPUHour: p.PerCPUHour.String(), PerGiBHour: p.PerGiBHour.String()}
