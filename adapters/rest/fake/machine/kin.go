@@ -167,7 +167,12 @@ func (k *kin) count(all []process) (resident int64) {
 	return resident
 }
 
+// send gives all a signal. Those that are killed are halted first: none is left to
+// see another one die, and say so.
 func (k *kin) send(s syscall.Signal) {
+	if s == syscall.SIGKILL {
+		k.send(syscall.SIGSTOP)
+	}
 	for pid := range k.known {
 		_ = syscall.Kill(pid, s)
 	}

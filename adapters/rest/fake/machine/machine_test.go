@@ -88,6 +88,17 @@ func TestStop(t *testing.T) {
 	}
 }
 
+// A machine goes away as a whole: no shell in it is left to say that another process was killed.
+func TestKillIsSilent(t *testing.T) {
+	p := start(t, Spec{}, `for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do sh -c 'echo .; sleep 300; :' & done; wait`)
+	until(t, "all are there", func() bool { return len(output(p)) == 40 })
+	p.Kill()
+	p.Wait()
+	if got := output(p); strings.Trim(got, ".\n") != "" {
+		t.Errorf("it printed %q", got)
+	}
+}
+
 // What a task leaves behind ends with it, in whatever session.
 func TestDescendants(t *testing.T) {
 	for name, script := range map[string]string{
