@@ -56,16 +56,15 @@ func (a *applying) net(op *pcm.Net) (bool, error) {
 			return false, pcm.Errorf(pcm.Conflict, "%s strikes %s %s of what account %s owes %s here, which is %s: agree on a new one", n.ID, s.by, n.Unit, pcm.Short(s.key.Buyer), pcm.Short(s.key.Seller), owed)
 		}
 	}
-	if len(a.nettings) >= maxNettings && !a.sweepNettings(maxNettings) {
-		return false, pcm.Errorf(pcm.Busy, "%d nettings are still within their validity in %s: retry when some have expired", len(a.nettings), pcm.Short(a.genesis.Cell))
-	}
 	if a.Level() >= 3 {
-		if a.overQuota(partiesOf(&n)) != nil {
-			a.sweepNettings(never)
-		}
 		if err := a.overQuota(partiesOf(&n)); err != nil {
 			return false, err
 		}
+	}
+	if len(a.nettings) >= maxNettings && !a.sweepNettings() {
+		return false, pcm.Errorf(pcm.Busy, "%d nettings are still within their validity in %s: retry when some have expired", len(a.nettings), pcm.Short(a.genesis.Cell))
+	}
+	if a.Level() >= 3 {
 		a.netters[n.Key()] = partiesOf(&n)
 	}
 	a.nettings[n.Key()] = n.NotAfter
@@ -94,12 +93,16 @@ func (a *applying) strike(k BalanceKey, by pcm.Micro) {
 }
 
 // overQuota tells why two accounts can't net once more just now. What was applied
-// below level 3 counts for nobody.
-func (s *State) overQuota(p parties) error {
+// below level 3 counts for nobody. It forgets nothing: a refusal leaves no record
+// from which that would follow.
+func (a *applying) overQuota(p parties) error {
 	var pair int
 	var each [2]int
-	for _, id := range slices.SortedFunc(maps.Keys(s.netters), cmp.Compare[pcm.NettingID]) {
-		o := s.netters[id]
+	for _, id := range slices.SortedFunc(maps.Keys(a.netters), cmp.Compare[pcm.NettingID]) {
+		if a.pastNetting(a.nettings[id]) {
+			continue
+		}
+		o := a.netters[id]
 		if o == p {
 			pair++
 		}
@@ -110,11 +113,11 @@ func (s *State) overQuota(p parties) error {
 		}
 	}
 	if pair >= maxNettingsPair {
-		return pcm.Errorf(pcm.Busy, "account %s and account %s have %d nettings within their validity in %s, which is the bound for two accounts: retry when some have expired, or net more at a time", pcm.Short(p.A), pcm.Short(p.B), pair, pcm.Short(s.genesis.Cell))
+		return pcm.Errorf(pcm.Busy, "account %s and account %s have %d nettings within their validity in %s, which is the bound for two accounts: retry when some have expired, or net more at a time", pcm.Short(p.A), pcm.Short(p.B), pair, pcm.Short(a.genesis.Cell))
 	}
 	for i, who := range []pcm.AccountID{p.A, p.B} {
 		if each[i] >= maxNettingsEach {
-			return pcm.Errorf(pcm.Busy, "account %s has %d nettings within their validity in %s, which is the bound for one account: retry when some have expired", pcm.Short(who), each[i], pcm.Short(s.genesis.Cell))
+			return pcm.Errorf(pcm.Busy, "account %s has %d nettings within their validity in %s, which is the bound for one account: retry when some have expired", pcm.Short(who), each[i], pcm.Short(a.genesis.Cell))
 		}
 	}
 	return nil
@@ -122,22 +125,26 @@ func (s *State) overQuota(p parties) error {
 
 // sweepNettings forgets nettings that would be refused by time, and from then on
 // refuses all that are no younger, whatever the clock says: none is applied twice.
-// It tells whether fewer than most are left; if not, nothing is forgotten.
-func (a *applying) sweepNettings(most int64) bool {
-	past := func(notAfter int64) bool { return a.entry.Wall > notAfter+2*pcm.Skew.Milliseconds() }
+// It tells whether there is room now; if not, nothing is forgotten.
+func (a *applying) sweepNettings() bool {
 	n, floor := 0, a.netFloor
 	for _, id := range slices.SortedFunc(maps.Keys(a.nettings), cmp.Compare[pcm.NettingID]) {
-		if at := a.nettings[id]; past(at) {
+		if at := a.nettings[id]; a.pastNetting(at) {
 			n, floor = n+1, max(floor, at)
 		}
 	}
-	if int64(len(a.nettings)-n) >= most {
+	if len(a.nettings)-n >= maxNettings {
 		return false
 	}
-	maps.DeleteFunc(a.nettings, func(_ pcm.NettingID, at int64) bool { return past(at) })
+	maps.DeleteFunc(a.nettings, func(_ pcm.NettingID, at int64) bool { return a.pastNetting(at) })
 	maps.DeleteFunc(a.netters, func(id pcm.NettingID, _ parties) bool { _, left := a.nettings[id]; return !left })
 	a.netFloor = floor
 	return true
+}
+
+// pastNetting tells whether a netting would be refused by time.
+func (a *applying) pastNetting(notAfter int64) bool {
+	return a.entry.Wall > notAfter+2*pcm.Skew.Milliseconds()
 }
 
 // resolve ends a dispute as both sides have agreed.

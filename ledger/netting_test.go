@@ -107,3 +107,46 @@ func TestNettingQuota(t *testing.T) {
 	}
 	c.mustAudit(t)
 }
+
+// What a refused netting comes upon is as it was: no record tells of it, so that whoever
+// replays them must come to the same.
+func TestNettingRefusedLeavesNothing(t *testing.T) {
+	c, anna := raised()
+	bert, carl := c.enrolled("bert", "bert"), c.enrolled("carl", "carl")
+	c.sells(bert, 4)
+	for _, b := range []*actor{anna, carl} {
+		job := c.submits(b, "job "+b.name, 1, 0)
+		terms := c.terms(b, bert, job, span(0, 1), 1)
+		id, done := terms.Trade(), good(span(0, 1), 100e9)
+		c.do(b, pcm.Op{Place: &pcm.Place{Term: 1, Terms: terms}}, pcm.Op{Award: &pcm.Award{Terms: terms}})
+		c.do(bert, pcm.Op{Finish: &pcm.Finish{Trade: id, Results: done}})
+		if r, _ := c.do(b, pcm.Op{Accept: &pcm.Accept{Job: job, Term: 1, Trade: id, Results: done}}, pcm.Op{Settle: &pcm.Settle{Trade: id, Tasks: span(0, 1), Amount: 1e9}}); r.First() != nil {
+			t.Fatal(r.First())
+		}
+	}
+	name := 0
+	net := func(a, b *actor, valid int64) error {
+		name++
+		n := pcm.Netting{Mesh: c.genesis.Mesh, ID: pcm.NettingID(idOf("net-", fmt.Sprint(name))), A: a.buyer, B: b.buyer, Unit: pcm.DefaultUnit,
+			Lines: []pcm.NettingLine{{Cell: c.genesis.Cell, ByA: 1}}, NotAfter: c.wall + valid}
+		r, _ := c.do(anna, pcm.Op{Net: &pcm.Net{Netting: n.Offer(a.account).Accept(pcm.DomainNetting, b.account)}})
+		return r.First()
+	}
+	if err := net(carl, bert, 1000); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	for range 1000 {
+		if err = net(anna, bert, 24*3_600_000); err != nil {
+			break
+		}
+	}
+	if pcm.ErrorCode(err) != pcm.Busy {
+		t.Fatalf("nettings of two accounts have no end: %v", err)
+	}
+	c.wall += 3_600_000 // the first one has expired, the others have not
+	if err := net(anna, bert, 24*3_600_000); pcm.ErrorCode(err) != pcm.Busy {
+		t.Fatalf("the two may net again: %v", err)
+	}
+	c.mustAudit(t)
+}
