@@ -73,7 +73,9 @@ func (a *applying) makeBase(op *pcm.Base) error {
 func (s *State) recorded() ([]byte, error) {
 	in := s.encoded()
 	in.Genesis.Name = "" // no record tells it
-	// Whatever was due has just expired, so nothing is due before the next moment.
+	// Whatever was due has just expired, so nothing is due before the next moment. When the
+	// cell looks next is no part of what the records say, and answers have words that
+	// another release, which verifies the base, has not.
 	in.Due = s.stamp + 1
 	seen := map[pcm.PeerID]int{}
 	in.Seen = slices.DeleteFunc(in.Seen, func(p pair[pcm.CommandID, remembered]) bool { return !p.Value.Recorded })
@@ -81,7 +83,7 @@ func (s *State) recorded() ([]byte, error) {
 		in.Seen[i].Value.Result = pcm.CommandResult{}
 		seen[in.Seen[i].Value.Peer]++
 	}
-	heard := s.heard()
+	heard := s.heard(in.Trades, in.Jobs)
 	for i, m := range in.Members {
 		c := *m
 		c.Seen = seen[m.Peer]
@@ -95,19 +97,19 @@ func (s *State) recorded() ([]byte, error) {
 
 // heard are the peers whose last renewal something depends on: a lease or a term that
 // began before it. Other renewals leave no record.
-func (s *State) heard() map[pcm.PeerID]bool {
+func (s *State) heard(trades []*Trade, jobs []*Job) map[pcm.PeerID]bool {
 	heard := map[pcm.PeerID]bool{}
 	since := func(peer pcm.PeerID, at int64) {
 		if m := s.members[peer]; m != nil && m.RenewedAt > at {
 			heard[peer] = true
 		}
 	}
-	for _, t := range s.Trades() {
+	for _, t := range trades {
 		if t.Live > 0 {
 			since(t.Terms.Seller, t.AwardedAt)
 		}
 	}
-	for _, j := range s.Jobs() {
+	for _, j := range jobs {
 		if j.EndedAt == 0 {
 			since(j.Driver, j.DrivenAt)
 		}
