@@ -338,11 +338,11 @@ func (a *archive) writeBatch(db *badger.DB, state *archiveState, batch []*archiv
 	}
 	wb := db.NewWriteBatch()
 	defer wb.Cancel()
-	for _, op := range batch {
+	for i, op := range batch {
 		if !op.writes() {
 			continue
 		}
-		if err := a.writeOp(db, wb, state, op); err != nil {
+		if err := a.writeOp(db, wb, state, op, batch[:i]); err != nil {
 			return err
 		}
 	}
@@ -358,7 +358,8 @@ func (a *archive) writeBatch(db *badger.DB, state *archiveState, batch []*archiv
 	return nil
 }
 
-func (a *archive) writeOp(db *badger.DB, wb *badger.WriteBatch, state *archiveState, op *archiveOp) error {
+// writeOp writes an op; those before it in its batch can't be read from the store yet.
+func (a *archive) writeOp(db *badger.DB, wb *badger.WriteBatch, state *archiveState, op *archiveOp, before []*archiveOp) error {
 	switch {
 	case op.tiled != nil && op.pulled == nil:
 		return a.writeTiles(wb, state, op.tiled)
@@ -398,6 +399,19 @@ func (a *archive) writeOp(db *badger.DB, wb *badger.WriteBatch, state *archiveSt
 		have, err := documentIndexes(db, op.pages)
 		if err != nil {
 			return err
+		}
+		if len(op.pages) > 0 {
+			for _, b := range before {
+				for _, d := range b.docs {
+					have[d.Key] = max(have[d.Key], b.index)
+				}
+				if b.pulled == nil || b.pulled.To != g.To || b.pulled.Root != g.Root {
+					continue // wasn't written either
+				}
+				for _, d := range b.pages {
+					have[d.Key] = max(have[d.Key], d.Index)
+				}
+			}
 		}
 		for _, d := range op.pages {
 			if have[d.Key] >= d.Index {

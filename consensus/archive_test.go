@@ -71,3 +71,32 @@ func TestArchiveGathers(t *testing.T) {
 		})
 	}
 }
+
+// A document that was fetched never replaces a newer one, though both are written together.
+func TestFetchedDocumentsAreOlder(t *testing.T) {
+	a, err := openArchive(t.TempDir(), storeIdle, slog.New(slog.DiscardHandler), func(err error) { t.Error(err) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	g := gap{Index: 60}
+	if err := a.do(&archiveOp{open: &g}); err != nil {
+		t.Fatal(err)
+	}
+	fetched := func(of string, index uint64) *archiveOp {
+		return &archiveOp{pulled: &g, pages: []storedDocument{{Key: "job", Index: index, Value: []byte(of)}}}
+	}
+	applied := &archiveOp{index: 100, docs: []pcm.Document{{Key: "job", Value: []byte("entry 100")}}}
+	for i, batch := range [][]*archiveOp{
+		{applied, fetched("entry 50", 50)},
+		{fetched("entry 120", 120), fetched("entry 110", 110)},
+	} {
+		if err := a.write(batch); err != nil { // the writer has nothing to do
+			t.Fatal(err)
+		}
+		page, _, err := a.documents(DocumentQuery{Limit: 2}, maxFrame)
+		if want := []string{"entry 100", "entry 120"}[i]; err != nil || len(page) != 1 || string(page[0].Value) != want {
+			t.Errorf("%+v (%v) is stored, the newest is of %s", page, err, want)
+		}
+	}
+}
