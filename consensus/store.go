@@ -16,6 +16,7 @@ type store struct {
 	opt  badger.Options
 	idle time.Duration // it is closed after so long without use
 	fail func(error)   // called if it can't be closed, without waiting
+	room func(dir string) bool
 
 	mu     sync.Mutex
 	db     *badger.DB // nil: it is closed
@@ -35,7 +36,7 @@ const (
 
 // openStore opens a store; it is closed by close.
 func openStore(opt badger.Options, idle time.Duration, fail func(error)) (*store, error) {
-	s := &store{opt: opt, idle: idle, fail: fail}
+	s := &store{opt: opt, idle: idle, fail: fail, room: hasRoom}
 	s.timer = time.AfterFunc(idle, s.rest)
 	if err := s.use(func(*badger.DB) error { return nil }); err != nil {
 		s.timer.Stop()
@@ -44,12 +45,25 @@ func openStore(opt badger.Options, idle time.Duration, fail func(error)) (*store
 	return s, nil
 }
 
-// use calls f with the store open.
+// use calls f with the store open, to write: the caller has seen to room on the disk.
 func (s *store) use(f func(*badger.DB) error) error {
-	db, err := s.take()
+	db, err := s.take(true)
 	if err != nil {
 		return err
 	}
+	return s.with(db, f)
+}
+
+// view reads.
+func (s *store) view(f func(*badger.Txn) error) error {
+	db, err := s.take(false)
+	if err != nil {
+		return err
+	}
+	return s.with(db, func(db *badger.DB) error { return db.View(f) })
+}
+
+func (s *store) with(db *badger.DB, f func(*badger.DB) error) error {
 	defer func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -59,12 +73,7 @@ func (s *store) use(f func(*badger.DB) error) error {
 	return f(db)
 }
 
-// view reads.
-func (s *store) view(f func(*badger.Txn) error) error {
-	return s.use(func(db *badger.DB) error { return db.View(f) })
-}
-
-func (s *store) take() (_ *badger.DB, err error) {
+func (s *store) take(room bool) (_ *badger.DB, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -72,6 +81,8 @@ func (s *store) take() (_ *badger.DB, err error) {
 		return nil, s.broken
 	case s.ended:
 		return nil, errClosing
+	case s.db == nil && !room && !s.room(s.opt.Dir): // to open it is to write
+		return nil, noRoom(s.opt.Dir)
 	case s.db == nil:
 		defer guard(func(cause any) { err = pcm.Errorf(pcm.Internal, "%v", cause) })()
 		db, err := badger.Open(s.opt)
@@ -96,7 +107,7 @@ func (s *store) rest() {
 		s.timer.Reset(max(left, s.idle/4))
 		return
 	}
-	if len(s.db.Tables()) > storeTables || !hasRoom(s.opt.Dir) { // to close it is to write
+	if len(s.db.Tables()) > storeTables || !s.room(s.opt.Dir) { // to close it is to write
 		s.timer.Reset(s.idle)
 		return
 	}
@@ -125,7 +136,7 @@ func (s *store) close() error {
 	defer s.mu.Unlock()
 	s.ended = true
 	s.timer.Stop()
-	if s.db != nil && !hasRoom(s.opt.Dir) {
+	if s.db != nil && !s.room(s.opt.Dir) {
 		return noRoom(s.opt.Dir) // to close Badger is to write; as after a crash, it is mended when it is opened
 	}
 	return s.closeNow()

@@ -79,3 +79,28 @@ func TestStoreIsOpenForItsUsers(t *testing.T) {
 		}
 	}
 }
+
+// A store is not opened for readers on a full disk, where that would end the process; it is
+// neither broken by that.
+func TestStoreOpensWhereThereIsRoom(t *testing.T) {
+	n := found(t, &book{}, func(c *Config) { c.storeIdle = 50 * time.Millisecond })
+	id, _ := n.propose(t, n.cfg.Self)
+	s := n.archive.store
+	room := func(ok bool) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.room = func(string) bool { return ok }
+	}
+	n.await("a closed store", func() bool { return !s.isOpen() })
+	room(false)
+	if _, err := n.Document("cmd/" + id.String()); err == nil || s.isOpen() {
+		t.Errorf("it was opened without room: %v", err)
+	}
+	room(true)
+	if _, err := n.Document("cmd/" + id.String()); err != nil {
+		t.Error(err)
+	}
+	if err := n.Err(); err != nil {
+		t.Error(err)
+	}
+}
