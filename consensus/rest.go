@@ -101,6 +101,16 @@ func (r *rest) watch() (stop func()) {
 	return func() { r.c.cfg.Host.Network().StopNotify(n) }
 }
 
+// hasten has a peer wait no longer than usual. It has to hear of the leader before it is
+// impatient. If it can't be told, its patience lapses.
+func (r *rest) hasten(id raft.ServerID, term uint64) {
+	ctx, cancel := context.WithTimeout(r.c.ctx, changeTimeout)
+	defer cancel()
+	if r.c.pulse(id, term) == nil {
+		r.c.ask(ctx, pcm.PeerID(id), nil, protoAdmin, "rest", restOrder{Term: term}, nil)
+	}
+}
+
 // lost is told of a peer to which there is no connection any more. It doesn't block.
 func (r *rest) lost(id pcm.PeerID) {
 	r.mu.Lock()
@@ -138,15 +148,7 @@ func (r *rest) wake() {
 	}
 	r.mu.Unlock()
 	for _, id := range tell {
-		r.c.start(func() {
-			ctx, cancel := context.WithTimeout(r.c.ctx, changeTimeout)
-			defer cancel()
-			// It has to hear of the leader before it is impatient. If it can't be told, its
-			// patience lapses.
-			if r.c.pulse(id, term) == nil {
-				r.c.ask(ctx, pcm.PeerID(id), nil, protoAdmin, "rest", restOrder{Term: term}, nil)
-			}
-		})
+		r.c.start(func() { r.hasten(id, term) })
 	}
 	if len(tell) > 0 {
 		r.c.members.wake()
@@ -289,15 +291,16 @@ func (r *rest) consider(peers []pcm.PeerID) bool {
 				return
 			}
 			r.mu.Lock()
-			defer r.mu.Unlock()
 			r.any.Store(true) // ahead of the look at touched: either touch sees this, or it is seen here
 			p := r.peers[raft.ServerID(id)]
-			if p == nil || p.term != term || r.touched.Load() != touched {
-				return // it will wait a little longer than usual
-			}
-			if !p.rests {
+			agreed := p != nil && p.term == term && r.touched.Load() == touched
+			if agreed && !p.rests {
 				fresh.Store(true)
 				p.rests, p.heard = true, later(p.heard, sent.Add(-r.beat)) // the next heartbeat is sent
+			}
+			r.mu.Unlock()
+			if !agreed { // there is work meanwhile
+				r.hasten(raft.ServerID(id), term)
 			}
 		})
 	}

@@ -363,3 +363,51 @@ func TestRestIsTheLeadersToOrder(t *testing.T) {
 		t.Error("the leader orders itself")
 	}
 }
+
+// A peer that agrees to rest at the moment when work comes is told of the work: it would wait
+// long for its leader in a cell that is used.
+func TestWorkOvertakesRest(t *testing.T) {
+	_, nodes := three(t, func(c *Config) { c.restAfter = time.Hour })
+	leader := leaderOf(t, nodes...)
+	follower := others(nodes, leader)[0]
+	r := leader.rest
+	for tested := false; !tested; {
+		follower.await("the leader's word of the last entry", func() bool { return follower.raft.CommitIndex() >= leader.raft.LastIndex() })
+		follower.rest.own.Lock() // it answers no order
+		r.mu.Lock()
+		r.seen, r.since = r.touched.Load(), time.Now().Add(-2*time.Hour)
+		r.mu.Unlock()
+		asked := make(chan bool, 1)
+		go func() { asked <- r.consider([]pcm.PeerID{follower.cfg.Self}) }()
+		await(t, "a question that is under way", func() bool {
+			if len(asked) > 0 {
+				return true
+			}
+			leader.links.mu.Lock()
+			defer leader.links.mu.Unlock()
+			for k, slot := range leader.links.slots {
+				slot.sem <- struct{}{}
+				l := slot.l
+				<-slot.sem
+				if k.peer != follower.cfg.Self || l == nil {
+					continue
+				}
+				l.mu.Lock()
+				n := len(l.pending)
+				l.mu.Unlock()
+				if n > 0 {
+					return true
+				}
+			}
+			return false
+		})
+		r.touch()
+		follower.rest.own.Unlock()
+		tested = <-asked // or it saw the work first
+	}
+	follower.await("haste", func() bool {
+		follower.rest.own.Lock()
+		defer follower.rest.own.Unlock()
+		return !follower.rest.patient.Load()
+	})
+}
