@@ -347,6 +347,12 @@ func (p *proc) setOlder(older bool) (was bool) {
 	return was
 }
 
+func (p *proc) isOlder() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.older
+}
+
 // spoil notes that bits of the peer's files were flipped.
 func (p *proc) spoil() {
 	p.mu.Lock()

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -41,6 +42,11 @@ func TestChaos(t *testing.T) {
 	}
 	if err != nil {
 		t.Error(err)
+	}
+	for _, f := range atRest[:shortLulls] {
+		if err == nil && !slices.ContainsFunc(r.cells, func(n *nemesis) bool { return n.counts[f.name] != nil && n.counts[f.name].injected > 0 }) {
+			t.Errorf("there was no %s", f.name)
+		}
 	}
 	if r != nil && r.note != "" && require.Named("fuse") {
 		t.Error(r.note)

@@ -33,6 +33,7 @@ type clients struct {
 	away    *consensus.Away // for those who are of no cell; nil: there are none
 	heads   *checkpoints
 	sellers []*actor
+	values  []*actor      // whose offers are written and read as single values; set when run begins
 	raised  chan struct{} // closed when the cell's rules know trade between cells
 
 	mu         sync.Mutex
@@ -344,10 +345,11 @@ func (c *clients) run(ctx context.Context, traders, registers int, m market) err
 			}
 		})
 	}
+	c.values = values
 	for i, v := range values {
-		for j := range 3 {
+		for j := range valueClients {
 			rng := rand.New(rand.NewPCG(c.seed, uint64(3000+10*i+j)))
-			wg.Go(func() { c.register(ctx, rng, v, i, 3*i+j) })
+			wg.Go(func() { c.register(ctx, rng, v, i, valueClients*i+j) })
 		}
 	}
 	wg.Wait()
@@ -587,6 +589,9 @@ func (c *clients) forged(ctx context.Context, rng *rand.Rand, a *actor, kind int
 	}
 	c.tried(what)
 }
+
+// valueClients is how many write and read each single value.
+const valueClients = 3
 
 // register writes ever higher numbers to one value, beside others, and reads it.
 func (c *clients) register(ctx context.Context, rng *rand.Rand, v *actor, key, client int) {

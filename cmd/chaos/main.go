@@ -1,7 +1,7 @@
 // Command chaos breaks cells while they are used, and checks that they keep their
 // promises: two cells of five and three voters, each peer a process on a disk and
 // behind a wire that fail as told; clients who trade and read through any of them;
-// a nemesis for each cell. In the end every replica, every record and every answer that a client
+// a nemesis for each cell, which strikes once more when the cell has come to rest. In the end every replica, every record and every answer that a client
 // had are held against each other.
 //
 //	go run ./cmd/chaos [-seed 1] [-for 5m] [-faults 200] [-operations 10000] [-attempts 500] [-tasks 500]

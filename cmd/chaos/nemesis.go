@@ -265,12 +265,16 @@ func (n *nemesis) partition(ctx context.Context, rng *rand.Rand) error {
 }
 
 func (n *nemesis) isolateLeader(ctx context.Context, rng *rand.Rand) error {
+	return n.isolateLeaderFor(ctx, rng, 1500*time.Millisecond, 3*time.Second)
+}
+
+func (n *nemesis) isolateLeaderFor(ctx context.Context, rng *rand.Rand, least, most time.Duration) error {
 	leader := n.cell.leader()
 	if leader == nil {
 		return errNobody
 	}
 	others := slices.DeleteFunc(n.cell.running(), func(p *proc) bool { return p == leader })
-	return n.cut(ctx, rng, []*proc{leader}, others, 1500*time.Millisecond, 3*time.Second)
+	return n.cut(ctx, rng, []*proc{leader}, others, least, most)
 }
 
 // bridge keeps two peers apart that both reach all others.

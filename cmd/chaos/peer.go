@@ -251,6 +251,7 @@ type Health struct {
 	Root     [32]byte // of Records
 	Digest   [32]byte // of the state after Applied; asked for only
 	Complete bool
+	Resting  bool
 	Voters   []pcm.PeerID
 	Members  int
 	LogTime  int64
@@ -267,7 +268,7 @@ type Owing struct {
 // Status tells how the peer is; with all, also what takes longer to know.
 func (p *Peer) Status(all bool, out *Health) error {
 	s := p.cell.Status()
-	*out = Health{Role: s.Role, Leader: s.Leader, Term: s.Term, Commit: s.Commit, Complete: s.Complete, LogTime: s.LogTime, Members: len(s.Members)}
+	*out = Health{Role: s.Role, Leader: s.Leader, Term: s.Term, Commit: s.Commit, Complete: s.Complete, Resting: s.Resting, LogTime: s.LogTime, Members: len(s.Members)}
 	out.Voters = p.cell.Voters()
 	p.cell.View(func() {
 		out.Applied = p.cell.Applied()

@@ -228,6 +228,9 @@ func run(ctx context.Context, s settings) (_ *report, err error) {
 			return r, r.problems.err(r.seed)
 		}
 	}
+	if !s.bare && len(r.problems) == 0 {
+		r.problems = append(r.problems, lulls(ctx, r.cells, s)...)
+	}
 	ledgers := map[pcm.CellID][]pcm.Record{}
 	for i, n := range r.cells {
 		if err := n.settleDown(ctx); err != nil {
@@ -251,6 +254,32 @@ func run(ctx context.Context, s settings) (_ *report, err error) {
 	r.problems = append(r.problems, differ...)
 	r.took = time.Since(begun)
 	return r, r.problems.err(r.seed)
+}
+
+// lulls has all cells rest and harms them, in a short run each by one of the faults, and
+// all of these together by all.
+func lulls(ctx context.Context, cells []*nemesis, s settings) (found problems) {
+	errs := make([]error, len(cells))
+	var wg sync.WaitGroup
+	for i, n := range cells {
+		if slices.ContainsFunc(n.cell.all(), (*proc).isOlder) {
+			n.note("cells that did not rest: not all of their peers were updated")
+			continue
+		}
+		faults := atRest
+		if s.least == 0 {
+			at := (int(s.seed%shortLulls) + i) % shortLulls
+			faults = atRest[at : at+1]
+		}
+		wg.Go(func() { errs[i] = n.lull(ctx, s.seed+uint64(100*i), faults) })
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			found = append(found, problemOf(err))
+		}
+	}
+	return found
 }
 
 // errBroken says that a promise was not kept.
