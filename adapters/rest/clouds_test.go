@@ -168,6 +168,7 @@ func described(t *testing.T, cfg Config) map[string]string {
 // testFaults has a cloud go wrong, and sees to it that tasks run once, end as they
 // should, and leave nothing there.
 func testFaults(t *testing.T, begin func(*testing.T) provider) {
+	t.Parallel()
 	busy := machine.Fault{Status: http.StatusServiceUnavailable, Header: http.Header{"Retry-After": {"1"}}, Body: "{}"}
 	for name, do := range map[string]struct {
 		before  func(provider)         // the start

@@ -57,6 +57,7 @@ func startModelArts(t *testing.T, o modelarts.Options) (provider, *modelarts.Clo
 // The service's own lines in the log are there too: none of them may get through.
 func TestConformanceModelArts(t *testing.T) {
 	minutes(t)
+	t.Parallel()
 	o := modelarts.Options{Grace: 3 * time.Second, ServiceLog: true}
 	c, _ := startModelArts(t, o)
 	lacks := described(t, c.cfg)
@@ -107,6 +108,7 @@ func TestModelArtsPools(t *testing.T) {
 
 // What goes wrong at the service ends tasks as what it is, or not at all.
 func TestModelArtsFaults(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	p, cloud := startModelArts(t, modelarts.Options{Quota: 4, Grace: 3 * time.Second})

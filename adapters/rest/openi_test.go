@@ -38,6 +38,7 @@ func startOpenI(t *testing.T) provider {
 
 func TestConformanceOpenI(t *testing.T) {
 	minutes(t)
+	t.Parallel()
 	c := startOpenI(t)
 	lacks := described(t, c.cfg)
 	lacks["images"] = "the fake platform runs all images alike" // the description does not lack them

@@ -68,6 +68,7 @@ func startOpenStack(t *testing.T) provider {
 
 func TestConformanceOpenStack(t *testing.T) {
 	minutes(t)
+	t.Parallel()
 	c := startOpenStack(t)
 	adaptertest.Run(t, adaptertest.Subject{
 		Name: "rest (openstack)", Script: steps, Remote: true, Parallel: 10, Pace: time.Second, Patience: 2 * time.Minute, Many: 12,
@@ -151,6 +152,7 @@ func TestOpenStackFaults(t *testing.T) { testFaults(t, startOpenStack) }
 // Many tasks are servers of one call; where the quota allows but some of them, the others
 // wait for room. Each runs once, and nothing is left.
 func TestManyServers(t *testing.T) {
+	t.Parallel()
 	for name, do := range map[string]struct {
 		tasks, width, most int
 		fault              machine.Fault

@@ -3,6 +3,7 @@ package rest
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 
 // The mode of a supervisor under test is its configuration, without its folder.
 func TestMain(m *testing.M) {
+	flag.Set("test.parallel", "8") // they wait for clouds, most of the time; what the command line says goes before this
 	adaptertest.Main(m, func(_ context.Context, dir, mode string) ([]supervisor.Runner, error) {
 		var cfg Config
 		if err := json.Unmarshal([]byte(mode), &cfg); err != nil {
@@ -112,5 +114,6 @@ func subject(file string) adaptertest.Subject {
 }
 
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	adaptertest.Run(t, subject("small.yaml"))
 }
