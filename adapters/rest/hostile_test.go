@@ -106,6 +106,27 @@ func TestLogThatChanges(t *testing.T) {
 	}
 }
 
+// What repeats itself may be seen again though the window has moved on: where all can be had
+// in the end, nothing is taken for what follows unless it must be.
+func TestConsoleThatRepeatsItself(t *testing.T) {
+	flood := strings.Repeat("0123456789abcde\n", 4<<10)
+	for _, whole := range []bool{true, false} {
+		for _, read := range []int{10, 5000, 5008, 40 << 10} {
+			s := &stream{log: &description.Log{Follow: "tail"}, whole: whole}
+			s.fresh("begin\n" + flood[:read])
+			got := s.fresh(flood)
+			if lost := whole || read < remembered; s.gap != lost || lost && got != flood {
+				t.Errorf("after %d bytes %d of %d are new, whole %v, a gap: %v", read, len(got), len(flood), whole, s.gap)
+			}
+		}
+		s := &stream{log: &description.Log{Follow: "tail"}, whole: whole}
+		s.fresh("begin\n1\n2\n" + flood + "3\n4\n")
+		if got := s.fresh("2\n" + flood + "3\n4\n5\n"); got != "5\n" || s.gap {
+			t.Errorf("what follows for certain is %q, a gap: %v", got, s.gap)
+		}
+	}
+}
+
 func tarOf(headers ...*tar.Header) io.Reader {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)

@@ -43,6 +43,7 @@ type stream struct {
 	read   int64  // bytes taken, of logs that come whole
 	head   []byte // what they began with
 	tail   []byte // and what was taken last
+	whole  bool   // all of it can be had in the end
 	gap    bool   // what comes next doesn't follow what was taken
 	full   bool   // over the cap: the supervisor ends the attempt
 }
@@ -60,7 +61,7 @@ func newReader(a *attempt) *reader {
 	r.marks.lose = r.lose
 	for i := range a.b.d.Logs {
 		l := &a.b.d.Logs[i]
-		s := &stream{log: l, dst: a.Stdout, offset: int64(0)}
+		s := &stream{log: l, dst: a.Stdout, offset: int64(0), whole: r.whole[0] != nil}
 		if l.Follow == "marker" {
 			s.offset = ""
 		}
@@ -273,16 +274,20 @@ func (r *reader) next(ctx context.Context, s *stream) (text string, more bool, e
 func (s *stream) fresh(text string) string {
 	all := []byte(text)
 	from := len(all)
+	n := min(len(all), len(s.head))
+	moved := s.log.Follow == "tail" && !bytes.Equal(all[:n], s.head[:n])
 	switch {
 	case s.read == 0:
 		from = 0
-	case int64(len(all)) >= s.read && bytes.Equal(all[s.read-int64(len(s.tail)):s.read], s.tail):
+	case moved && s.whole && bytes.Index(all, s.tail) != bytes.LastIndex(all, s.tail):
+		from, s.gap = 0, true // it repeats itself: what was taken last may be any of these
+	case !moved && int64(len(all)) >= s.read && bytes.Equal(all[s.read-int64(len(s.tail)):s.read], s.tail):
 		from = int(s.read)
 	default:
 		if i := bytes.LastIndex(all, s.tail); i >= 0 {
 			from = i + len(s.tail)
-		} else if n := min(len(all), len(s.head)); n > 0 && !bytes.Equal(all[:n], s.head[:n]) {
-			from, s.gap = 0, s.log.Follow == "tail" // its window has moved on
+		} else if !bytes.Equal(all[:n], s.head[:n]) {
+			from, s.gap = 0, moved // its window has moved on
 		} else if int64(len(all)) > s.read {
 			from = int(s.read)
 		}
