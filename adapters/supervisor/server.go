@@ -122,14 +122,22 @@ func Serve(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return pcm.Errorf(pcm.Unavailable, "can't listen on the supervisor's socket: %w", err)
 	}
+	bound, err := os.Lstat(socketFile(dir))
+	if err != nil {
+		l.Close()
+		return pcm.Errorf(pcm.Unavailable, "can't find the supervisor's socket: %w", err)
+	}
 	log.Info("serving", "dir", dir, "pid", os.Getpid(), "version", cfg.Version)
 	var conns sync.WaitGroup
 	conns.Go(func() { s.accept(l) })
 
 	s.loop(ctx)
 
-	// New daemons must find no socket, so that they start a new supervisor.
-	os.Remove(socketFile(dir))
+	// New daemons must find no socket, so that they start a new supervisor. When the
+	// folder was moved and made anew, as a restore does, the path leads to another's socket.
+	if now, err := os.Lstat(socketFile(dir)); err == nil && os.SameFile(now, bound) {
+		os.Remove(socketFile(dir))
+	}
 	l.Close()
 	cancel(&verdict{pcm.OutcomeSeller, "supervisor was told to end", false})
 	s.tasks.Wait()

@@ -206,6 +206,30 @@ func TestEndsWhenIdle(t *testing.T) {
 	}
 }
 
+func TestMovedFolder(t *testing.T) {
+	dir := shortDir(t)
+	old := serve(t, dir, func(c *Config) { c.Idle = 100 * time.Millisecond })
+	if err := os.Rename(dir, dir+".lost"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir + ".lost") })
+	anew := serve(t, dir, nil)
+	anew.wait(anew.start("say"), adapters.Ended)
+	old.client.Close()
+	select {
+	case err := <-old.done:
+		old.done <- err
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("it has not ended")
+	}
+	if _, err := os.Lstat(socketFile(dir)); err != nil {
+		t.Errorf("the end of the supervisor of a folder that was moved away took the socket of the one that is here now: %v", err)
+	}
+}
+
 func TestRecovery(t *testing.T) {
 	dir := shortDir(t)
 	d := serve(t, dir, nil)
