@@ -390,7 +390,7 @@ func (d *driver) read(j *ledger.Job) {
 		}
 		open[t.ID] = true
 		m := newTradeModel(t.Terms)
-		m.since = m.since.Add(-time.Duration(now-t.AwardedAt) * time.Millisecond)
+		m.since = m.since.Add(-age(t.AwardedAt, now, m.since))
 		if o := old[t.ID]; o != nil {
 			m.since = o.since
 		}

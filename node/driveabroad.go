@@ -36,7 +36,7 @@ func (d *driver) readAbroad(j *ledger.Job) {
 			if placed == 0 { // below level 3
 				placed = j.SubmittedAt
 			}
-			d.abroad[p.Trade] = readAbroad(p, old[p.Trade], time.Duration(d.n.cell.LogTime()-placed)*time.Millisecond)
+			d.abroad[p.Trade] = readAbroad(p, old[p.Trade], age(placed, d.n.cell.LogTime(), time.Now()))
 			d.mu.Lock()
 			d.shares[p.Terms.Seller] = true
 			d.mu.Unlock()

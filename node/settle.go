@@ -11,6 +11,13 @@ import (
 // believed is how much longer than the buyer saw it an attempt may say that it ran.
 const believed = 2 * time.Second
 
+// age is how long ago the ledger says that something happened, by its clock or by this
+// machine's, whichever is ahead: the ledger's stands still in a cell in which nothing
+// happens, as while its only voter is down, and tasks run on meanwhile.
+func age(at, logTime int64, now time.Time) time.Duration {
+	return time.Duration(max(0, max(logTime, now.UnixMilli())-at)) * time.Millisecond
+}
+
 // settle makes the ops that pay for decided attempts of a trade: those whose use
 // agrees with what this peer saw; the others it disputes.
 func (d *driver) settle(id pcm.TradeID, m *tradeModel, pay map[int]pcm.Result) []pcm.Op {

@@ -454,7 +454,47 @@ func tradeView(t *ledger.Trade, cell pcm.CellID, names map[pcm.PeerID]string) ap
 	for i := range t.Attempts {
 		v.States[t.Attempts[i].State]++
 	}
+	if v.States[pcm.AttemptDisputed] > 0 {
+		v.Disputes = disputesOf(t)
+	}
 	return v
+}
+
+// maxDisputes bounds how many reasons of one trade are shown apart.
+const maxDisputes = 16
+
+// disputesOf puts the tasks of a trade that are in dispute together by reason, those of
+// the lowest indexes first; what is beyond the bound goes to the last one.
+func disputesOf(t *ledger.Trade) []api.TradeDispute {
+	type group struct {
+		tasks []int
+		asked pcm.Micro
+		since int64
+	}
+	groups, order := map[string]*group{}, []string{}
+	for i, at := range t.All {
+		if at.State != pcm.AttemptDisputed {
+			continue
+		}
+		why := at.Reason
+		if groups[why] == nil && len(order) == maxDisputes {
+			why = order[maxDisputes-1]
+		}
+		g := groups[why]
+		if g == nil {
+			g = &group{since: at.DisputedAt}
+			groups[why], order = g, append(order, why)
+		}
+		g.tasks, g.asked, g.since = append(g.tasks, i), pcm.AddMicro(g.asked, at.Charge), min(g.since, at.DisputedAt)
+	}
+	list := make([]api.TradeDispute, 0, len(order))
+	for _, why := range order {
+		g := groups[why]
+		list = append(list, api.TradeDispute{
+			Tasks: spansText(pcm.SpansOf(g.tasks)), Reason: why, Asked: g.asked.String(), Until: logDate(g.since + pcm.DisputeFor.Milliseconds()),
+		})
+	}
+	return list
 }
 
 // Trades lists open and closed trades of this node's cell, and those in other

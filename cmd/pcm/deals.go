@@ -206,6 +206,9 @@ func (a *app) drawTrade(t *table, tr api.Trade) {
 	if !tr.ClosedAt.IsZero() {
 		t.pair("Closed", "%s ago", t.age(tr.ClosedAt))
 	}
+	for _, d := range tr.Disputes {
+		t.pair("In dispute", "tasks %s, for %s %s, until %s: %s", d.Tasks, d.Asked, tr.Unit, d.Until.Format(time.DateOnly), plain(d.Reason))
+	}
 	t.flush()
 	a.nextOfTrade(t, tr)
 }
@@ -213,7 +216,7 @@ func (a *app) drawTrade(t *table, tr api.Trade) {
 // nextOfTrade says what ends a dispute.
 func (a *app) nextOfTrade(t *table, tr api.Trade) {
 	if tr.States[pcm.AttemptDisputed] > 0 {
-		t.text("In dispute: '%[1]s trade pay %[2]s', '%[1]s trade give-in %[2]s' (the seller) or '%[1]s trade resolve %[2]s --amount X' ends it.", a.self(), id(t, tr.ID))
+		t.text("It ends by '%[1]s trade pay %[2]s' at the buyer, '%[1]s trade give-in %[2]s' at the seller, or '%[1]s trade resolve %[2]s --amount X' at either.", a.self(), id(t, tr.ID))
 	}
 }
 

@@ -212,6 +212,16 @@ type Trade struct {
 	// Source says whose word this is: ledger, of this node's own cell; cell, that of the
 	// trade told it; home, what the buyer's cell has of it, since the trade's did not tell.
 	Source string `json:"source"`
+	// Disputes are its tasks in dispute, put together by reason.
+	Disputes []TradeDispute `json:"disputes,omitempty"`
+}
+
+// TradeDispute is tasks of a trade that the buyer doesn't pay as they are.
+type TradeDispute struct {
+	Tasks  string    `json:"tasks"`  // their indexes in the step, like 0-3,7
+	Reason string    `json:"reason"` // as the buyer gave it
+	Asked  string    `json:"asked"`  // what the buyer pays if it gives in, in the trade's unit
+	Until  time.Time `json:"until"`  // when the first of them ends unpaid
 }
 
 // Sources of what is shown of a trade.
