@@ -33,6 +33,9 @@ func (n *Node) CellHealth(ctx context.Context) (api.CellHealth, error) {
 		}
 		v.Leader = st.Leader
 		v.Plan = "nothing can be decided now: " + err.Error()
+		if len(st.Members) == 0 {
+			v.Plan = "not known here: this peer has heard nothing of the cell yet"
+		}
 		for _, m := range st.Members {
 			v.Members = append(v.Members, api.PeerHealth{ID: m.Peer, Name: names[m.Peer], Role: string(m.Role), Answers: connected[m.Peer], Eligible: true})
 		}

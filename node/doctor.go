@@ -71,11 +71,17 @@ func (n *Node) checkCell() api.Finding {
 	alive := voters - len(silent)
 	f.Text = fmt.Sprintf("%d of %d voters can be reached from here, this peer is %s", alive, voters, orElse(string(st.Role), "no member"))
 	switch {
+	case st.Role == consensus.RoleNone:
+		f.Status = api.CheckFail
+		f.Hint = "a voter's operator takes it in by 'pcm cell add " + n.cfg.Name + "'; to go elsewhere, start with a new data folder and --join"
 	case st.Leader == "":
 		f.Status, f.Text = api.CheckFail, "the cell has no leader: nothing is decided; "+f.Text
 		f.Hint = "bring the voters back that can't be reached"
 		if len(silent) > 0 {
 			f.Hint += ": " + strings.Join(silent, ", ")
+		}
+		if alive <= voters/2 {
+			f.Hint += "; if they are gone for good, see 'pcm cell recover --dry-run'"
 		}
 	case len(silent) > 0:
 		f.Status = api.CheckWarn

@@ -81,7 +81,7 @@ func homesAmong(wish, newcomer string, own pcm.Descriptor, others []pcm.Descript
 	}
 	switch {
 	case len(found) == 0:
-		return nil, pcm.Errorf(pcm.NotFound, "the mesh has no cell %s, as far as the inviting peer knows; it knows %s; found one with --cell new:%s", wish, cellList(all), wish)
+		return nil, pcm.Errorf(pcm.NotFound, "the mesh has no cell %s, as far as the inviting peer knows; it knows %s; of a new one it hears within minutes; or found it with --cell new:%s", wish, cellList(all), wish)
 	case len(found) > 1:
 		return nil, pcm.Errorf(pcm.Conflict, "%d cells are called %s: name the one by its ID: %s", len(found), wish, cellList(found))
 	case found[0].Room() == 0:

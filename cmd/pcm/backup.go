@@ -290,7 +290,7 @@ elsewhere, offline. Without it no passport can be renewed for longer than that.`
 		return a.print(v, func(t *table) {
 			t.pair("Mesh", "%s", v.ID)
 			t.pair("Root key", "%s", map[bool]string{true: "in " + dir, false: "not here"}[v.Here])
-			t.pair("Passport", "of this peer, until %s: the key must be back where it was before", v.Passport.Format(time.RFC3339))
+			t.pair("Passport", "of this peer, until %s: until then the key must have been at its issuer again, to renew it", v.Passport.Format(time.RFC3339))
 		})
 	}
 	c.AddCommand(

@@ -156,6 +156,8 @@ func drawPeerHealth(h api.CellHealth, m api.PeerHealth) string {
 		return "not connected"
 	case m.Role == "leader":
 		return "leads"
+	case !m.Answers && m.Last == 0:
+		return "not heard from yet, for " + silent
 	case !m.Answers:
 		return "silent for " + silent
 	case m.Forgot:
