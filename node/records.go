@@ -196,7 +196,7 @@ func (n *Node) recordsOf(ctx context.Context, from, to uint64, f func(number uin
 // their hashes, which were not.
 func (n *Node) archived(ctx context.Context, bundle uint64) ([][]byte, error) {
 	lacks := func(why any) error {
-		return pcm.Errorf(pcm.Unavailable, "the first %d records of %s were removed here after their time, and can't be had from this peer: %v", n.cell.Pruned(), pcm.Short(n.id.Mesh.Cell), why)
+		return pcm.Errorf(pcm.Unavailable, "the first %d records of %s were %w, and can't be had from this peer: %v", n.cell.Pruned(), pcm.Short(n.id.Mesh.Cell), api.ErrRemoved, why)
 	}
 	if n.retention.archive == nil {
 		return nil, lacks("it has no archive (ledger_archive)")

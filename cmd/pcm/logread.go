@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -54,6 +55,9 @@ func urlLog(prefix string) (getter, error) {
 	}, nil
 }
 
+// maxFault bounds the body of an answer that says what is wrong, in bytes.
+const maxFault = 16 << 10
+
 // fetch asks once. later tells that the server wants to be asked again in a moment.
 func fetch(ctx context.Context, client *http.Client, url string, most int64) (body []byte, later bool, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -73,6 +77,11 @@ func fetch(ctx context.Context, client *http.Client, url string, most int64) (bo
 		return nil, false, pcm.Errorf(pcm.NotFound, "there is no %s: is it the prefix of a log, ending in %q?", url, "/log")
 	case resp.StatusCode != http.StatusOK:
 		later = resp.StatusCode == http.StatusServiceUnavailable || resp.StatusCode == http.StatusTooManyRequests
+		var e api.ErrorBody
+		if json.NewDecoder(io.LimitReader(resp.Body, maxFault)).Decode(&e) == nil && e.Fault.Message != "" {
+			// A node says when it is worth asking again.
+			return nil, later && resp.Header.Get("Retry-After") != "", pcm.Errorf(pcm.Unavailable, "%s: %s", url, plain(e.Fault.Message))
+		}
 		return nil, later, pcm.Errorf(pcm.Unavailable, "%s: the server answered %s", url, resp.Status)
 	}
 	body, err = io.ReadAll(io.LimitReader(resp.Body, most+1))
@@ -157,7 +166,18 @@ func (g getter) with(archive string, cell pcm.CellID) (getter, error) {
 		if err != nil {
 			return nil, err
 		}
-		bundle = func(ctx context.Context, t tlog.Tile, most int64) ([]byte, error) { return from(ctx, t.Path(), most) }
+		dirs := []string{"", string(cell) + "/"} // the second: it is the folder above that of the cell, as peers are given it
+		bundle = func(ctx context.Context, t tlog.Tile, most int64) (data []byte, err error) {
+			for i, dir := range dirs {
+				if data, err = from(ctx, dir+t.Path(), most); err == nil {
+					dirs = dirs[i : i+1]
+				}
+				if pcm.ErrorCode(err) != pcm.NotFound {
+					break
+				}
+			}
+			return data, err
+		}
 	} else {
 		if info, err := os.Stat(archive); err != nil || !info.IsDir() {
 			return nil, pcm.Errorf(pcm.Invalid, "%s is not a folder with an archive, nor the URL of one", archive)
@@ -166,10 +186,16 @@ func (g getter) with(archive string, cell pcm.CellID) (getter, error) {
 		bundle = func(_ context.Context, t tlog.Tile, _ int64) ([]byte, error) { return from.Bundle(t.Index) }
 	}
 	return func(ctx context.Context, path string, most int64) ([]byte, error) {
-		if t, err := tlog.ParsePath(path); err == nil && t.Entries && t.Width == tlog.Width {
-			if data, err := bundle(ctx, t, most); pcm.ErrorCode(err) != pcm.NotFound {
-				return data, err
+		t, err := tlog.ParsePath(path)
+		if err == nil && t.Entries && t.Width == tlog.Width {
+			data, lacks := bundle(ctx, t, most)
+			if pcm.ErrorCode(lacks) != pcm.NotFound {
+				return data, lacks
 			}
+			if data, err = g(ctx, path, most); err != nil {
+				err = pcm.Errorf(pcm.ErrorCode(err), "records %d to %d are not in the archive %s, nor in the log: %w", t.Index*tlog.Width, (t.Index+1)*tlog.Width-1, archive, err)
+			}
+			return data, err
 		}
 		return g(ctx, path, most)
 	}, nil

@@ -20,7 +20,8 @@ import (
 
 // Log is a node that serves its cell's ledger as a public log
 // (https://c2sp.org/tlog-tiles). Errors are *pcm.Error: NotFound for what the log
-// does not have, Unavailable for what this node lacks for now.
+// does not have, Unavailable for what this node lacks for now, or for good: then they
+// wrap [ErrRemoved].
 type Log interface {
 	// LogCheckpoint is the log's signed head.
 	LogCheckpoint(ctx context.Context, cell pcm.CellID) ([]byte, error)
@@ -32,6 +33,10 @@ type Log interface {
 	// LogKeys are the verifier keys of those who sign.
 	LogKeys(ctx context.Context, cell pcm.CellID) ([]string, error)
 }
+
+// ErrRemoved is wrapped by errors about entries that this node has removed and can't
+// serve: the answer has no Retry-After, as to ask again is of no use.
+var ErrRemoved = errors.New("removed here after their time")
 
 // logPrefix is where logs are, followed by the cell and logSuffix.
 const (
@@ -52,7 +57,7 @@ func logRoutes(mux *http.ServeMux, node Log, log *slog.Logger) {
 				if e.Fault.Code == pcm.Internal && r.Context().Err() == nil {
 					log.Error("the log can't be served", "path", r.URL.Path, "err", err)
 				}
-				if e.Fault.Code == pcm.Unavailable || e.Fault.Code == pcm.Busy {
+				if (e.Fault.Code == pcm.Unavailable || e.Fault.Code == pcm.Busy) && !errors.Is(err, ErrRemoved) {
 					w.Header().Set("Retry-After", "1")
 				}
 				writeError(w, e)
