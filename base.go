@@ -25,7 +25,8 @@ type BaseState struct {
 }
 
 // BaseShare is which part of the time that records are kept passes between two
-// bases at least: so much longer than it was set some records are kept.
+// bases at least: so much longer than it was set some records are kept, and up to
+// twice as much in a cell with very much open.
 const BaseShare = 4
 
 // BaseGap is the log time between two bases at least, of a cell that keeps its

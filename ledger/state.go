@@ -165,6 +165,10 @@ func (s *State) Stamp() int64 { return s.stamp }
 // Due tells whether something may expire at a log time, so that a tick is worth it.
 func (s *State) Due(stamp int64) bool { return stamp >= s.due }
 
+// Items is how many jobs, tasks and trades are open: to encode the state takes some
+// microseconds for each.
+func (s *State) Items() int { return len(s.jobs) + s.tasks + len(s.trades) }
+
 // Root is the number of records and their RFC 6962 Merkle tree hash.
 func (s *State) Root() (uint64, [32]byte) {
 	var root [32]byte

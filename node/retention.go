@@ -31,6 +31,16 @@ type retention struct {
 	problem string // why they are not
 }
 
+// baseItems is how many jobs, tasks and trades may be open for a base to be made at once:
+// the cell applies nothing while the state is encoded, about 0.2 s for so many.
+const baseItems = 40_000
+
+// putOff tells whether a base that is due waits for the cell to have less open. It does
+// so for one more gap at most, as nothing can be removed meanwhile.
+func putOff(last ledger.Base, now, due int64, gap time.Duration, items int) bool {
+	return items > baseItems && last.Size > 0 && now < due+gap.Milliseconds()
+}
+
 func newRetention(n *Node) *retention {
 	r := &retention{n: n}
 	if dir := n.cfg.LedgerArchive; dir != "" {
@@ -83,7 +93,8 @@ func (r *retention) makeBase(ctx context.Context) error {
 		last = n.state.Base()
 		records, _ := n.state.Root()
 		stamp, ok := n.state.BaseDue()
-		due = ok && now >= stamp && records > last.Size+1 // the base itself is one
+		due = ok && now >= stamp && records > last.Size+1 && // the base itself is one
+			!putOff(last, now, stamp, pcm.BaseGap(n.state.Keep()), n.state.Items())
 	})
 	if !due || !mine {
 		return nil
