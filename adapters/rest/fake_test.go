@@ -503,7 +503,7 @@ func extract(data []byte, dir string) error {
 		default:
 			var all []byte
 			if all, err = io.ReadAll(in); err == nil {
-				err = os.WriteFile(name, all, os.FileMode(h.Mode))
+				err = machine.WriteFile(name, all, os.FileMode(h.Mode))
 			}
 		}
 		if err != nil {

@@ -241,3 +241,11 @@ func ReadAt(path string, offset int64, n int) (data []byte, total int64) {
 	got, _ := f.ReadAt(data, offset)
 	return data[:got], total
 }
+
+// WriteFile writes a file that may be run at once. No process that is started meanwhile
+// inherits it open: the kernel would not run it then.
+func WriteFile(name string, data []byte, mode os.FileMode) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	return os.WriteFile(name, data, mode)
+}

@@ -234,17 +234,17 @@ func (s *server) start(began func()) (*machine.Process, error) {
 		}
 	}
 	for _, name := range []string{"poweroff", "halt", "shutdown", "reboot", "init", "systemctl"} {
-		if err := os.WriteFile(filepath.Join(bin, name), fmt.Appendf(nil, power, filepath.Join(s.dir, "powered-off")), 0o755); err != nil {
+		if err := machine.WriteFile(filepath.Join(bin, name), fmt.Appendf(nil, power, filepath.Join(s.dir, "powered-off")), 0o755); err != nil {
 			return nil, err
 		}
 	}
 	// dmesg -n is how a guest keeps its kernel's messages from the console.
 	quiet := filepath.Join(s.dir, "quiet")
-	if err := os.WriteFile(filepath.Join(bin, "dmesg"), fmt.Appendf(nil, "#!/bin/sh\n[ \"$1\" != -n ] || : >'%s'\n", quiet), 0o755); err != nil {
+	if err := machine.WriteFile(filepath.Join(bin, "dmesg"), fmt.Appendf(nil, "#!/bin/sh\n[ \"$1\" != -n ] || : >'%s'\n", quiet), 0o755); err != nil {
 		return nil, err
 	}
 	// cloud-init tells what the metadata service has: here, the place among the servers of one call.
-	if err := os.WriteFile(filepath.Join(bin, "cloud-init"), fmt.Appendf(nil, query, s.launch), 0o755); err != nil {
+	if err := machine.WriteFile(filepath.Join(bin, "cloud-init"), fmt.Appendf(nil, query, s.launch), 0o755); err != nil {
 		return nil, err
 	}
 	console := s.console()
@@ -255,7 +255,7 @@ func (s *server) start(began func()) (*machine.Process, error) {
 		return nil, nil
 	}
 	path := filepath.Join(s.dir, "user-data")
-	if err := os.WriteFile(path, s.script, 0o755); err != nil {
+	if err := machine.WriteFile(path, s.script, 0o755); err != nil {
 		return nil, err
 	}
 	began()
