@@ -23,13 +23,21 @@ import (
 // suite runs the conformance suite by the testing package, whose flags are set here. It ends the process.
 func (t adapterTrial) suite(spec, run string) error {
 	testing.Init()
-	args := []string{"-test.v", "-test.timeout=60m", "-test.run=^Adapter$/" + strings.ReplaceAll(run, " ", "_")}
-	if err := flag.CommandLine.Parse(args); err != nil {
+	if err := flag.CommandLine.Parse(t.flags(run)); err != nil {
 		return pcm.Errorf(pcm.Internal, "can't set up the tests: %w", err)
 	}
 	os.Setenv("PCM_TEST_SECRET", "of the daemon") // tasks must not see it
 	testing.Main(match, []testing.InternalTest{{Name: "Adapter", F: func(tt *testing.T) { adaptertest.Run(tt, t.subject(spec)) }}}, nil, nil)
 	return nil
+}
+
+// flags are those of the testing package, which by itself runs no more tests at once than there are processors.
+func (t adapterTrial) flags(run string) []string {
+	all := []string{"-test.v", "-test.timeout=60m", "-test.run=^Adapter$/" + strings.ReplaceAll(run, " ", "_")}
+	if t.Parallel > 0 {
+		all = append(all, fmt.Sprint("-test.parallel=", t.Parallel))
+	}
+	return all
 }
 
 func match(pattern, name string) (bool, error) { return regexp.MatchString(pattern, name) }

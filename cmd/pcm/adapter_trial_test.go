@@ -50,3 +50,13 @@ func TestBuiltIn(t *testing.T) {
 		t.Errorf("%q are listed, %q are taken", names, adapters.BuiltIn)
 	}
 }
+
+// As many tests run at once as a trial says, however few processors there are.
+func TestTrialFlags(t *testing.T) {
+	if got := (adapterTrial{Parallel: 8}).flags("stop by force"); !slices.Contains(got, "-test.parallel=8") || !slices.Contains(got, "-test.run=^Adapter$/stop_by_force") {
+		t.Errorf("flags %q", got)
+	}
+	if got := (adapterTrial{}).flags(""); strings.Contains(strings.Join(got, " "), "parallel") { // then 0 would be refused
+		t.Errorf("flags %q", got)
+	}
+}
