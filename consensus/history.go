@@ -144,10 +144,7 @@ func (h *history) fillFrom(from pcm.PeerID) error {
 		case err != nil:
 			return err
 		case low != g.Low:
-			g.Low, g.Next = low, g.From
-			if low > 0 {
-				g.Next = state.Tiled
-			}
+			*g = g.lowered(low, state.Tiled)
 			if err := a.do(&archiveOp{pulled: g, sync: true}); err != nil {
 				return err
 			}
@@ -201,6 +198,17 @@ func lowFor(g gap, state archiveState, pruned uint64) (uint64, error) {
 		return 0, pcm.Errorf(pcm.Unavailable, "it has removed %d records, and this peer has come to %d: it has to catch up first", pruned, state.Count)
 	}
 	return pruned, nil
+}
+
+// lowered is the gap with hashes in place of the records below low, of which there are
+// some already for those below tiled: perhaps for more, if a peer that has removed more was
+// asked before. Records above low are still to be had.
+func (g gap) lowered(low, tiled uint64) gap {
+	g.Low, g.Next = low, g.From
+	if low > 0 {
+		g.Next = min(tiled, low)
+	}
+	return g
 }
 
 func (h *history) pullTiles(from pcm.PeerID, g gap) error {

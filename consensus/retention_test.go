@@ -399,3 +399,23 @@ func TestRemovalShrinksTheFolder(t *testing.T) {
 		t.Logf("%d bytes of tables, before %d", after, before)
 	}
 }
+
+// A peer that has removed less than the one asked before is asked for all records that it
+// has: none is left out because its hash was fetched already.
+func TestLessRemovedThanBefore(t *testing.T) {
+	state := archiveState{Count: 20_000, Tiled: 5120}
+	g := gap{From: 1000, To: 20_000, Next: 5120, Low: 10_240} // 5120 hashes came from a peer that has removed 10,240
+	for _, pruned := range []uint64{0, 2560, 10_240, 12_800} {
+		low, err := lowFor(g, state, pruned)
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := g.lowered(low, state.Tiled)
+		if again, err := lowFor(next, state, pruned); err != nil || again != low {
+			t.Errorf("with %d removed, hashes are fetched up to %d, then up to %d: %v", pruned, low, again, err)
+		}
+		if from := max(next.Low, next.From); next.Next > from {
+			t.Errorf("with %d removed, the records from %d on are needed and fetched from %d on", pruned, from, next.Next)
+		}
+	}
+}
