@@ -21,8 +21,10 @@ func showBody(body string) []string {
 	}
 	text := body
 	var v any
-	if json.Unmarshal([]byte(body), &v) == nil {
-		if out, err := yaml.MarshalWithOptions(v, yaml.UseLiteralStyleIfMultiline(true)); err == nil {
+	d := json.NewDecoder(strings.NewReader(body))
+	d.UseNumber()
+	if d.Decode(&v) == nil && !d.More() {
+		if out, err := yaml.MarshalWithOptions(asWritten(v), yaml.UseLiteralStyleIfMultiline(true)); err == nil {
 			text = string(out)
 		}
 	}
@@ -34,4 +36,27 @@ func showBody(body string) []string {
 		lines[i] = plain(l)
 	}
 	return lines
+}
+
+// asWritten is decoded JSON with its numbers as they stand there: whole ones stay whole.
+func asWritten(v any) any {
+	switch v := v.(type) {
+	case map[string]any:
+		for k := range v {
+			v[k] = asWritten(v[k])
+		}
+	case []any:
+		for i := range v {
+			v[i] = asWritten(v[i])
+		}
+	case json.Number:
+		if n, err := v.Int64(); err == nil {
+			return n
+		}
+		if f, err := v.Float64(); err == nil {
+			return f
+		}
+		return v.String()
+	}
+	return v
 }
