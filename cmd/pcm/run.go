@@ -160,7 +160,9 @@ func (a *app) submit(ctx context.Context, s api.Submission, wait, follow bool) (
 	if err != nil {
 		return api.Job{}, err
 	}
+	quiet := a.sayWhyNot(ctx, c.CellHealth)
 	job, err := c.Submit(ctx, s)
+	quiet()
 	if err != nil {
 		return job, err
 	}
@@ -178,6 +180,36 @@ func (a *app) submit(ctx context.Context, s api.Submission, wait, follow bool) (
 		return a.follow(ctx, c, job)
 	}
 	return a.await(ctx, c, job)
+}
+
+// patience is how long a person waits without a word.
+const patience = 5 * time.Second
+
+// sayWhyNot tells a person why the cell doesn't take in what was sent to it, once that
+// takes long. The returned function ends that.
+func (a *app) sayWhyNot(ctx context.Context, health func(context.Context) (api.CellHealth, error)) (quiet func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case <-time.After(patience):
+		case <-ctx.Done():
+			return
+		}
+		h, err := health(ctx)
+		switch {
+		case ctx.Err() != nil:
+		case err == nil && h.MaxVoters == 0: // nobody leads
+			fmt.Fprintf(a.errOut, "pcm: still waiting: %s; '%s cell members' shows who is missing\n", plain(h.Plan), a.self())
+		default:
+			fmt.Fprintf(a.errOut, "pcm: still waiting for the cell to take the job in; '%s doctor' looks at this node\n", a.self())
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
 }
 
 // cancelOnSignal cancels the job at the first SIGINT or SIGTERM; one that
