@@ -132,19 +132,38 @@ func cellList(cells []pcm.Descriptor) string {
 	return strings.Join(names, ", ")
 }
 
+// locateTime is how long another cell has to say who leads it, before a newcomer
+// is brought to the next one.
+const locateTime = 4 * time.Second
+
 // settleIn sees to it that one of the cells takes the newcomer in: those that don't
-// answer, or have no room any more, are passed over for the next.
+// say who leads them, or refuse, are passed over for the next. One that was asked
+// and doesn't answer may have taken it in: then the newcomer has to ask again.
 func (n *Node) settleIn(ctx context.Context, homes []home, newcomer pcm.PeerID, passport pcm.Signed) (mesh.JoinReply, error) {
 	for _, h := range homes[:len(homes)-1] {
-		try, cancel := context.WithTimeout(ctx, cellJoinTime)
-		reply, err := n.settleInto(try, h, newcomer, passport)
-		cancel()
-		if err == nil || ctx.Err() != nil {
-			return reply, err
+		err := n.locate(ctx, h.cell)
+		if err == nil {
+			var reply mesh.JoinReply
+			reply, err = n.settleInto(ctx, h, newcomer, passport)
+			if code := pcm.ErrorCode(err); err == nil || code == pcm.Unavailable || code == pcm.Busy {
+				return reply, err
+			}
 		}
-		n.log.Info("a cell did not take a newcomer in; another one is asked", "newcomer", pcm.Short(newcomer), "cell", pcm.Short(h.cell), "name", h.name, "error", err)
+		n.log.Info("a cell does not take a newcomer in; another one is asked", "newcomer", pcm.Short(newcomer), "cell", pcm.Short(h.cell), "name", h.name, "error", err)
 	}
 	return n.settleInto(ctx, homes[len(homes)-1], newcomer, passport)
+}
+
+// locate tells why another cell does not say who leads it.
+func (n *Node) locate(ctx context.Context, cell pcm.CellID) error {
+	away, err := n.aways.to(cell)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, locateTime)
+	defer cancel()
+	_, err = away.Locate(ctx)
+	return err
 }
 
 // settleInto sees to it that a cell takes the newcomer in.

@@ -59,6 +59,28 @@ func TestTwoCells(t *testing.T) {
 	}
 }
 
+// A newcomer without a wish is not sent to a cell that has died, though what it told
+// of itself still holds.
+func TestNewcomerPassesOverDeadCell(t *testing.T) {
+	m := New(t, Spec{Name: "anna", Config: Seller("0.001")})
+	anna := m.Peer("anna")
+	carl := m.Add(Spec{Name: "carl", Config: Buyer})
+	carl.Up("--join", anna.Token(), "--cell", "new:east")
+	Eventually(t, "anna knows carl's cell", func(ctx context.Context) error { return knows(ctx, anna, "east", 1) })
+	carl.Kill()
+	if r := anna.PCM("cell", "set", "open", "no"); r.Code != 0 {
+		t.Fatalf("closing anna's cell: %+v", r)
+	}
+	dora := m.Add(Spec{Name: "dora", Config: Buyer})
+	dora.Up("--join", anna.Token())
+	if err := knows(t.Context(), dora, "dora", 1); err != nil {
+		t.Error(err)
+	}
+	if err := knows(t.Context(), anna, "east", 1); err != nil {
+		t.Errorf("the dead cell was forgotten, so nothing was passed over: %v", err)
+	}
+}
+
 // knows tells why a peer doesn't show a cell of so many members.
 func knows(ctx context.Context, p *Peer, name string, size int) error {
 	cells, err := p.Cells(ctx)
