@@ -80,8 +80,8 @@ var bugs = []bug{
 	}
 	f := p.c.raft.ApplyLog(`, cuts},
 	{"command IDs are forgotten", "ledger/apply.go",
-		"\ta.remember(cmd, result)\n",
-		"\tif !planted(\"command IDs are forgotten\") {\n\t\ta.remember(cmd, result)\n\t}\n", tries(sendTwice)},
+		"\ta.remember(cmd, result, worth && a.Level() >= baseLevel)\n",
+		"\tif !planted(\"command IDs are forgotten\") {\n\t\ta.remember(cmd, result, worth && a.Level() >= baseLevel)\n\t}\n", tries(sendTwice)},
 	{"a clock is read in Apply", "ledger/apply.go",
 		"\ts.stamp = max(s.stamp, e.Stamp)\n",
 		"\ts.stamp = max(s.stamp, e.Stamp)\n\tif planted(\"a clock is read in Apply\") {\n\t\ts.stamp += plantedClock()\n\t}\n", calm},
