@@ -75,6 +75,9 @@ func (a *attempt) run(ctx context.Context) supervisor.Exit {
 
 // make sees to it that the job is there.
 func (a *attempt) make(ctx context.Context) (supervisor.Exit, bool) {
+	if a.n.Stage == fresh && a.asked() {
+		return stopped(), false
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan struct{})

@@ -181,14 +181,20 @@ func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
 	r.mu.Unlock()
 	left := make(chan struct{})
 	listening := make(chan struct{})
-	go func() { // a stop is heard whatever the attempt is at
-		defer close(listening)
-		select {
-		case <-t.Stopping:
-			close(a.stop)
-		case <-left:
-		}
-	}()
+	select {
+	case <-t.Stopping: // before it has begun: nothing is to be made of it
+		close(a.stop)
+		close(listening)
+	default:
+		go func() { // a stop is heard whatever the attempt is at
+			defer close(listening)
+			select {
+			case <-t.Stopping:
+				close(a.stop)
+			case <-left:
+			}
+		}()
+	}
 	exit := a.run(ctx)
 	close(left)
 	<-listening
