@@ -26,7 +26,7 @@ all: build
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' $(SMALL:%=-gcflags=%=-l) -o bin/pcm ./cmd/pcm
 
-# Under ten minutes on two cores; no network but loopback, and no servers of others.
+# About twelve minutes on two cores; no network but loopback, and no servers of others.
 test:
 	PCM_TEST_SERVERS=none $(call gotest,-timeout 20m,./...)
 
