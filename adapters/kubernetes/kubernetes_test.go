@@ -160,22 +160,15 @@ func instance(t *testing.T, k *server.Kubernetes) adaptertest.Instance {
 	}
 }
 
-// starts counts the pods that the cluster has made for an attempt, ended or not:
-// their events outlive them.
+// starts counts the pods that the cluster has made for an attempt, ended or not.
 func starts(t *testing.T, k *server.Kubernetes, key adapters.Key) int {
-	var events struct {
-		Items []struct {
-			Reason         string
-			InvolvedObject struct{ Name, UID, FieldPath string }
-		}
-	}
-	if err := k.Do(context.Background(), http.MethodGet, "/api/v1/namespaces/pcm/events?limit=10000", nil, &events); err != nil {
+	pods, err := k.Started(context.Background(), taskContainer)
+	if err != nil {
 		t.Error(err)
 	}
 	n := 0
-	for _, e := range events.Items {
-		if e.Reason == "Started" && strings.Contains(e.InvolvedObject.FieldPath, "{"+taskContainer+"}") &&
-			strings.HasPrefix(e.InvolvedObject.Name, array{first: key, n: 1}.jobName()+"-") {
+	for _, pod := range pods {
+		if strings.HasPrefix(pod, array{first: key, n: 1}.jobName()+"-") {
 			n++
 		}
 	}

@@ -236,7 +236,7 @@ func (s *stage) survive(ctx context.Context) error {
 		return err
 	}
 	var first api.Trade
-	err = nodetest.Await(ctx, func(ctx context.Context) error {
+	err = await(ctx, func(ctx context.Context) error {
 		trades, err := s.carl().Trades(ctx, api.Query{Job: job.ID})
 		if err != nil {
 			return err
@@ -372,7 +372,7 @@ func (s *stage) books(ctx context.Context, seller string) error {
 		return err
 	}
 	var roots []string
-	err = nodetest.Await(ctx, func(ctx context.Context) error {
+	err = await(ctx, func(ctx context.Context) error {
 		roots = nil
 		for _, name := range []string{seller, "carl"} {
 			v, err := s.peer(name).Client().Verify(ctx)

@@ -88,7 +88,7 @@ func (s *stage) sites(ctx context.Context, manifest string) error {
 	if err := s.raise(ctx, cast); err != nil {
 		return err
 	}
-	if err := nodetest.Await(ctx, func(ctx context.Context) error { return s.whole(ctx, len(sellers)) }); err != nil {
+	if err := await(ctx, func(ctx context.Context) error { return s.whole(ctx, len(sellers)) }); err != nil {
 		return err
 	}
 	tell("\ncarl, who sells nothing, sees what the others sell:")
@@ -187,7 +187,7 @@ func shares(tasks []api.Task) map[string]int {
 func (s *stage) natively(ctx context.Context, tasks []api.Task) error {
 	title("3. What the back ends themselves say")
 	pcmSays := shares(tasks)
-	err := nodetest.Await(ctx, func(ctx context.Context) error {
+	err := await(ctx, func(ctx context.Context) error {
 		docker, slurm, kube, err := s.servers.ran(ctx)
 		if err == nil && (docker != pcmSays["studio"] || slurm != pcmSays["campus"] || kube != pcmSays["cloud"]) {
 			err = fmt.Errorf("there were %d containers, %d jobs of Slurm and %d pods; the ledger has %v", docker, slurm, kube, pcmSays)
@@ -200,7 +200,7 @@ func (s *stage) natively(ctx context.Context, tasks []api.Task) error {
 	if err := check(err, "Kubernetes started %d pods, Slurm completed %d jobs, Docker started %d containers: as many as the ledger says", pcmSays["cloud"], pcmSays["campus"], pcmSays["studio"]); err != nil {
 		return err
 	}
-	err = nodetest.Await(ctx, s.servers.empty)
+	err = await(ctx, s.servers.empty)
 	return check(err, "none of them is left there")
 }
 

@@ -14,7 +14,6 @@ import (
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/adapters/rest/fake/modelarts"
 	"github.com/jointcloud/pcm/adapters/rest/fake/objects"
-	"github.com/jointcloud/pcm/node/nodetest"
 )
 
 // describeAct is the demo of a site that joins by a description alone.
@@ -144,7 +143,7 @@ func (s *stage) joinDescribed(ctx context.Context) error {
 	if err := s.raise(ctx, []role{{"dora", "sells training jobs of ModelArts", string(config)}}); err != nil {
 		return err
 	}
-	if err := nodetest.Await(ctx, func(ctx context.Context) error { return s.sold(ctx, "modelarts") }); err != nil {
+	if err := await(ctx, func(ctx context.Context) error { return s.sold(ctx, "modelarts") }); err != nil {
 		return err
 	}
 	for _, args := range [][]string{{"adapter", "list"}, {"pool", "list"}} {
@@ -236,7 +235,7 @@ func (s *stage) runDescribed(ctx context.Context) error {
 	if err := check(err, "ModelArts ran as many jobs as the ledger says dora sold: %d", len(tasks)); err != nil {
 		return err
 	}
-	err = nodetest.Await(ctx, func(context.Context) error {
+	err = await(ctx, func(context.Context) error {
 		if jobs := s.cloud.Jobs(); len(jobs) > 0 {
 			return fmt.Errorf("%d are left", len(jobs))
 		}

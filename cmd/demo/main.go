@@ -22,10 +22,12 @@ import (
 	"time"
 )
 
-// How long the demo may take, without servers of others and with them.
+// How long the demo may take, without servers of others and with them, and how long it
+// waits for one thing.
 const (
 	limit        = 2 * time.Minute
 	limitServers = 5 * time.Minute
+	patience     = 90 * time.Second
 )
 
 func main() {
@@ -93,7 +95,7 @@ func run(ctx context.Context, program string, play func(*stage) []act) (err erro
 	for _, act := range play(s) {
 		if err := act(ctx); err != nil {
 			if cause := ctx.Err(); cause != nil {
-				return fmt.Errorf("it was interrupted (%w)", cause)
+				return fmt.Errorf("it was interrupted (%w): %w", cause, err)
 			}
 			return err
 		}

@@ -116,21 +116,8 @@ func (v *servers) ran(ctx context.Context) (docker, slurm, kube int, err error) 
 			slurm++
 		}
 	}
-	var events struct {
-		Items []struct {
-			Reason         string
-			InvolvedObject struct{ FieldPath string }
-		}
-	}
-	if err := v.kube.Do(ctx, http.MethodGet, "/api/v1/namespaces/pcm/events?limit=10000", nil, &events); err != nil {
-		return 0, 0, 0, err
-	}
-	for _, e := range events.Items {
-		if e.Reason == "Started" && e.InvolvedObject.FieldPath == "spec.containers{task}" {
-			kube++
-		}
-	}
-	return docker, slurm, kube, nil
+	pods, err := v.kube.Started(ctx, "task")
+	return docker, slurm, len(pods), err
 }
 
 // empty is nil when no server has anything left of any task.

@@ -70,7 +70,7 @@ func (s *stage) found(ctx context.Context) error {
 		return err
 	}
 	tell("\nThe three form a cell by themselves: a Raft group whose members keep one ledger.")
-	err := nodetest.Await(ctx, func(ctx context.Context) error { return s.whole(ctx, 3) })
+	err := await(ctx, func(ctx context.Context) error { return s.whole(ctx, 3) })
 	if err != nil {
 		return err
 	}
@@ -184,7 +184,7 @@ func (s *stage) carl() *api.Client { return s.peer("carl").Client() }
 // settled waits until nothing of a job is open, and checks that all of it went well.
 func (s *stage) settled(ctx context.Context, id pcm.JobID) (api.Job, []api.Task, error) {
 	var job api.Job
-	err := nodetest.Await(ctx, func(ctx context.Context) (err error) {
+	err := await(ctx, func(ctx context.Context) (err error) {
 		if job, err = s.carl().Job(ctx, string(id)); err == nil && !api.Settled(job) {
 			err = fmt.Errorf("%s is %s, not settled", id, job.State)
 		}
@@ -234,6 +234,24 @@ func (s *stage) end() error {
 		errs = append(errs, fmt.Errorf("processes %v are left", left))
 	}
 	return errors.Join(append(errs, os.RemoveAll(s.dir))...)
+}
+
+// await waits until a condition holds, for as long as patience says; in time it tells
+// what is awaited, and no look at it goes on for ever.
+func await(ctx context.Context, condition func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	began, told := time.Now(), false
+	return nodetest.Await(ctx, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, patience/9)
+		defer cancel()
+		err := condition(ctx)
+		if err != nil && !told && time.Since(began) > patience/3 {
+			told = true
+			tell("… still waiting: %v", err)
+		}
+		return err
+	})
 }
 
 // retire asks the peers' supervisors to end, and what they run at their back ends

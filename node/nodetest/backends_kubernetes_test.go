@@ -47,23 +47,13 @@ func kubernetes(t *testing.T, nodes int) *cluster {
 }
 
 // started counts the containers of tasks that the nodes have started.
-func (c *cluster) started() (n int) {
+func (c *cluster) started() int {
 	c.Helper()
-	var events struct {
-		Items []struct {
-			Reason         string
-			InvolvedObject struct{ FieldPath string }
-		}
-	}
-	if err := c.kube.Do(c.Context(), http.MethodGet, "/api/v1/namespaces/pcm/events?limit=1000", nil, &events); err != nil {
+	pods, err := c.kube.Started(c.Context(), "task")
+	if err != nil {
 		c.Fatal(err)
 	}
-	for _, e := range events.Items {
-		if e.Reason == "Started" && e.InvolvedObject.FieldPath == "spec.containers{task}" {
-			n++
-		}
-	}
-	return n
+	return len(pods)
 }
 
 // TestKubernetesSellerKilled: the peer that sells a namespace is killed, alone

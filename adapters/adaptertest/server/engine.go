@@ -71,9 +71,15 @@ func (e *Engine) start(ctx context.Context) (err error) {
 	})
 }
 
-// follow counts how often each container is started, also over restarts.
+// follow counts how often each container is started, also over restarts. Each
+// connection is told all from the beginning, as the engine remembers it: it tells of
+// starts in the order of their times only by chance.
 func (e *Engine) follow(ctx context.Context) {
-	since := time.Now()
+	type start struct {
+		container string
+		at        int64
+	}
+	since, counted := time.Now(), map[start]bool{}
 	for ctx.Err() == nil {
 		stream := e.API.Events(ctx, client.EventsListOptions{
 			Since: fmt.Sprintf("%d.%09d", since.Unix(), since.Nanosecond()), Filters: client.Filters{}.Add("type", "container").Add("event", "start"),
@@ -81,8 +87,8 @@ func (e *Engine) follow(ctx context.Context) {
 		for open := true; open; {
 			select {
 			case m := <-stream.Messages:
-				if at := time.Unix(0, m.TimeNano); at.After(since) { // else it is told once more
-					since = at
+				if s := (start{m.Actor.ID, m.TimeNano}); !counted[s] {
+					counted[s] = true
 					e.mu.Lock()
 					e.starts[m.Actor.Attributes["name"]]++
 					e.mu.Unlock()

@@ -244,6 +244,27 @@ func (k *Kubernetes) Do(ctx context.Context, method, path string, in, out any) e
 	return json.Unmarshal(data, out)
 }
 
+// Started names the pods in namespace pcm of which the nodes say that they have started
+// the container of that name, those that are gone by now too: events outlive pods for an
+// hour. Nodes tell of one a moment after.
+func (k *Kubernetes) Started(ctx context.Context, container string) (pods []string, err error) {
+	var events struct {
+		Items []struct {
+			Reason         string
+			InvolvedObject struct{ Name, FieldPath string }
+		}
+	}
+	if err := k.Do(ctx, http.MethodGet, "/api/v1/namespaces/pcm/events?limit=10000", nil, &events); err != nil {
+		return nil, err
+	}
+	for _, e := range events.Items {
+		if e.Reason == "Started" && e.InvolvedObject.FieldPath == "spec.containers{"+container+"}" {
+			pods = append(pods, e.InvolvedObject.Name)
+		}
+	}
+	return pods, nil
+}
+
 // kubernetesPaths says where objects of a kind are made.
 var kubernetesPaths = map[string]string{
 	"Namespace": "/api/v1/namespaces", "ServiceAccount": "/api/v1/namespaces/%s/serviceaccounts", "ResourceQuota": "/api/v1/namespaces/%s/resourcequotas",
