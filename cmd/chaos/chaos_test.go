@@ -2,9 +2,13 @@ package main
 
 import (
 	"fmt"
+	"go/parser"
+	"go/token"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -50,6 +54,27 @@ func TestChaos(t *testing.T) {
 	}
 	if r != nil && r.note != "" && require.Named("fuse") {
 		t.Error(r.note)
+	}
+}
+
+// TestPlaces: every text that a variant replaces is there once, and what takes its place is Go.
+// Whether that does what it should, only [TestTeeth] and [TestChaos] find out.
+func TestPlaces(t *testing.T) {
+	for name, change := range map[string]func(string) (map[string]string, error){"teeth": plant, "older": before} {
+		files, err := change(filepath.Join("..", ".."))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		for path, text := range files {
+			if _, err := parser.ParseFile(token.NewFileSet(), path, text, parser.SkipObjectResolution); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		for _, b := range bugs {
+			if name == "teeth" && !strings.Contains(files[b.file], fmt.Sprintf("planted(%q)", b.name)) {
+				t.Errorf("no peer ever has the bug %q: %s doesn't ask for that name", b.name, b.file)
+			}
+		}
 	}
 }
 

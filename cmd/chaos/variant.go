@@ -59,18 +59,21 @@ func replaceOnce(text, old, with string) (string, error) {
 	return strings.Replace(text, old, with, 1), nil
 }
 
-// older builds a program whose peers are of the release before: they speak the rules of
-// the ledger up to one level less, and stop at an entry that goes beyond.
+// older builds a program whose peers are of the release before.
 func older(ctx context.Context, dir string) (program string, err error) {
-	return variant(ctx, dir, "older", func(root string) (map[string]string, error) {
-		data, err := os.ReadFile(filepath.Join(root, "setting.go"))
-		if err != nil {
-			return nil, err
-		}
-		text, err := replaceOnce(string(data), fmt.Sprintf("\nconst LedgerLevel = %d\n", pcm.LedgerLevel), fmt.Sprintf("\nconst LedgerLevel = %d\n", pcm.LedgerLevel-1))
-		if err != nil {
-			return nil, fmt.Errorf("setting.go has no level any more: %w", err)
-		}
-		return map[string]string{"setting.go": text}, nil
-	})
+	return variant(ctx, dir, "older", before)
+}
+
+// before makes sources that speak the rules of the ledger up to one level less, and stop
+// at an entry that goes beyond.
+func before(root string) (map[string]string, error) {
+	data, err := os.ReadFile(filepath.Join(root, "setting.go"))
+	if err != nil {
+		return nil, err
+	}
+	text, err := replaceOnce(string(data), fmt.Sprintf("\nconst LedgerLevel = %d\n", pcm.LedgerLevel), fmt.Sprintf("\nconst LedgerLevel = %d\n", pcm.LedgerLevel-1))
+	if err != nil {
+		return nil, fmt.Errorf("setting.go has no level any more: %w", err)
+	}
+	return map[string]string{"setting.go": text}, nil
 }
