@@ -32,10 +32,8 @@ func (m *member) crowd(ctx context.Context, n int) error {
 		if m.at > 0 {
 			continue
 		}
-		for _, seed := range m.plan.Members[1:] {
-			if err := c.AddReplica(ctx, keyOf(seed).Peer()); err != nil {
-				return err
-			}
+		if err := m.grow(ctx, c); err != nil {
+			return err
 		}
 	}
 	return nil

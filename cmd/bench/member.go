@@ -283,12 +283,7 @@ func (m *member) serve(o order) (a answer, err error) {
 	case "open":
 		return a, m.open()
 	case "grow":
-		for _, seed := range m.plan.Members[1:] {
-			if err := m.cell.AddReplica(ctx, keyOf(seed).Peer()); err != nil {
-				return a, err
-			}
-		}
-		return a, nil
+		return a, m.grow(ctx, m.cell)
 	case "status":
 		st := m.cell.Status()
 		a.Status = state{Leader: st.Leader, Applied: st.Applied, Records: st.Records, Whole: st.Complete, Restored: m.state.restored.Load()}
@@ -346,14 +341,7 @@ func (m *member) serve(o order) (a answer, err error) {
 		a.Report, err = m.load(o.Load)
 		return a, err
 	case "heap":
-		if m.plan.Profile == "" {
-			return a, nil
-		}
-		f, err := os.Create(m.plan.Profile + m.name + ".heap")
-		if err != nil {
-			return a, err
-		}
-		return a, errors.Join(pprof.WriteHeapProfile(f), f.Close())
+		return a, m.heap(".heap")
 	case "profile":
 		if m.plan.Profile == "" {
 			return a, nil
@@ -364,19 +352,33 @@ func (m *member) serve(o order) (a answer, err error) {
 		}
 		return a, pprof.StartCPUProfile(f)
 	case "profiled": // what is on the heap by now is written beside
-		if m.plan.Profile == "" {
-			return a, nil
-		}
 		pprof.StopCPUProfile()
-		f, err := os.Create(m.plan.Profile + m.name + ".heap.prof")
-		if err != nil {
-			return a, err
-		}
-		defer f.Close()
-		runtime.GC()
-		return a, pprof.WriteHeapProfile(f)
+		return a, m.heap(".heap.prof")
 	}
 	return a, fmt.Errorf("order %q is not known", o.Do)
+}
+
+// grow takes the other members into a cell that this one founded.
+func (m *member) grow(ctx context.Context, c *consensus.Cell) error {
+	for _, seed := range m.plan.Members[1:] {
+		if err := c.AddReplica(ctx, keyOf(seed).Peer()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// heap writes what is on the heap to a file beside the profile, if there is to be one.
+func (m *member) heap(ending string) error {
+	if m.plan.Profile == "" {
+		return nil
+	}
+	f, err := os.Create(m.plan.Profile + m.name + ending)
+	if err != nil {
+		return err
+	}
+	runtime.GC() // else it is what there was at the last one
+	return errors.Join(pprof.WriteHeapProfile(f), f.Close())
 }
 
 func (m *member) open() (err error) {

@@ -167,6 +167,59 @@ func (p *process) kill() {
 	p.cmd.Wait() // how it ended is what was wanted
 }
 
+// leader is the place of the member that leads.
+func (t *troop) leader() (int, error) {
+	for range 100 {
+		for _, p := range t.members {
+			a, err := p.order(order{Do: "status"})
+			if err != nil {
+				return 0, err
+			}
+			for i, q := range t.members {
+				if q.id == a.Status.Leader {
+					return i, nil
+				}
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return 0, fmt.Errorf("the cell has no leader")
+}
+
+// restart starts a killed member again.
+func (t *troop) restart(at int) error {
+	p, err := t.start(at)
+	if err != nil {
+		return err
+	}
+	t.members[at] = p
+	if err := t.meet(); err != nil {
+		return err
+	}
+	_, err = p.order(order{Do: "open"})
+	return err
+}
+
+// level waits until all members have applied the same.
+func (t *troop) level(ctx context.Context) error {
+	return until(ctx, 2*time.Minute, 50*time.Millisecond, "all members have applied the same", func() (bool, error) {
+		var first uint64
+		for i, p := range t.members {
+			a, err := p.order(order{Do: "status"})
+			if err != nil {
+				return false, err
+			}
+			if i == 0 {
+				first = a.Status.Records
+			}
+			if a.Status.Records != first || a.Status.Leader == "" || a.Status.Voters != len(t.members) {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
+}
+
 // stop ends all in order.
 func (t *troop) stop() {
 	for _, p := range t.all() {
