@@ -8,12 +8,9 @@ import (
 
 // A leader that reaches no voter but itself is not confirmed by those who don't vote.
 func TestReplicasConfirmNoLeader(t *testing.T) {
-	b, nodes := three(t, nil)
+	_, nodes := three(t, nil)
 	leader := leaderOf(t, nodes...)
-	replica := b.prepare(t, nil).open()
-	if err := leader.AddReplica(t.Context(), replica.cfg.Self); err != nil {
-		t.Fatal(err)
-	}
+	replica := leader.admit(t, nil)
 	replica.await("the leader's word", func() bool { return replica.Applied() >= leader.Applied() && leader.Applied() > 0 })
 	if err := leader.confirm(t.Context()); err != nil {
 		t.Fatal(err)

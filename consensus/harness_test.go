@@ -262,16 +262,29 @@ func three(t testing.TB, change func(*Config)) (b *book, nodes []*node) {
 	b = &book{}
 	nodes = append(nodes, found(t, b, change))
 	for range 2 {
-		n := b.prepare(t, change).open()
-		nodes = append(nodes, n)
-		if err := nodes[0].AddReplica(t.Context(), n.cfg.Self); err != nil {
-			t.Fatal(err)
-		}
+		nodes = append(nodes, nodes[0].admit(t, change))
 	}
 	for _, n := range nodes {
 		n.await("three voters", func() bool { return len(n.voters()) == 3 })
 	}
 	return b, nodes
+}
+
+// patient has timeouts far longer than a test would wait for an election.
+func patient(c *Config) {
+	c.tune = func(rc *raft.Config) {
+		rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = 120*time.Second, 120*time.Second, 120*time.Second
+	}
+}
+
+// admit opens a peer that n has the cell take in.
+func (n *node) admit(t testing.TB, change func(*Config)) *node {
+	t.Helper()
+	r := n.book.prepare(t, change).open()
+	if err := n.AddReplica(t.Context(), r.cfg.Self); err != nil {
+		t.Fatal(err)
+	}
+	return r
 }
 
 func (n *node) await(what string, ok func() bool) {
@@ -346,6 +359,10 @@ func (n *node) digest() [32]byte {
 	var root [32]byte
 	n.View(func() { size, root = n.m.Root() })
 	return sha256.Sum256(binary.BigEndian.AppendUint64(root[:], size))
+}
+
+func others(nodes []*node, not ...*node) []*node {
+	return slices.DeleteFunc(slices.Clone(nodes), func(n *node) bool { return slices.Contains(not, n) })
 }
 
 func leaderOf(t testing.TB, nodes ...*node) (leader *node) {

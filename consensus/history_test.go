@@ -42,10 +42,7 @@ func TestNewReplicaPullsAndChecksHistory(t *testing.T) {
 	a := found(t, b, snapshotOften)
 	fillAndSnapshot(t, a, 50)
 	a.propose(t, a.cfg.Self)
-	r := b.prepare(t, snapshotOften).open()
-	if err := a.AddReplica(t.Context(), r.cfg.Self); err != nil {
-		t.Fatal(err)
-	}
+	r := a.admit(t, snapshotOften)
 	r.await("the whole history", func() bool {
 		complete, _, _ := r.History()
 		return complete && r.RecordCount() == 51
@@ -78,16 +75,13 @@ func TestNewReplicaPullsAndChecksHistory(t *testing.T) {
 // One peer serves false records: they don't match the root, and are fetched
 // anew from another.
 func TestFalseHistoryIsNotBelieved(t *testing.T) {
-	b, nodes := three(t, snapshotOften)
+	_, nodes := three(t, snapshotOften)
 	lead := leaderOf(t, nodes...)
 	fillAndSnapshot(t, lead, 30)
 	if err := lead.archive.do(&archiveOp{index: 1, first: 7, records: [][]byte{[]byte("forged")}}); err != nil {
 		t.Fatal(err)
 	}
-	r := b.prepare(t, snapshotOften).open()
-	if err := lead.AddReplica(t.Context(), r.cfg.Self); err != nil {
-		t.Fatal(err)
-	}
+	r := lead.admit(t, snapshotOften)
 	r.await("the true history", func() bool {
 		complete, _, _ := r.History()
 		return complete && r.RecordCount() == 30
@@ -112,11 +106,7 @@ func TestIncompleteReplicaIsNoVoter(t *testing.T) {
 	}
 	var rest []*node
 	for range 2 {
-		r := b.prepare(t, snapshotOften).open()
-		if err := a.AddReplica(t.Context(), r.cfg.Self); err != nil {
-			t.Fatal(err)
-		}
-		rest = append(rest, r)
+		rest = append(rest, a.admit(t, snapshotOften))
 	}
 	for _, r := range rest {
 		r.await("the snapshot", func() bool { _, _, to := r.History(); return r.count() == 20 && to > 0 })

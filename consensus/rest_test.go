@@ -3,7 +3,6 @@ package consensus
 import (
 	"context"
 	"os"
-	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -49,10 +48,6 @@ func (r *rest) rests(id pcm.PeerID) bool {
 	defer r.mu.Unlock()
 	p := r.peers[raft.ServerID(id)]
 	return p != nil && p.rests && p.term == r.c.raft.CurrentTerm()
-}
-
-func others(nodes []*node, not ...*node) []*node {
-	return slices.DeleteFunc(slices.Clone(nodes), func(n *node) bool { return slices.Contains(not, n) })
 }
 
 func TestCellRestsAndWakes(t *testing.T) {
@@ -298,12 +293,9 @@ func TestLeaderStopsAtRest(t *testing.T) {
 
 // The set of voters changes at rest as ever.
 func TestMembersChangeAtRest(t *testing.T) {
-	b, nodes := three(t, restless)
+	_, nodes := three(t, restless)
 	leader := atRest(t, nodes...)
-	fourth := b.prepare(t, restless).open()
-	if err := others(nodes, leader)[0].AddReplica(t.Context(), fourth.cfg.Self); err != nil {
-		t.Fatal(err)
-	}
+	fourth := others(nodes, leader)[0].admit(t, restless)
 	nodes = append(nodes, fourth)
 	leader = atRest(t, nodes...)
 	to := others(nodes, leader, fourth)[0]

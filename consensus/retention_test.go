@@ -172,11 +172,7 @@ func TestRemovedRecordsLeaveAWholeHistory(t *testing.T) {
 	}
 	var rest []*node
 	for range 2 {
-		r := b.prepare(t, snapshotOften).open()
-		if err := a.AddReplica(t.Context(), r.cfg.Self); err != nil {
-			t.Fatal(err)
-		}
-		rest = append(rest, r)
+		rest = append(rest, a.admit(t, snapshotOften))
 	}
 	a.await("three voters", func() bool { return len(a.voters()) == 3 })
 	for _, r := range rest {
@@ -287,8 +283,8 @@ func TestRemovalIsCutOff(t *testing.T) {
 func TestReplicaOfBeforeTheRemoval(t *testing.T) {
 	_, nodes := three(t, snapshotOften)
 	lead := leaderOf(t, nodes...)
-	others := slices.DeleteFunc(slices.Clone(nodes), func(n *node) bool { return n == lead })
-	away, liar := others[0], others[1]
+	rest := others(nodes, lead)
+	away, liar := rest[0], rest[1]
 	lead.grow(t, 700, false)
 	away.await("the records", func() bool { return away.RecordCount() == 700 })
 	if err := away.close(); err != nil {
@@ -349,10 +345,7 @@ func TestFalseBaseIsNotBelieved(t *testing.T) {
 	if err := a.raft.Snapshot().Error(); err != nil {
 		t.Fatal(err)
 	}
-	r := b.prepare(t, snapshotOften).open()
-	if err := a.AddReplica(t.Context(), r.cfg.Self); err != nil {
-		t.Fatal(err)
-	}
+	r := a.admit(t, snapshotOften)
 	r.await("the records", func() bool { g := r.archive.current().Gap; return g != nil && g.Docs })
 	err := r.history.fillFrom(a.cfg.Self)
 	if pcm.ErrorCode(err) != pcm.Invalid || r.complete() {

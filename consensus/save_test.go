@@ -85,10 +85,7 @@ func TestSaveAndRebuild(t *testing.T) {
 		t.Errorf("recovered: %+v", r)
 	}
 	id, _ := n.propose(t, n.cfg.Self)
-	second := b.prepare(t, nil).open()
-	if err := n.AddReplica(t.Context(), second.cfg.Self); err != nil {
-		t.Fatal(err)
-	}
+	second := n.admit(t, nil)
 	second.await("the history", func() bool { return second.count() == 301 && second.RecordCount() == 301 })
 	second.await("all of it", func() bool { ok, _, _ := second.History(); return ok })
 	if got := second.ids(t); !slices.Equal(got, append(slices.Clone(ids), id)) {

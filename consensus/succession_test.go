@@ -2,20 +2,11 @@ package consensus
 
 import (
 	"testing"
-	"time"
 
-	"github.com/hashicorp/raft"
 	"github.com/libp2p/go-libp2p/core/network"
 
 	"github.com/jointcloud/pcm"
 )
-
-// patient has timeouts far longer than a test would wait for an election.
-func patient(c *Config) {
-	c.tune = func(rc *raft.Config) {
-		rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = 120*time.Second, 120*time.Second, 120*time.Second
-	}
-}
 
 // When the leader's process ends, its connections do, and another one leads
 // long before Raft's timeouts are over; also when streams to a voter are left from before its restart.
@@ -26,7 +17,7 @@ func TestSuccession(t *testing.T) {
 		lead.propose(t, lead.cfg.Self)
 		dead := lead
 		dead.kill()
-		rest := allBut(nodes, dead)
+		rest := others(nodes, dead)
 		if lead = leaderOf(t, rest...); lead == dead {
 			t.Fatal("the one that was killed leads on")
 		}
@@ -43,7 +34,7 @@ func TestSuccession(t *testing.T) {
 func TestSuccessionNeedsMajority(t *testing.T) {
 	_, nodes := three(t, patient)
 	lead := leaderOf(t, nodes...)
-	rest := allBut(nodes, lead)
+	rest := others(nodes, lead)
 	alone := rest[0]
 	term := lead.Status().Term
 	alone.host.Peerstore().ClearAddrs(lead.host.ID())
@@ -96,13 +87,4 @@ func TestSuccessor(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
 		}
 	}
-}
-
-func allBut(nodes []*node, gone *node) (rest []*node) {
-	for _, n := range nodes {
-		if n != gone {
-			rest = append(rest, n)
-		}
-	}
-	return rest
 }
