@@ -322,25 +322,20 @@ func (a *Away) lookAgain() *looking {
 // doubt has others asked, again and again until stop is called, whether the leader still is one.
 // One that was stopped keeps its connections, and would hold its callers up.
 func (a *Away) doubt() (stop func()) {
-	var t *time.Timer
-	var mu sync.Mutex
-	over := false
-	mu.Lock()
-	defer mu.Unlock()
-	t = time.AfterFunc(awayDoubt, func() {
-		a.lookAgain()
-		mu.Lock()
-		defer mu.Unlock()
-		if !over {
-			t.Reset(awayDoubt)
+	ctx, cancel := context.WithCancel(a.ctx)
+	a.start(func() {
+		tick := time.NewTicker(awayDoubt)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				a.lookAgain()
+			case <-ctx.Done():
+				return
+			}
 		}
 	})
-	return func() {
-		mu.Lock()
-		defer mu.Unlock()
-		over = true
-		t.Stop()
-	}
+	return cancel
 }
 
 // look asks some peers at once who leads. Of those who answer in time the one
