@@ -18,8 +18,6 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"github.com/libp2p/go-libp2p/core/host"
-	"github.com/libp2p/go-libp2p/core/network"
-	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 
 	"github.com/jointcloud/pcm"
@@ -31,8 +29,8 @@ type Profile string
 
 // The profiles.
 const (
-	LAN Profile = "lan" // a leader is replaced after 1 to 2 s
-	WAN Profile = "wan" // after 5 to 10 s; for links with long or uneven delays
+	LAN Profile = "lan" // a silent leader is replaced after 1 to 4 s
+	WAN Profile = "wan" // after 5 to 20 s; for links with long or uneven delays
 )
 
 // Config says what to open. Dir, Mesh, Cell, Self, Host and Machine are needed.
@@ -507,8 +505,7 @@ func (c *Cell) handOver(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, handOverTime)
 	defer cancel()
 	for _, v := range c.voters() {
-		id, err := peer.Decode(string(v))
-		if err != nil || v == c.cfg.Self || c.cfg.Host.Network().Connectedness(id) != network.Connected {
+		if v == c.cfg.Self || !c.connected(v) {
 			continue
 		}
 		if err := c.transfer(ctx, v); err != nil {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/jointcloud/pcm"
 )
@@ -96,6 +98,12 @@ func (c *Cell) anybody(pcm.PeerID) bool { return true }
 // isMember tells whether a peer is in the configuration that this one knows.
 func (c *Cell) isMember(id pcm.PeerID) bool {
 	return slices.ContainsFunc(c.servers(), func(s raft.Server) bool { return s.ID == raft.ServerID(id) })
+}
+
+// connected tells whether there is a connection to a peer.
+func (c *Cell) connected(id pcm.PeerID) bool {
+	p, err := peer.Decode(string(id))
+	return err == nil && c.cfg.Host.Network().Connectedness(p) == network.Connected
 }
 
 // speaksRaft tells from whom Raft's messages are taken: members, and peers that

@@ -171,7 +171,7 @@ func (u *unit) finish(err error) {
 	}
 	u.p.queued.Add(-int64(len(u.cmds)))
 	u.p.queuedBytes.Add(-int64(u.size))
-	if u.gathered && u.p.ahead.Add(-int64(len(u.cmds))) == 0 {
+	if u.gathered && u.p.unanswered.Add(-int64(len(u.cmds))) == 0 {
 		select {
 		case u.p.ended <- struct{}{}:
 		default:
@@ -206,7 +206,7 @@ type proposer struct {
 	ended   chan struct{} // holds a token when a unit was answered since the verifier looked
 
 	queued, queuedBytes atomic.Int64
-	ahead               atomic.Int64  // commands that were gathered and are not answered yet
+	unanswered          atomic.Int64  // commands that were gathered
 	flight              atomic.Int64  // how long an entry flies: a moving average, ns
 	crowd               int64         // commands that were queued lately; of the verifier alone
 	leading             atomic.Bool   // commands are taken
@@ -266,7 +266,7 @@ func (p *proposer) gather() (units []*unit, n int) {
 		return nil, 0
 	}
 	p.crowd = max(p.queued.Load(), p.crowd*7/8)
-	defer func() { p.ahead.Add(int64(n)) }()
+	defer func() { p.unanswered.Add(int64(n)) }()
 	var late <-chan time.Time
 	for n < verifyBatch*runtime.GOMAXPROCS(0) {
 		select {
@@ -275,7 +275,7 @@ func (p *proposer) gather() (units []*unit, n int) {
 			continue
 		default:
 		}
-		if p.ahead.Load() == 0 || 2*int64(n) >= p.crowd {
+		if p.unanswered.Load() == 0 || 2*int64(n) >= p.crowd {
 			return units, n
 		}
 		if late == nil {

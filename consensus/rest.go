@@ -8,7 +8,6 @@ import (
 
 	"github.com/hashicorp/raft"
 	"github.com/libp2p/go-libp2p/core/network"
-	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/jointcloud/pcm"
 )
@@ -420,10 +419,4 @@ func (c *Cell) leadsIn(body []byte) error {
 		return errNotLeader
 	}
 	return nil
-}
-
-// connected tells whether there is a connection to a peer.
-func (c *Cell) connected(id pcm.PeerID) bool {
-	p, err := peer.Decode(string(id))
-	return err == nil && c.cfg.Host.Network().Connectedness(p) == network.Connected
 }
