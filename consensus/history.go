@@ -1,7 +1,6 @@
 package consensus
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -219,20 +218,15 @@ func (h *history) pullTiles(from pcm.PeerID, g gap) error {
 	if err := h.c.ask(ctx, from, nil, protoRecords, "tiles", recordsRequest{g.Next, g.Low}, &page); err != nil {
 		return err
 	}
-	op := tiling{from: g.Next / tileWidth, full: len(page)}
 	if len(page) == 0 || len(page) > pageTiles || g.Next+uint64(len(page))*tileWidth > g.Low {
 		return pcm.Errorf(pcm.Invalid, "peer %s sent %d tiles, asked for those of records %d to %d", pcm.Short(from), len(page), g.Next, g.Low)
 	}
-	for _, leaves := range page {
-		if len(leaves) != tileWidth*rfc6962.DefaultHasher.Size() {
-			return pcm.Errorf(pcm.Invalid, "peer %s sent a tile of %d bytes", pcm.Short(from), len(leaves))
-		}
-		if err := op.add(ctx, a, leaves); err != nil {
-			return err
-		}
+	op, err := a.newTiling(ctx, g.Next/tileWidth, page)
+	if err != nil {
+		return err
 	}
 	g.Next += uint64(len(page)) * tileWidth
-	return a.do(&archiveOp{pulled: &g, tiled: &op, sync: true})
+	return a.do(&archiveOp{pulled: &g, tiled: op, sync: true})
 }
 
 // pullBase fetches the state of a base, and stores it if it is the one that the ledger tells of.
@@ -379,13 +373,8 @@ func (a *archive) closeGap(wb *badger.WriteBatch, state *archiveState) error {
 
 // checkTile holds a full tile against the records from a number on, which are here.
 func (a *archive) checkTile(ctx context.Context, n, from uint64) error {
-	const size = 32
-	tile, err := a.tile(ctx, 0, n, tileWidth)
-	if err != nil {
-		return err
-	}
-	return a.records(max(from, n*tileWidth), (n+1)*tileWidth, func(i uint64, r []byte) error {
-		if at := i % tileWidth * size; !bytes.Equal(rfc6962.DefaultHasher.HashLeaf(r), tile[at:at+size]) {
+	return a.compare(ctx, n, from, func(i uint64, _ []byte, same bool) error {
+		if !same {
 			return pcm.Errorf(pcm.Invalid, "the hash of record %d that was fetched is not that of the record", i)
 		}
 		return nil
@@ -395,7 +384,6 @@ func (a *archive) checkTile(ctx context.Context, n, from uint64) error {
 // root is the RFC 6962 tree hash of the first size records, by stored tiles for those
 // below low, a multiple of 256.
 func (a *archive) root(ctx context.Context, size, low uint64) (root [32]byte, err error) {
-	const hash = 32
 	tree := merkle.NewEmptyRange(0)
 	for at := uint64(0); at < min(low, size); at += tileWidth {
 		tile, err := a.tile(ctx, 0, at/tileWidth, tileWidth)
@@ -412,7 +400,7 @@ func (a *archive) root(ctx context.Context, size, low uint64) (root [32]byte, er
 			}
 			continue
 		}
-		for leaf := range slices.Chunk(tile[:(size-at)*hash], hash) {
+		for leaf := range slices.Chunk(tile[:(size-at)*hashSize], hashSize) {
 			if err := tree.Append(leaf, nil); err != nil {
 				return root, err
 			}

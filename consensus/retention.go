@@ -1,12 +1,10 @@
 package consensus
 
 import (
-	"bytes"
 	"context"
 	"errors"
 
 	"github.com/dgraph-io/badger/v4"
-	"github.com/transparency-dev/merkle/rfc6962"
 
 	"github.com/jointcloud/pcm"
 )
@@ -112,14 +110,9 @@ func (a *archive) exportBundles(ctx context.Context, from, to, gone uint64, expo
 
 // bundle reads the records of a full tile and holds them against it.
 func (a *archive) bundle(ctx context.Context, n uint64) (bundle [][]byte, err error) {
-	tile, err := a.tile(ctx, 0, n, tileWidth)
-	if err != nil {
-		return nil, err
-	}
-	err = a.records(n*tileWidth, (n+1)*tileWidth, func(i uint64, r []byte) error {
-		at := int(i%tileWidth) * rfc6962.DefaultHasher.Size()
-		if !bytes.Equal(rfc6962.DefaultHasher.HashLeaf(r), tile[at:at+rfc6962.DefaultHasher.Size()]) {
-			return pcm.Errorf(pcm.Internal, "record %d in %s is damaged: move that folder away and start again, so that it is fetched from the cell's other peers", i, a.dir)
+	err = a.compare(ctx, n, 0, func(i uint64, r []byte, same bool) error {
+		if !same {
+			return pcm.Errorf(pcm.Internal, "record %d in %s is damaged: %s", i, a.dir, historyAdvice)
 		}
 		bundle = append(bundle, r)
 		return nil

@@ -303,8 +303,8 @@ func TestReplicaOfBeforeTheRemoval(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The leader, who is asked first, lies about a tile.
-	forged := tiling{from: 4, full: 1}
-	if err := forged.add(t.Context(), lead.archive, bytes.Repeat([]byte{7}, 256*32)); err != nil {
+	forged, err := lead.archive.newTiling(t.Context(), 4, [][]byte{bytes.Repeat([]byte{7}, tileBytes)})
+	if err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range forged.tiles {

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	"github.com/transparency-dev/merkle/rfc6962"
 
 	"github.com/jointcloud/pcm"
 )
@@ -371,14 +370,8 @@ func rebuildHistory(dir string, r io.Reader, of RootOf, log *slog.Logger) (info 
 		}
 		op := &archiveOp{first: g.Next, records: part.Records, pages: part.documents}
 		if len(part.Tiles) > 0 {
-			op.tiled = &tiling{from: g.Next / tileWidth, full: len(part.Tiles)}
-			for _, tile := range part.Tiles {
-				if len(tile) != tileWidth*rfc6962.DefaultHasher.Size() {
-					return pcm.Errorf(pcm.Invalid, "the snapshot has a tile of %d bytes", len(tile))
-				}
-				if err := op.tiled.add(ctx, a, tile); err != nil {
-					return err
-				}
+			if op.tiled, err = a.newTiling(ctx, g.Next/tileWidth, part.Tiles); err != nil {
+				return err
 			}
 		}
 		next := *g

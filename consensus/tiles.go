@@ -22,6 +22,8 @@ const (
 	tileWidth  = 256
 	tileHeight = 8
 	tileLevels = 7 // a cell never has 2^56 records
+	hashSize   = 32
+	tileBytes  = tileWidth * hashSize // of a full one
 )
 
 func tileKey(level int, n uint64) []byte {
@@ -63,8 +65,8 @@ func (a *archive) tile(ctx context.Context, level int, n uint64, width int) ([]b
 		return err
 	})
 	switch {
-	case err == nil && len(data) == tileWidth*rfc6962.DefaultHasher.Size():
-		return data[:width*rfc6962.DefaultHasher.Size()], nil
+	case err == nil && len(data) == tileBytes:
+		return data[:width*hashSize], nil
 	case err != nil && !errors.Is(err, badger.ErrKeyNotFound):
 		return nil, pcm.Errorf(pcm.Internal, "tile %d/%d in %s can't be read: %w", level, n, a.dir, err)
 	}
@@ -88,14 +90,25 @@ func (a *archive) tile(ctx context.Context, level int, n uint64, width int) ([]b
 
 // tileRoot is the root over a full tile.
 func tileRoot(tile []byte) []byte {
-	const size = 32
 	level := bytes.Clone(tile)
-	for n := len(level) / size; n > 1; n /= 2 {
+	for n := len(level) / hashSize; n > 1; n /= 2 {
 		for i := range n / 2 {
-			copy(level[i*size:], rfc6962.DefaultHasher.HashChildren(level[2*i*size:(2*i+1)*size], level[(2*i+1)*size:(2*i+2)*size]))
+			copy(level[i*hashSize:], rfc6962.DefaultHasher.HashChildren(level[2*i*hashSize:(2*i+1)*hashSize], level[(2*i+1)*hashSize:(2*i+2)*hashSize]))
 		}
 	}
-	return level[:size]
+	return level[:hashSize]
+}
+
+// compare calls f with the records of a full tile from a number on, and whether each is the one of its hash.
+func (a *archive) compare(ctx context.Context, n, from uint64, f func(i uint64, record []byte, same bool) error) error {
+	tile, err := a.tile(ctx, 0, n, tileWidth)
+	if err != nil {
+		return err
+	}
+	return a.records(max(from, n*tileWidth), (n+1)*tileWidth, func(i uint64, r []byte) error {
+		at := i % tileWidth * hashSize
+		return f(i, r, bytes.Equal(rfc6962.DefaultHasher.HashLeaf(r), tile[at:at+hashSize]))
+	})
 }
 
 // SyncHistory makes the records that were applied before the call durable: a
@@ -180,44 +193,46 @@ func (a *archive) storeTiles(ctx context.Context) (more bool, err error) {
 	if g := state.Gap; g != nil {
 		end = min(end, g.From)
 	}
-	op := tiling{from: state.Tiled / tileWidth}
-	if op.full = min(int(end/tileWidth-op.from), tileBatch); op.full <= 0 {
+	from := state.Tiled / tileWidth
+	full := min(int(end/tileWidth-from), tileBatch)
+	if full <= 0 {
 		return false, nil // also where tiles were fetched instead of records
 	}
-	hashes := make([]byte, 0, op.full*tileWidth*rfc6962.DefaultHasher.Size())
-	err = a.records(state.Tiled, state.Tiled+uint64(op.full*tileWidth), func(_ uint64, r []byte) error {
+	hashes := make([]byte, 0, full*tileBytes)
+	err = a.records(state.Tiled, state.Tiled+uint64(full*tileWidth), func(_ uint64, r []byte) error {
 		hashes = append(hashes, rfc6962.DefaultHasher.HashLeaf(r)...)
 		return ctx.Err()
 	})
 	if err != nil {
 		return false, err
 	}
-	for leaves := range slices.Chunk(hashes, tileWidth*rfc6962.DefaultHasher.Size()) {
-		if err := op.add(ctx, a, leaves); err != nil {
-			return false, err
-		}
+	op, err := a.newTiling(ctx, from, slices.Collect(slices.Chunk(hashes, tileBytes)))
+	if err != nil {
+		return false, err
 	}
-	return true, a.do(&archiveOp{tiled: &op})
+	return true, a.do(&archiveOp{tiled: op})
 }
 
-// add appends the next tile of level 0, and those above that are full with it.
-func (t *tiling) add(ctx context.Context, a *archive, leaves []byte) error {
-	at := t.from
-	for _, s := range t.tiles {
-		if s.level == 0 {
-			at++
+// newTiling is of full tiles of level 0, the first of which has a number, and of those
+// above that are full with them.
+func (a *archive) newTiling(ctx context.Context, from uint64, page [][]byte) (*tiling, error) {
+	t := &tiling{from: from, full: len(page)}
+	for i, leaves := range page {
+		if len(leaves) != tileBytes {
+			return nil, pcm.Errorf(pcm.Invalid, "a tile has %d bytes, not %d", len(leaves), tileBytes)
+		}
+		at := from + uint64(i)
+		t.tiles = append(t.tiles, storedTile{0, at, leaves})
+		for level := 1; at%tileWidth == tileWidth-1; level++ { // the last one below: the tile above is full as well
+			at /= tileWidth
+			data, err := t.above(ctx, a, level, at)
+			if err != nil {
+				return nil, err
+			}
+			t.tiles = append(t.tiles, storedTile{level, at, data})
 		}
 	}
-	t.tiles = append(t.tiles, storedTile{0, at, leaves})
-	for level := 1; at%tileWidth == tileWidth-1; level++ { // the last one below: the tile above is full as well
-		at /= tileWidth
-		data, err := t.above(ctx, a, level, at)
-		if err != nil {
-			return err
-		}
-		t.tiles = append(t.tiles, storedTile{level, at, data})
-	}
-	return nil
+	return t, nil
 }
 
 // tiling is some full tiles to be stored. All tiles of level 0 below from are.
