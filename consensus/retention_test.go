@@ -206,7 +206,7 @@ func TestRemovedRecordsLeaveAWholeHistory(t *testing.T) {
 	}
 	whole := file.Bytes()
 	for at := 0; at < len(whole); at += max(1, len(whole)/97) {
-		if _, _, err := ReadSaved(bytes.NewReader(whole[:at]), nil); err == nil {
+		if _, _, err := ReadSaved(bytes.NewReader(whole[:at])); err == nil {
 			t.Fatalf("a file that ends at %d of %d is read", at, len(whole))
 		}
 	}

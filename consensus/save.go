@@ -61,10 +61,10 @@ type savedFrame struct {
 	Part      []byte           `cbor:"8,keyasint,omitempty"` // of the state of the last Base
 }
 
-// SavedPart is a page of a snapshot file: one of its fields is set, or both of the last two.
-type SavedPart struct {
-	Tiles     [][]byte
-	Records   [][]byte
+// savedPart is a page of a snapshot file: one of its fields is set, or both of the last two.
+type savedPart struct {
+	tiles     [][]byte
+	records   [][]byte
 	documents []storedDocument
 	base      *Base
 	state     []byte // of the base, whole
@@ -233,9 +233,13 @@ func (h *hashed) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// ReadSaved reads a snapshot file to its end and checks its sum. each gets its
-// pages in order, after what the file is of; nil: nobody does.
-func ReadSaved(r io.Reader, each func(SavedInfo, SavedPart) error) (info SavedInfo, state []byte, err error) {
+// ReadSaved reads a snapshot file to its end and checks its sum.
+func ReadSaved(r io.Reader) (SavedInfo, []byte, error) {
+	return readSaved(r, func(SavedInfo, savedPart) error { return nil })
+}
+
+// readSaved does, and gives each page to each in order, with what the file is of.
+func readSaved(r io.Reader, each func(SavedInfo, savedPart) error) (info SavedInfo, state []byte, err error) {
 	damaged := func(cause any) error {
 		return pcm.Errorf(pcm.Invalid, "the snapshot file is damaged, cut short, or none: %v", cause)
 	}
@@ -243,9 +247,6 @@ func ReadSaved(r io.Reader, each func(SavedInfo, SavedPart) error) (info SavedIn
 	magic := make([]byte, len(savedMagic))
 	if _, err := io.ReadFull(h, magic); err != nil || string(magic) != savedMagic {
 		return info, nil, damaged("it does not begin like one")
-	}
-	if each == nil {
-		each = func(SavedInfo, SavedPart) error { return nil }
 	}
 	records, pruned := uint64(0), uint64(0)
 	var base *Base
@@ -269,12 +270,12 @@ func ReadSaved(r io.Reader, each func(SavedInfo, SavedPart) error) (info SavedIn
 				return info, nil, damaged("its state is longer than it says")
 			}
 		case len(f.Records) > 0 || len(f.Documents) > 0:
-			if err := each(info, SavedPart{Records: f.Records, documents: f.Documents}); err != nil {
+			if err := each(info, savedPart{records: f.Records, documents: f.Documents}); err != nil {
 				return info, nil, err
 			}
 			records += uint64(len(f.Records))
 		case len(f.Tiles) > 0:
-			if err := each(info, SavedPart{Tiles: f.Tiles}); err != nil {
+			if err := each(info, savedPart{tiles: f.Tiles}); err != nil {
 				return info, nil, err
 			}
 			pruned += uint64(len(f.Tiles)) * tileWidth
@@ -286,7 +287,7 @@ func ReadSaved(r io.Reader, each func(SavedInfo, SavedPart) error) (info SavedIn
 			if part = append(part, f.Part...); len(part) < base.Bytes {
 				continue
 			}
-			if err := each(info, SavedPart{base: base, state: part}); err != nil {
+			if err := each(info, savedPart{base: base, state: part}); err != nil {
 				return info, nil, err
 			}
 			base = nil
@@ -354,9 +355,9 @@ func rebuildHistory(dir string, r io.Reader, of RootOf, log *slog.Logger) (info 
 	defer func() { err = errors.Join(err, a.close()) }()
 	ctx := context.Background()
 	var g *gap
-	info, state, err = ReadSaved(r, func(info SavedInfo, part SavedPart) error {
+	info, state, err = readSaved(r, func(info SavedInfo, part savedPart) error {
 		if g == nil {
-			g = info.gap()
+			g = &gap{To: info.Records, Root: info.Root, Index: info.Index, Low: info.Pruned} // nothing of it is here yet
 			if err := a.do(&archiveOp{open: g}); err != nil {
 				return err
 			}
@@ -368,14 +369,14 @@ func rebuildHistory(dir string, r io.Reader, of RootOf, log *slog.Logger) (info 
 			}
 			return a.do(&archiveOp{base: base})
 		}
-		op := &archiveOp{first: g.Next, records: part.Records, pages: part.documents}
-		if len(part.Tiles) > 0 {
-			if op.tiled, err = a.newTiling(ctx, g.Next/tileWidth, part.Tiles); err != nil {
+		op := &archiveOp{first: g.Next, records: part.records, pages: part.documents}
+		if len(part.tiles) > 0 {
+			if op.tiled, err = a.newTiling(ctx, g.Next/tileWidth, part.tiles); err != nil {
 				return err
 			}
 		}
 		next := *g
-		next.Next += uint64(len(part.Records)) + uint64(len(part.Tiles))*tileWidth
+		next.Next += uint64(len(part.records)) + uint64(len(part.tiles))*tileWidth
 		op.pulled, g = &next, &next
 		return a.do(op)
 	})
@@ -399,11 +400,6 @@ func rebuildHistory(dir string, r io.Reader, of RootOf, log *slog.Logger) (info 
 		}
 	}
 	return info, state, a.do(&archiveOp{index: info.Index, sync: true})
-}
-
-// gap is the history that a file holds, of which nothing is here yet.
-func (i SavedInfo) gap() *gap {
-	return &gap{To: i.Records, Root: i.Root, Index: i.Index, Low: i.Pruned}
 }
 
 // rebuildRaft writes Raft's snapshot, with this peer as the one voter, and its term.

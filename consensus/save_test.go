@@ -50,10 +50,10 @@ func TestSaveAndRebuild(t *testing.T) {
 	for at := 0; at < len(whole); at += max(1, len(whole)/97) {
 		bad := bytes.Clone(whole)
 		bad[at] ^= 0x40
-		if _, _, err := ReadSaved(bytes.NewReader(bad), nil); err == nil {
+		if _, _, err := ReadSaved(bytes.NewReader(bad)); err == nil {
 			t.Fatalf("a file with another byte at %d of %d is read", at, len(whole))
 		}
-		if _, _, err := ReadSaved(bytes.NewReader(whole[:at]), nil); err == nil {
+		if _, _, err := ReadSaved(bytes.NewReader(whole[:at])); err == nil {
 			t.Fatalf("a file that ends at %d of %d is read", at, len(whole))
 		}
 	}

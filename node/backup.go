@@ -252,7 +252,7 @@ func RestoreBackup(dir string, r io.Reader, alone bool, reason string, log *slog
 	}
 	if !alone {
 		// Looked through, so that a bad backup shows now and not when it is needed.
-		_, _, err = consensus.ReadSaved(snapshot, nil)
+		_, _, err = consensus.ReadSaved(snapshot)
 		return b, err
 	}
 	_, err = consensus.Rebuild(filepath.Join(dir, "cell"), b.Mesh, b.Cell, b.Peer, reason, snapshot, rootOf, log)
@@ -308,7 +308,7 @@ func restoreFile(name string, r io.Reader) error {
 
 // InspectSnapshot reads a snapshot file of a cell, and checks it.
 func InspectSnapshot(r io.Reader) (api.Snapshot, error) {
-	info, state, err := consensus.ReadSaved(r, nil)
+	info, state, err := consensus.ReadSaved(r)
 	if err != nil {
 		return api.Snapshot{}, err
 	}
