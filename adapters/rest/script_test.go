@@ -106,7 +106,7 @@ func TestScriptStopped(t *testing.T) {
 	t.Parallel()
 	c := newCloud(t, 8)
 	r := runner(t, c.settings("shell.yaml"))
-	run, o := runOf(t, "sh", "-c", `trap 'echo asked; exit 7' TERM; echo ready; while :; do sleep 0.1; done`)
+	run, o := runOf(t, "sh", "-c", `trap 'trap "" TERM; echo asked; exit 7' TERM; echo ready; while :; do sleep 0.1; done`)
 	stop := make(chan supervisor.Stop, 1)
 	run.Stopping = stop
 	go func() {

@@ -3,6 +3,8 @@ package rest
 import (
 	"regexp"
 	"strings"
+
+	"github.com/jointcloud/pcm/adapters/supervisor"
 )
 
 // ScriptWords are the @WORDS@ of a script that are another thing for each task. The
@@ -79,7 +81,7 @@ fault() {
 	exit 125
 }
 pid='' told=''
-trap 'told=1; [ -z "$pid" ] || kill -TERM "$pid"' TERM
+trap 'told=1$told; [ -z "$pid" ] || kill -TERM "$pid"' TERM
 
 # Data by URL, with what there is.
 get() {
@@ -161,13 +163,7 @@ pid=$!
 	done
 ) </dev/null >/dev/null 2>&1 &
 watcher=$!
-wait "$pid"
-code=$?
-while [ "$code" -gt 128 ] && kill -0 "$pid"; do
-	wait "$pid"
-	code=$?
-done
-trap '' TERM
+` + supervisor.Await + `trap '' TERM
 kill "$watcher"
 (
 	sleep 3

@@ -124,7 +124,7 @@ while IFS=: read -r _ controllers path; do
 done </proc/self/cgroup
 
 pid='' told=''
-trap 'told=1; [ -z "$pid" ] || kill -TERM "$pid"' TERM
+trap 'told=1$told; [ -z "$pid" ] || kill -TERM "$pid"' TERM
 (
 	[ -n "$group" ] || [ -z "@LIMIT@" ] || ulimit -d @LIMIT@
 	@RUN@
@@ -172,13 +172,7 @@ watch() {
 watch >/dev/null 2>&1 </dev/null &
 watcher=$!
 
-wait "$pid"
-code=$?
-while kill -0 "$pid" 2>/dev/null; do
-	wait "$pid"
-	code=$?
-done
-kill -TERM "$watcher" 2>/dev/null
+` + supervisor.Await + `kill -TERM "$watcher" 2>/dev/null
 trap '' TERM
 [ -z "$told" ] && [ ! -e "$dir/stop" ] && [ ! -e "$dir/kill" ] || sweep
 

@@ -15,7 +15,7 @@ fault() {
 	exit 125
 }
 pid='' told=''
-trap 'told=1; [ -z "$pid" ] || kill -TERM "$pid"' TERM
+trap 'told=1$told; [ -z "$pid" ] || kill -TERM "$pid"' TERM
 
 # Data by URL, with what there is.
 get() {
@@ -96,11 +96,15 @@ pid=$!
 	done
 ) </dev/null >/dev/null 2>&1 &
 watcher=$!
+heard=$told
 wait "$pid"
 code=$?
-while [ "$code" -gt 128 ] && kill -0 "$pid"; do
+while [ "$code" -gt 128 ] && [ "$told" != "$heard" ]; do
+	heard=$told
+	! kill -0 "$pid" 2>/dev/null || code=127 # nothing was collected: 127 is the command's own
 	wait "$pid"
-	code=$?
+	again=$?
+	[ "$again" -eq 127 ] || code=$again
 done
 trap '' TERM
 kill "$watcher"
