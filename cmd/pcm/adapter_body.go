@@ -13,6 +13,9 @@ const (
 	bodyLines = 30  // of a longer one that are shown
 )
 
+// asWritten has numbers stay as they stand in JSON.
+var asWritten = yaml.CustomMarshaler(func(n json.Number) ([]byte, error) { return []byte(n), nil })
+
 // showBody is what a request or an answer holds, in lines: JSON that is long comes
 // as YAML, so that the scripts in it can be read, and only its begin.
 func showBody(body string) []string {
@@ -24,7 +27,7 @@ func showBody(body string) []string {
 	d := json.NewDecoder(strings.NewReader(body))
 	d.UseNumber()
 	if d.Decode(&v) == nil && !d.More() {
-		if out, err := yaml.MarshalWithOptions(asWritten(v), yaml.UseLiteralStyleIfMultiline(true)); err == nil {
+		if out, err := yaml.MarshalWithOptions(v, yaml.UseLiteralStyleIfMultiline(true), asWritten); err == nil {
 			text = string(out)
 		}
 	}
@@ -36,27 +39,4 @@ func showBody(body string) []string {
 		lines[i] = plain(l)
 	}
 	return lines
-}
-
-// asWritten is decoded JSON with its numbers as they stand there: whole ones stay whole.
-func asWritten(v any) any {
-	switch v := v.(type) {
-	case map[string]any:
-		for k := range v {
-			v[k] = asWritten(v[k])
-		}
-	case []any:
-		for i := range v {
-			v[i] = asWritten(v[i])
-		}
-	case json.Number:
-		if n, err := v.Int64(); err == nil {
-			return n
-		}
-		if f, err := v.Float64(); err == nil {
-			return f
-		}
-		return v.String()
-	}
-	return v
 }
