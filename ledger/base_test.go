@@ -33,15 +33,6 @@ func based(t *testing.T) (c *cell, anna, bert *actor, base func() *pcm.BaseState
 
 func renewal() pcm.Op { return pcm.Op{Renew: &pcm.Renew{Incarnation: 1}} }
 
-func (c *cell) buys(t *testing.T, by, from *actor, name string) {
-	t.Helper()
-	job := c.submits(by, name, 1, 0)
-	terms := c.terms(by, from, job, span(0, 1), 1)
-	if r, _ := c.do(by, pcm.Op{Place: &pcm.Place{Term: 1, Terms: terms}}, pcm.Op{Award: &pcm.Award{Terms: terms}}); r.First() != nil {
-		t.Fatal(r.First())
-	}
-}
-
 // Renewals on which nothing depended left no record, so a base tells nothing of them,
 // not even if work began in the very moment of one.
 func TestBaseIdleRenewals(t *testing.T) {

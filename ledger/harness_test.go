@@ -5,6 +5,7 @@ import (
 	"encoding/base32"
 	"fmt"
 	"iter"
+	"testing"
 	"time"
 
 	"github.com/jointcloud/pcm"
@@ -297,6 +298,28 @@ func (c *cell) terms(driver, seller *actor, job pcm.JobID, tasks pcm.Spans, widt
 		t.Offer, t.Price, t.Adapter = p.Offer, p.Pool.Price, p.Pool.Adapter
 	}
 	return t
+}
+
+// buys has an actor buy one task of a new job from another.
+func (c *cell) buys(t testing.TB, by, from *actor, name string) pcm.Terms {
+	t.Helper()
+	terms := c.terms(by, from, c.submits(by, name, 1, 0), span(0, 1), 1)
+	if r, _ := c.do(by, pcm.Op{Place: &pcm.Place{Term: 1, Terms: terms}}, pcm.Op{Award: &pcm.Award{Terms: terms}}); r.First() != nil {
+		t.Fatal(r.First())
+	}
+	return terms
+}
+
+// owes has an actor buy a task from another and settle it.
+func (c *cell) owes(t testing.TB, by, to *actor, name string) {
+	t.Helper()
+	terms := c.buys(t, by, to, name)
+	id, done := terms.Trade(), good(span(0, 1), 100e9)
+	c.do(to, pcm.Op{Finish: &pcm.Finish{Trade: id, Results: done}})
+	r, _ := c.do(by, pcm.Op{Accept: &pcm.Accept{Job: terms.Job, Term: 1, Trade: id, Results: done}}, pcm.Op{Settle: &pcm.Settle{Trade: id, Tasks: span(0, 1), Amount: 1e9}})
+	if r.First() != nil {
+		t.Fatal(r.First())
+	}
 }
 
 func span(lo, hi int) pcm.Spans { return pcm.Spans{{Lo: lo, Hi: hi}} }

@@ -71,14 +71,8 @@ func TestNettingOnce(t *testing.T) {
 	c, anna := raisedTo(2) // below the quota: two accounts can fill the memory
 	bert := c.enrolled("bert", "bert")
 	c.sells(bert, 4)
-	for range 2 {
-		job := c.submits(anna, string(rune('a'+c.index)), 1, 0)
-		terms := c.terms(anna, bert, job, span(0, 1), 1)
-		id, done := terms.Trade(), good(span(0, 1), 100e9)
-		c.do(anna, pcm.Op{Place: &pcm.Place{Term: 1, Terms: terms}}, pcm.Op{Award: &pcm.Award{Terms: terms}})
-		c.do(bert, pcm.Op{Finish: &pcm.Finish{Trade: id, Results: done}})
-		c.do(anna, pcm.Op{Accept: &pcm.Accept{Job: job, Term: 1, Trade: id, Results: done}}, pcm.Op{Settle: &pcm.Settle{Trade: id, Tasks: span(0, 1), Amount: 1e9}})
-	}
+	c.owes(t, anna, bert, "a")
+	c.owes(t, anna, bert, "b")
 	netting := func(name string, by pcm.Micro, hours int64) pcm.Op {
 		n := pcm.Netting{
 			Mesh: c.genesis.Mesh, ID: pcm.NettingID(idOf("net-", name)), A: anna.buyer, B: bert.buyer, Unit: pcm.DefaultUnit,

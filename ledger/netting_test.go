@@ -13,16 +13,8 @@ func TestNettingIDOfOthers(t *testing.T) {
 	bert, mal, eve := c.enrolled("bert", "bert"), c.enrolled("mal", "mal"), c.enrolled("eve", "eve")
 	c.sells(bert, 4)
 	c.sells(eve, 4)
-	owes := func(b, s *actor) {
-		job := c.submits(b, string(rune('a'+c.index)), 1, 0)
-		terms := c.terms(b, s, job, span(0, 1), 1)
-		id, done := terms.Trade(), good(span(0, 1), 100e9)
-		c.do(b, pcm.Op{Place: &pcm.Place{Term: 1, Terms: terms}}, pcm.Op{Award: &pcm.Award{Terms: terms}})
-		c.do(s, pcm.Op{Finish: &pcm.Finish{Trade: id, Results: done}})
-		c.do(b, pcm.Op{Accept: &pcm.Accept{Job: job, Term: 1, Trade: id, Results: done}}, pcm.Op{Settle: &pcm.Settle{Trade: id, Tasks: span(0, 1), Amount: 1e9}})
-	}
-	owes(anna, bert)
-	owes(mal, eve)
+	c.owes(t, anna, bert, "a")
+	c.owes(t, mal, eve, "b")
 	net := func(a, b *actor, by pcm.Micro) pcm.Op {
 		n := pcm.Netting{Mesh: c.genesis.Mesh, ID: pcm.NettingID(idOf("net-", "same")), A: a.buyer, B: b.buyer, Unit: pcm.DefaultUnit,
 			Lines: []pcm.NettingLine{{Cell: c.genesis.Cell, ByA: by}}, NotAfter: c.wall + 3_600_000}
@@ -42,34 +34,22 @@ func TestNettingIDOfOthers(t *testing.T) {
 	}
 }
 
+// nets has somebody bring a netting of two actors by which the first owes a micro-unit less; valid is for how long it is, ms.
+func (c *cell) nets(a, b, by *actor, valid int64) error {
+	n := pcm.Netting{Mesh: c.genesis.Mesh, ID: pcm.NettingID(idOf("net-", fmt.Sprint(c.index))), A: a.buyer, B: b.buyer, Unit: pcm.DefaultUnit,
+		Lines: []pcm.NettingLine{{Cell: c.genesis.Cell, ByA: 1}}, NotAfter: c.wall + valid}
+	r, _ := c.do(by, pcm.Op{Net: &pcm.Net{Netting: n.Offer(a.account).Accept(pcm.DomainNetting, b.account)}})
+	return r.First()
+}
+
 // Accounts that net without end keep each other from it, and nobody else; what has
 // expired makes room again.
 func TestNettingQuota(t *testing.T) {
 	c, anna := raised()
-	name := 0
-	owes := func(b, s *actor) {
-		t.Helper()
-		name++
-		job := c.submits(b, fmt.Sprint("job ", name), 1, 0)
-		terms := c.terms(b, s, job, span(0, 1), 1)
-		id, done := terms.Trade(), good(span(0, 1), 100e9)
-		c.do(b, pcm.Op{Place: &pcm.Place{Term: 1, Terms: terms}}, pcm.Op{Award: &pcm.Award{Terms: terms}})
-		c.do(s, pcm.Op{Finish: &pcm.Finish{Trade: id, Results: done}})
-		if r, _ := c.do(b, pcm.Op{Accept: &pcm.Accept{Job: job, Term: 1, Trade: id, Results: done}}, pcm.Op{Settle: &pcm.Settle{Trade: id, Tasks: span(0, 1), Amount: 1e9}}); r.First() != nil {
-			t.Fatal(r.First())
-		}
-	}
-	net := func(a, b *actor) error {
-		name++
-		n := pcm.Netting{Mesh: c.genesis.Mesh, ID: pcm.NettingID(idOf("net-", fmt.Sprint(name))), A: a.buyer, B: b.buyer, Unit: pcm.DefaultUnit,
-			Lines: []pcm.NettingLine{{Cell: c.genesis.Cell, ByA: 1}}, NotAfter: c.wall + 3_600_000}
-		r, _ := c.do(anna, pcm.Op{Net: &pcm.Net{Netting: n.Offer(a.account).Accept(pcm.DomainNetting, b.account)}})
-		return r.First()
-	}
 	fill := func(a, b *actor) (n int) {
 		t.Helper()
 		for ; ; n++ {
-			if err := net(a, b); err != nil {
+			if err := c.nets(a, b, anna, 3_600_000); err != nil {
 				if pcm.ErrorCode(err) != pcm.Busy {
 					t.Fatal(err)
 				}
@@ -82,10 +62,10 @@ func TestNettingQuota(t *testing.T) {
 	for i := range 12 {
 		f := c.enrolled(fmt.Sprint("friend", i), fmt.Sprint("friend", i))
 		c.sells(f, 4)
-		owes(mal, f)
+		c.owes(t, mal, f, fmt.Sprint("job ", i))
 		friends = append(friends, f)
 	}
-	owes(anna, friends[0])
+	c.owes(t, anna, friends[0], "another job")
 	total := 0
 	for i, f := range friends {
 		n := fill(mal, f)
@@ -97,12 +77,12 @@ func TestNettingQuota(t *testing.T) {
 	if total < 100 || total > 1000 {
 		t.Errorf("one account can net %d times", total)
 	}
-	if err := net(anna, friends[0]); err != nil {
+	if err := c.nets(anna, friends[0], anna, 3_600_000); err != nil {
 		t.Errorf("another account is kept from netting: %v", err)
 	}
 	c.mustAudit(t)
 	c.wall += 3_600_000 + 3*pcm.Skew.Milliseconds()
-	if err := net(mal, friends[0]); err != nil {
+	if err := c.nets(mal, friends[0], anna, 3_600_000); err != nil {
 		t.Errorf("what has expired makes no room: %v", err)
 	}
 	c.mustAudit(t)
@@ -114,30 +94,14 @@ func TestNettingRefusedLeavesNothing(t *testing.T) {
 	c, anna := raised()
 	bert, carl := c.enrolled("bert", "bert"), c.enrolled("carl", "carl")
 	c.sells(bert, 4)
-	for _, b := range []*actor{anna, carl} {
-		job := c.submits(b, "job "+b.name, 1, 0)
-		terms := c.terms(b, bert, job, span(0, 1), 1)
-		id, done := terms.Trade(), good(span(0, 1), 100e9)
-		c.do(b, pcm.Op{Place: &pcm.Place{Term: 1, Terms: terms}}, pcm.Op{Award: &pcm.Award{Terms: terms}})
-		c.do(bert, pcm.Op{Finish: &pcm.Finish{Trade: id, Results: done}})
-		if r, _ := c.do(b, pcm.Op{Accept: &pcm.Accept{Job: job, Term: 1, Trade: id, Results: done}}, pcm.Op{Settle: &pcm.Settle{Trade: id, Tasks: span(0, 1), Amount: 1e9}}); r.First() != nil {
-			t.Fatal(r.First())
-		}
-	}
-	name := 0
-	net := func(a, b *actor, valid int64) error {
-		name++
-		n := pcm.Netting{Mesh: c.genesis.Mesh, ID: pcm.NettingID(idOf("net-", fmt.Sprint(name))), A: a.buyer, B: b.buyer, Unit: pcm.DefaultUnit,
-			Lines: []pcm.NettingLine{{Cell: c.genesis.Cell, ByA: 1}}, NotAfter: c.wall + valid}
-		r, _ := c.do(anna, pcm.Op{Net: &pcm.Net{Netting: n.Offer(a.account).Accept(pcm.DomainNetting, b.account)}})
-		return r.First()
-	}
-	if err := net(carl, bert, 1000); err != nil {
+	c.owes(t, anna, bert, "job anna")
+	c.owes(t, carl, bert, "job carl")
+	if err := c.nets(carl, bert, anna, 1000); err != nil {
 		t.Fatal(err)
 	}
 	var err error
 	for range 1000 {
-		if err = net(anna, bert, 24*3_600_000); err != nil {
+		if err = c.nets(anna, bert, anna, 24*3_600_000); err != nil {
 			break
 		}
 	}
@@ -145,7 +109,7 @@ func TestNettingRefusedLeavesNothing(t *testing.T) {
 		t.Fatalf("nettings of two accounts have no end: %v", err)
 	}
 	c.wall += 3_600_000 // the first one has expired, the others have not
-	if err := net(anna, bert, 24*3_600_000); pcm.ErrorCode(err) != pcm.Busy {
+	if err := c.nets(anna, bert, anna, 24*3_600_000); pcm.ErrorCode(err) != pcm.Busy {
 		t.Fatalf("the two may net again: %v", err)
 	}
 	c.mustAudit(t)
