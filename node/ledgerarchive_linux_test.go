@@ -6,9 +6,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
+	"github.com/jointcloud/pcm/adapters/adaptertest/require"
 	"github.com/jointcloud/pcm/ledger/tlog"
 )
 
@@ -16,10 +16,7 @@ import (
 // stays, and the rest is taken when there is room.
 func TestLedgerArchiveFull(t *testing.T) {
 	dir := t.TempDir()
-	if err := syscall.Mount("pcm-test", dir, "tmpfs", 0, "size=3m"); err != nil {
-		t.Skipf("SKIPPED: can't mount a tmpfs: %v", err)
-	}
-	t.Cleanup(func() { syscall.Unmount(dir, 0) })
+	require.SmallDisk(t, dir, "3m")
 	filler := filepath.Join(dir, "filler")
 	if err := os.WriteFile(filler, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)

@@ -3,19 +3,16 @@ package artifact
 import (
 	"os"
 	"path/filepath"
-	"syscall"
 	"testing"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters/adaptertest/require"
 )
 
 // A disk that is full says so, and nothing half-written stays.
 func TestFullDisk(t *testing.T) {
 	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=3m"); err != nil {
-		t.Skipf("can't mount a small disk: %v", err)
-	}
-	defer syscall.Unmount(dir, syscall.MNT_DETACH)
+	require.SmallDisk(t, dir, "3m")
 	s := openStore(t, Config{Dir: filepath.Join(dir, "s")})
 	kept := importBytes(t, s, random(1, ChunkSize), "k")
 	p := filepath.Join(t.TempDir(), "f")

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/adapters/adaptertest/require"
 	"github.com/jointcloud/pcm/node/api"
 	"github.com/jointcloud/pcm/node/nodetest"
 )
@@ -338,9 +339,6 @@ func TestDamagedFolder(t *testing.T) {
 // TestDiskFull: a peer on a full disk says so and sells nothing, loses nothing,
 // and sells again when there is room.
 func TestDiskFull(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("SKIPPED: mounting a small file system takes root")
-	}
 	t.Parallel()
 	m := nodetest.New(t, nodetest.Spec{Name: "anna", Config: nodetest.Seller("0.002")})
 	anna := m.Peer("anna")
@@ -348,18 +346,10 @@ func TestDiskFull(t *testing.T) {
 	if err := os.Mkdir(bert.Dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Mount("pcm-test", bert.Dir, "tmpfs", 0, "size=160m"); err != nil {
-		if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES) {
-			t.Skipf("SKIPPED: this machine does not let root mount a tmpfs: %v", err)
-		}
-		t.Fatal(err)
-	}
+	require.SmallDisk(t, bert.Dir, "160m")
 	t.Cleanup(func() {
 		bert.Kill()
 		if err := bert.Sweep(); err != nil {
-			t.Error(err)
-		}
-		if err := syscall.Unmount(bert.Dir, syscall.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	})

@@ -26,7 +26,7 @@ import (
 const fsckModule = "github.com/transparency-dev/tessera/cmd/fsck@v1.0.4"
 
 // fsckProgram builds the checker in a module of its own. Where its sources can't
-// be had the test is skipped, loudly; with fsck in PCM_TEST_REQUIRE it fails.
+// be had the public log is not checked by a tool of others.
 func fsckProgram(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -42,11 +42,7 @@ func fsckProgram(t *testing.T) string {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	if out, err := run("get", fsckModule); err != nil {
-		skip := t.Skipf
-		if require.Named("fsck") {
-			skip = t.Fatalf
-		}
-		skip("%s CAN'T BE FETCHED: the public log is NOT checked by a tool of others here: %v\n%s", fsckModule, err, out)
+		require.Missing(t, "fsck", fmt.Errorf("%s can't be fetched: %w\n%s", fsckModule, err, out))
 	}
 	program, _, _ := strings.Cut(fsckModule, "@")
 	if out, err := run("build", "-o", "fsck", program); err != nil {
