@@ -82,7 +82,7 @@ func (n *Node) cellPeer(typed string) (pcm.PeerID, error) {
 			return id, nil
 		}
 		words = append(words, name, pcm.Short(id))
-		if typed != "" && (name == typed || len(typed) >= 4 && strings.HasPrefix(pcm.Short(id), typed) || len(typed) > 8 && strings.HasPrefix(string(id), typed)) {
+		if api.MayMean(typed, id, name) {
 			found = append(found, id)
 		}
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -100,7 +99,7 @@ func removalCost(h api.CellHealth, who string) (name, cost string) {
 			continue
 		}
 		voters++
-		if m.Name == who || string(m.ID) == who || len(who) >= 4 && strings.HasPrefix(pcm.Short(m.ID), who) {
+		if api.MayMean(who, m.ID, m.Name) {
 			name = or(m.Name, pcm.Short(m.ID))
 		} else if m.Answers {
 			answer++

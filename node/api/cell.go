@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 
 	"github.com/jointcloud/pcm"
 )
@@ -36,6 +37,13 @@ type PeerHealth struct {
 	Forgot   bool       `json:"forgot"`    // its folder is new or was lost: it takes no part in elections yet
 	Account  string     `json:"account,omitempty"`
 	Site     string     `json:"site,omitempty"`
+}
+
+// MayMean tells whether a person can mean the peer of this ID and name: by either, the
+// short form of the ID, or the beginning of one of its forms.
+func MayMean(typed string, id pcm.PeerID, name string) bool {
+	return typed != "" && (typed == name || typed == string(id) ||
+		len(typed) >= 4 && strings.HasPrefix(pcm.Short(id), typed) || len(typed) > 8 && strings.HasPrefix(string(id), typed))
 }
 
 // MemberPath is the part of a path that names a peer of the cell.
