@@ -93,18 +93,6 @@ func TestDealsAbroad(t *testing.T) {
 		t.Fatalf("%+v: %v", tr, err)
 	}
 	// Two offers to end the rest: one by each side, each accepted by the other.
-	asked := func(n *Node, kind string) (id string) {
-		until(t, "an offer of "+kind, func() bool {
-			all, err := n.Agreements(ctx)
-			for _, g := range all {
-				if err == nil && g.Kind == kind && g.State == api.AgreementAsked {
-					id = g.ID
-				}
-			}
-			return id != ""
-		})
-		return id
-	}
 	if _, err := a.ProposeResolution(ctx, id, api.ResolutionRequest{Tasks: "1", Amount: "0.05", ValidFor: "200h"}); pcm.ErrorCode(err) != pcm.Invalid {
 		t.Errorf("an offer that outlives its dispute: %v", err)
 	}
@@ -112,13 +100,13 @@ func TestDealsAbroad(t *testing.T) {
 	if err != nil || res.State != api.AgreementOffered || res.Cell != east || res.Unit != pcm.DefaultUnit || res.Until.IsZero() {
 		t.Fatalf("%+v: %v", res, err)
 	}
-	if g, err := b.Agree(ctx, asked(b, api.AgreeResolution)); err != nil || g.State != api.AgreementDone {
+	if g, err := b.Agree(ctx, askedFor(t, b, api.AgreeResolution)); err != nil || g.State != api.AgreementDone {
 		t.Fatalf("%+v: %v", g, err)
 	}
 	if _, err := b.ProposeResolution(ctx, id, api.ResolutionRequest{Tasks: "2", Amount: "0.02"}); err != nil {
 		t.Fatal(err)
 	}
-	if g, err := a.Agree(ctx, asked(a, api.AgreeResolution)); err != nil || g.State != api.AgreementDone {
+	if g, err := a.Agree(ctx, askedFor(t, a, api.AgreeResolution)); err != nil || g.State != api.AgreementDone {
 		t.Fatalf("%+v: %v", g, err)
 	}
 	until(t, "both offers to be done at both", func() bool {
@@ -166,7 +154,7 @@ func TestDealsAbroad(t *testing.T) {
 	if f := found[east]; len(found) != 2 || f.From != "0.17" || f.To != "0" || f.Silent != "" || f.Name != "east" {
 		t.Errorf("it was found that %+v", g.Found)
 	}
-	if got, err := b.Agree(ctx, asked(b, api.AgreeNetting)); err != nil || got.State != api.AgreementDone {
+	if got, err := b.Agree(ctx, askedFor(t, b, api.AgreeNetting)); err != nil || got.State != api.AgreementDone {
 		t.Fatalf("%+v: %v", got, err)
 	}
 	b.fresh(ctx)

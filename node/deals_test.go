@@ -50,6 +50,21 @@ func until(t *testing.T, what string, ok func() bool) {
 	}
 }
 
+// askedFor waits until a node is asked to accept an offer of a kind, and returns its ID.
+func askedFor(t *testing.T, n *Node, kind string) (id string) {
+	t.Helper()
+	until(t, "an offer of "+kind, func() bool {
+		all, err := n.Agreements(t.Context())
+		for _, g := range all {
+			if err == nil && g.Kind == kind && g.State == api.AgreementAsked {
+				id = g.ID
+			}
+		}
+		return id != ""
+	})
+	return id
+}
+
 // TestDeals takes a dispute to an end that both sides sign, and strikes the debt
 // that comes of it, with each side at its own peer.
 func TestDeals(t *testing.T) {
@@ -141,19 +156,7 @@ func TestDeals(t *testing.T) {
 		t.Errorf("its own offer is accepted: %v", err)
 	}
 	// It reached the buyer's peer by itself; the line alone would do as well.
-	asked := func(n *Node, kind string) (id string) {
-		until(t, "an offer of "+kind, func() bool {
-			all, err := n.Agreements(ctx)
-			for _, g := range all {
-				if err == nil && g.Kind == kind && g.State == api.AgreementAsked {
-					id = g.ID
-				}
-			}
-			return id != ""
-		})
-		return id
-	}
-	if got := asked(a, api.AgreeResolution); got != res.ID {
+	if got := askedFor(t, a, api.AgreeResolution); got != res.ID {
 		t.Fatalf("the buyer is asked for %s, the seller offered %s", got, res.ID)
 	}
 	if g, err := a.Agree(ctx, res.Line); err != nil || g.State != api.AgreementDone {
@@ -177,7 +180,7 @@ func TestDeals(t *testing.T) {
 	if g, err := b.ProposeNetting(ctx, api.NettingRequest{With: "anna", Paid: "0.02"}); err != nil || g.Rest != "0.02" || g.Payer != a.account {
 		t.Fatalf("%+v: %v", g, err)
 	}
-	if g, err := a.Agree(ctx, asked(a, api.AgreeNetting)); err != nil || g.State != api.AgreementDone {
+	if g, err := a.Agree(ctx, askedFor(t, a, api.AgreeNetting)); err != nil || g.State != api.AgreementDone {
 		t.Fatalf("%+v: %v", g, err)
 	}
 	until(t, "a smaller debt", func() bool { return owed(a) == 30_000 && owed(b) == 30_000 })
