@@ -124,6 +124,21 @@ func (n *Node) proposeIn(ctx context.Context, cell pcm.CellID, ops ...pcm.Op) (p
 	}
 }
 
+// mustIn has an operation committed in a cell, this node's or another one.
+func (n *Node) mustIn(ctx context.Context, cell pcm.CellID, op pcm.Op) error {
+	if cell == n.id.Mesh.Cell {
+		_, err := n.must(ctx, op)
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, dealsWait)
+	defer cancel()
+	r, err := n.proposeIn(ctx, cell, pcm.Op{Enroll: &pcm.Enroll{Passport: n.mesh.Signed()}}, op)
+	if err != nil {
+		return err
+	}
+	return r.First()
+}
+
 // The questions that a cell's peers answer to peers outside it.
 const (
 	queryTrades  = "trades"
@@ -237,6 +252,17 @@ func (n *Node) rawTrade(id pcm.TradeID, stamp *int64) (raw []byte, err error) {
 	return n.cell.Document(ledger.TradeKey(id))
 }
 
+// tradeHere is a trade of this cell, open or archived.
+func (n *Node) tradeHere(id pcm.TradeID) (*ledger.Trade, error) {
+	var stamp int64
+	raw, err := n.rawTrade(id, &stamp)
+	if err != nil {
+		return nil, err
+	}
+	t := new(ledger.Trade)
+	return t, pcm.UnmarshalLarge(raw, t)
+}
+
 // summary is what this cell's ledger says of what is sold in it.
 func (n *Node) summary() summaryAnswer {
 	var s summaryAnswer
@@ -325,4 +351,16 @@ func (n *Node) summaryOf(ctx context.Context, cell pcm.CellID) (s summaryAnswer,
 		return s, err
 	}
 	return s, away.Query(ctx, querySummary, nil, &s)
+}
+
+// levelIn is the level of the rules of a cell.
+func (n *Node) levelIn(ctx context.Context, cell pcm.CellID) (level int, err error) {
+	if cell == n.id.Mesh.Cell {
+		n.cell.View(func() { level = n.state.Level() })
+		return level, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, dealsWait)
+	defer cancel()
+	s, err := n.summaryOf(ctx, cell)
+	return s.Level, err
 }

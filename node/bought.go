@@ -34,17 +34,20 @@ func newBought(n *Node) *bought {
 	return &bought{n: n, closed: map[pcm.TradeID]api.Trade{}, silent: map[pcm.CellID]time.Time{}}
 }
 
-// learn remembers a trade that has closed.
-func (b *bought) learn(t api.Trade) {
-	if t.State != "closed" {
-		return
+// view is a trade as its cell has told of it just now. One that has closed is remembered.
+func (b *bought) view(t *ledger.Trade, cell pcm.CellID, names map[pcm.PeerID]string) api.Trade {
+	v := tradeView(t, cell, names)
+	v.Source = api.TradeOfCell
+	if v.State != "closed" {
+		return v
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.closed) >= maxBought {
 		clear(b.closed) // what is needed is asked for again
 	}
-	b.closed[t.ID] = t
+	b.closed[v.ID] = v
+	return v
 }
 
 // told is a closed trade as its cell has told of it.
@@ -172,9 +175,7 @@ func (n *Node) tradesAbroad(ctx context.Context, names map[pcm.PeerID]string) ([
 					continue
 				}
 				if t := n.drivers.toldOf(j.ID, p.Trade); t != nil {
-					v := tradeView(t, p.Terms.Cell, names)
-					v.Source = api.TradeOfCell
-					list = append(list, v)
+					list = append(list, n.bought.view(t, p.Terms.Cell, names))
 					continue
 				}
 				list = append(list, placedView(p, names))
@@ -201,9 +202,7 @@ func (n *Node) tradesAbroad(ctx context.Context, names map[pcm.PeerID]string) ([
 	seen := n.bought.askAll(ctx, asked)
 	for i := range list {
 		if t := seen[list[i].ID]; t != nil {
-			list[i] = tradeView(t, list[i].Cell, names)
-			list[i].Source = api.TradeOfCell
-			n.bought.learn(list[i])
+			list[i] = n.bought.view(t, list[i].Cell, names)
 		}
 	}
 	return list, nil
@@ -232,9 +231,8 @@ func (b *bought) askAll(ctx context.Context, asked map[pcm.CellID]map[pcm.TradeI
 	return all
 }
 
-// termsAbroad are the terms of a trade of this cell's jobs in another one, and
-// whether it is over for this one.
-func (n *Node) termsAbroad(id pcm.TradeID) (t pcm.Terms, over, found bool) {
+// termsAbroad are the terms of a trade of this cell's jobs in another one.
+func (n *Node) termsAbroad(id pcm.TradeID) (t pcm.Terms, found bool) {
 	n.cell.View(func() {
 		for _, j := range n.state.Jobs() {
 			for k := range j.Places {
@@ -247,31 +245,28 @@ func (n *Node) termsAbroad(id pcm.TradeID) (t pcm.Terms, over, found bool) {
 		}
 	})
 	if found {
-		return t, false, true
+		return t, true
 	}
 	doc, err := n.cell.Document(ledger.BoughtKey(id))
 	if err != nil {
-		return t, false, false
+		return t, false
 	}
 	var k ledger.Bought
 	if err := pcm.UnmarshalLarge(doc, &k); err != nil {
 		n.log.Warn("what is kept of a trade in another cell can't be read", "trade", id, "error", err)
-		return t, false, false
+		return t, false
 	}
-	return k.Terms, true, true
+	return k.Terms, true
 }
 
 // tradeAnywhere is a trade of this node's cell, or one of its jobs in another.
 func (n *Node) tradeAnywhere(ctx context.Context, id pcm.TradeID) (t *ledger.Trade, cell pcm.CellID, err error) {
 	cell = n.id.Mesh.Cell
-	var stamp int64
-	raw, err := n.rawTrade(id, &stamp)
-	if err == nil {
-		t = new(ledger.Trade)
-		return t, cell, pcm.UnmarshalLarge(raw, t)
+	if t, err = n.tradeHere(id); pcm.ErrorCode(err) != pcm.NotFound {
+		return t, cell, err
 	}
-	terms, _, found := n.termsAbroad(id)
-	if pcm.ErrorCode(err) != pcm.NotFound || !found {
+	terms, found := n.termsAbroad(id)
+	if !found {
 		return nil, cell, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, dealsWait)
@@ -286,53 +281,11 @@ func (n *Node) tradeAnywhere(ctx context.Context, id pcm.TradeID) (t *ledger.Tra
 	return seen[id], terms.Cell, nil
 }
 
-// cellName is what people call a cell.
-func (n *Node) cellName(cell pcm.CellID) string {
-	if cell == n.id.Mesh.Cell {
-		return n.id.Mesh.CellName
-	}
-	if row, ok := n.cellRow(cell); ok && row.Descriptor.Name != "" {
-		return row.Descriptor.Name + " (" + pcm.Short(cell) + ")"
-	}
-	return pcm.Short(cell)
-}
-
-// mustIn has an operation committed in a cell, this node's or another one.
-func (n *Node) mustIn(ctx context.Context, cell pcm.CellID, op pcm.Op) error {
-	if cell == n.id.Mesh.Cell {
-		_, err := n.must(ctx, op)
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, dealsWait)
-	defer cancel()
-	r, err := n.proposeIn(ctx, cell, pcm.Op{Enroll: &pcm.Enroll{Passport: n.mesh.Signed()}}, op)
-	if err != nil {
-		return err
-	}
-	return r.First()
-}
-
-// levelIn is the level of the rules of a cell.
-func (n *Node) levelIn(ctx context.Context, cell pcm.CellID) (level int, err error) {
-	if cell == n.id.Mesh.Cell {
-		n.cell.View(func() { level = n.state.Level() })
-		return level, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, dealsWait)
-	defer cancel()
-	s, err := n.summaryOf(ctx, cell)
-	return s.Level, err
-}
-
 // unitOf is the unit of a trade's price; "" if it isn't known here.
 func (n *Node) unitOf(id pcm.TradeID) string {
-	var stamp int64
-	if raw, err := n.rawTrade(id, &stamp); err == nil {
-		var t ledger.Trade
-		if pcm.UnmarshalLarge(raw, &t) == nil {
-			return t.Terms.Price.Unit
-		}
+	if t, err := n.tradeHere(id); err == nil {
+		return t.Terms.Price.Unit
 	}
-	t, _, _ := n.termsAbroad(id)
+	t, _ := n.termsAbroad(id)
 	return t.Price.Unit
 }

@@ -133,6 +133,17 @@ func (n *Node) cellRow(cell pcm.CellID) (mesh.CellRow, bool) {
 	return rows[i], true
 }
 
+// cellName is what people call a cell.
+func (n *Node) cellName(cell pcm.CellID) string {
+	if cell == n.id.Mesh.Cell {
+		return n.id.Mesh.CellName
+	}
+	if row, ok := n.cellRow(cell); ok && row.Descriptor.Name != "" {
+		return row.Descriptor.Name + " (" + pcm.Short(cell) + ")"
+	}
+	return pcm.Short(cell)
+}
+
 // otherCells are the cells of the mesh that this node is not in.
 func (n *Node) otherCells() []pcm.Descriptor {
 	var list []pcm.Descriptor

@@ -74,12 +74,10 @@ func (n *Node) acted(ctx context.Context, t soldIn, op pcm.Op) (api.Trade, error
 	if err != nil {
 		return api.Trade{}, err
 	}
-	v := tradeView(after, cell, n.names())
 	if cell != n.id.Mesh.Cell {
-		v.Source = api.TradeOfCell
-		n.bought.learn(v)
+		return n.bought.view(after, cell, n.names()), nil
 	}
-	return v, nil
+	return tradeView(after, cell, n.names()), nil
 }
 
 // DisputeTrade freezes the holds of finished tasks that the buyer doesn't want to pay.

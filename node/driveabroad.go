@@ -8,7 +8,6 @@ import (
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/ledger"
-	"github.com/jointcloud/pcm/node/api"
 )
 
 // abroadJob is what a trade abroad has to know of the driver's job.
@@ -331,9 +330,7 @@ func (d *driver) decidedAbroad(t *abroadTrade, ops []pcm.Op, r pcm.CommandResult
 		case op.Clear != nil:
 			delete(d.abroad, t.id)
 			if t.seen != nil {
-				v := tradeView(t.seen, t.terms.Cell, d.n.names())
-				v.Source = api.TradeOfCell
-				d.n.bought.learn(v)
+				d.n.bought.view(t.seen, t.terms.Cell, d.n.names()) // who looks later finds it remembered
 			}
 			d.mu.Lock()
 			delete(d.told, t.id)

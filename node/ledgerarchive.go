@@ -36,7 +36,7 @@ func (a LedgerArchive) path(n uint64) string {
 func (a LedgerArchive) Bundle(n uint64) ([]byte, error) {
 	f, err := os.Open(a.path(n))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, pcm.Errorf(pcm.NotFound, "records %d to %d are not in the archive %s", n*tlog.Width, (n+1)*tlog.Width, a.dir)
+		return nil, pcm.Errorf(pcm.NotFound, "records %d to %d are not in the archive %s", n*tlog.Width, (n+1)*tlog.Width-1, a.dir)
 	}
 	if err != nil {
 		return nil, pcm.Errorf(pcm.Unavailable, "the archive can't be read: %w", err)

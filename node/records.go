@@ -172,7 +172,7 @@ func (n *Node) Fetch(ctx context.Context, id pcm.JobID, step, index int, w io.Wr
 // here, if they are in this peer's archive.
 func (n *Node) recordsOf(ctx context.Context, from, to uint64, f func(number uint64, record []byte) error) error {
 	for gone := min(n.cell.Pruned(), to); from < gone; {
-		records, err := n.archived(ctx, from/tlog.Width)
+		records, err := n.fromArchive(ctx, from/tlog.Width)
 		if err != nil {
 			return err
 		}
@@ -192,9 +192,9 @@ func (n *Node) recordsOf(ctx context.Context, from, to uint64, f func(number uin
 	return n.cell.Records(from, to, f)
 }
 
-// archived reads a bundle of records that were removed here, and holds it against
+// fromArchive reads a bundle of records that were removed here, and holds it against
 // their hashes, which were not.
-func (n *Node) archived(ctx context.Context, bundle uint64) ([][]byte, error) {
+func (n *Node) fromArchive(ctx context.Context, bundle uint64) ([][]byte, error) {
 	lacks := func(why any) error {
 		return pcm.Errorf(pcm.Unavailable, "the first %d records of %s were %w, and can't be had from this peer: %v", n.cell.Pruned(), pcm.Short(n.id.Mesh.Cell), api.ErrRemoved, why)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/consensus"
 	"github.com/jointcloud/pcm/ledger"
+	"github.com/jointcloud/pcm/ledger/tlog"
 	"github.com/jointcloud/pcm/node/api"
 )
 
@@ -116,7 +117,7 @@ func (r *retention) remove(ctx context.Context) bool {
 	size := n.cell.Pruned()
 	for _, b := range n.cell.Bases() {
 		if b.Stamp <= until {
-			size = max(size, b.Size/tileRecords*tileRecords)
+			size = max(size, b.Size/tlog.Width*tlog.Width)
 		}
 	}
 	if r.archive == nil {
@@ -136,9 +137,6 @@ func (r *retention) remove(ctx context.Context) bool {
 	}
 	return true
 }
-
-// tileRecords is how many records are removed together at least.
-const tileRecords = 256
 
 // note keeps what is due and not done; it tells whether the reason is news.
 func (r *retention) note(due uint64, problem string) bool {
