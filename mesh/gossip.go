@@ -220,7 +220,7 @@ func (m *Mesh) learnRevocation(s pcm.Signed) error {
 	}
 	m.log.Warn("peer banned", "peer", pcm.Short(r.Peer), "reason", r.Reason)
 	m.roster.mu.Lock()
-	m.roster.dirty = true
+	m.roster.announceLocked()
 	m.roster.mu.Unlock()
 	m.sweep()
 	return nil

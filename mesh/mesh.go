@@ -88,6 +88,7 @@ func newMesh(cfg Config, oldest, newest uint32) (*Mesh, error) {
 		own: own, ownSigned: cfg.Passport, sessions: map[peer.ID]*session{},
 		book: newBook(), cells: newCellBook(), pulls: newSlots(1), wakeUp: make(chan struct{}, 1), events: newEvents(),
 	}
+	m.roster.news = make(chan struct{}, 1)
 	if m.self, err = peer.Decode(string(own.Peer)); err != nil {
 		return nil, pcm.Errorf(pcm.Invalid, "%q is not a peer ID: %w", own.Peer, err)
 	}

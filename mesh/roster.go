@@ -22,7 +22,8 @@ import (
 type roster struct {
 	mu    sync.Mutex
 	peers map[peer.ID]*entry
-	dirty bool // differs from the peers file
+	dirty bool          // differs from the peers file
+	news  chan struct{} // has an element when that should be written soon
 }
 
 type entry struct {
@@ -117,6 +118,7 @@ func (r *roster) met(p peer.ID, passport pcm.Passport, signed pcm.Signed, addrs 
 	if e == nil {
 		return
 	}
+	known, before := e.met && slices.Equal(e.signed.Payload, signed.Payload), e.addrs
 	e.met, e.passport, e.signed, e.seenAt = true, passport, signed, now
 	e.fails, e.next = 0, time.Time{}
 	if own := usable(addrs); len(own) > 0 {
@@ -127,6 +129,19 @@ func (r *roster) met(p peer.ID, passport pcm.Passport, signed pcm.Signed, addrs 
 		e.add(own)
 	}
 	r.dirty = true
+	if !known || !slices.EqualFunc(before, e.addrs, ma.Multiaddr.Equal) {
+		r.announceLocked()
+	}
+}
+
+// announceLocked has the peers file written soon: a peer that is killed finds by it
+// whom it has met. mu must be held.
+func (r *roster) announceLocked() {
+	r.dirty = true
+	select {
+	case r.news <- struct{}{}:
+	default:
+	}
 }
 
 // learnPassport notes a checked passport of a peer that may never have been met.

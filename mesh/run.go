@@ -16,6 +16,7 @@ const (
 	dialTimeout = 20 * time.Second
 	sweepEvery  = 10 * time.Second
 	saveEvery   = 30 * time.Second
+	saveRest    = 2 * time.Second // at least between two writes of the peers file
 )
 
 // Run keeps this peer in the mesh until ctx ends or Close: it dials bootstrap
@@ -39,14 +40,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 	g.Go(func() error { m.renewLoop(ctx); return nil })
 	g.Go(func() error { m.every(ctx, sweepEvery, m.sweep); return nil })
 	g.Go(func() error { m.every(ctx, syncInterval, m.compareAny); return nil })
-	g.Go(func() error {
-		m.every(ctx, saveEvery, func() {
-			if err := m.savePeers(); err != nil {
-				m.log.Warn("peers not saved", "reason", err)
-			}
-		})
-		return nil
-	})
+	g.Go(func() error { m.saveLoop(ctx); return nil })
 	return g.Wait()
 }
 
@@ -61,6 +55,31 @@ func (m *Mesh) every(ctx context.Context, d time.Duration, f func()) {
 		case <-t.C:
 			f()
 			t.Reset(jitter(d))
+		}
+	}
+}
+
+// saveLoop writes the peers file: what is new of peers and revocations at once, but
+// not more often than every saveRest, when they were last seen at intervals.
+func (m *Mesh) saveLoop(ctx context.Context) {
+	t := time.NewTimer(jitter(saveEvery))
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		case <-m.roster.news:
+		}
+		if err := m.savePeers(); err != nil {
+			m.log.Warn("peers not saved", "reason", err)
+		}
+		t.Reset(saveRest)
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			t.Reset(jitter(saveEvery))
 		}
 	}
 }
