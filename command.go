@@ -162,6 +162,9 @@ type Submit struct {
 	Unit     string   `json:"unit" cbor:"6,keyasint"`
 	LastMS   int64    `json:"last_ms" cbor:"7,keyasint"` // deadline as ms from the submission; 0: none
 	Takeover Takeover `json:"takeover" cbor:"8,keyasint"`
+
+	// What it has cost stays unpaid for so long after its end, so that a person can dispute it; 0: paid at once.
+	PayAfterMS int64 `json:"pay_after_ms,omitempty" cbor:"9,keyasint,omitempty"`
 }
 
 // Drive takes the job over for a term. Term is the current one plus one; it is

@@ -18,6 +18,8 @@ const (
 	MaxTasks  = 100_000 // in a job, all steps together
 	MaxArgs   = 4096    // words in a command
 	MaxOutput = 1 << 40 // bytes of declared output of one task
+
+	MaxPayAfter = 7 * 24 * time.Hour // for which what a job has cost may stay unpaid after its end
 )
 
 // Takeover says who may drive a job when the submitter's peer is gone.
@@ -38,6 +40,7 @@ type Spec struct {
 	Deadline Duration `json:"deadline,omitempty" cbor:"3,keyasint,omitempty" doc:"How long the whole job may take from its submission, e.g. '2h'. What is unfinished then is cancelled."`
 	Takeover Takeover `json:"takeover,omitempty" cbor:"4,keyasint,omitempty" enum:"account,any,none" doc:"Who may drive the job when the submitter's peer is gone: peers of its account (default), any member of its cell, or none."`
 	Strategy string   `json:"strategy,omitempty" cbor:"5,keyasint,omitempty" doc:"How to choose among the sites that fit: cheapest (default), spread, or plugin.NAME, which asks a plug-in of the peer that places." example:"cheapest"`
+	PayAfter Duration `json:"pay_after,omitempty" cbor:"7,keyasint,omitempty" doc:"How long after the job's end what it has cost stays unpaid, at most 168h, so that you can look at what came back and dispute it ('pcm trade dispute'). Without it, tasks are paid as soon as their results are accepted. Not for services." example:"10m"`
 	Steps    []Step   `json:"steps" cbor:"6,keyasint" minItems:"1" maxItems:"64" doc:"What to run."`
 }
 
@@ -297,6 +300,17 @@ func (s *Spec) Normalize() []error {
 	if s.Deadline != "" {
 		_, err = s.Deadline.Get(0)
 		check("deadline", err)
+	}
+	if s.PayAfter != "" {
+		d, err := s.PayAfter.Get(0)
+		switch check("pay_after", err); {
+		case d > MaxPayAfter:
+			bad("pay_after", "%s is too long: at most %s", d, MaxPayAfter)
+		case d.Truncate(time.Millisecond) != d:
+			bad("pay_after", "%s is not a whole number of milliseconds", d)
+		case slices.ContainsFunc(s.Steps, func(st Step) bool { return st.Service != nil }):
+			bad("pay_after", "a service is paid for period by period and has no end after which it could be paid")
+		}
 	}
 	if len(s.Steps) == 0 {
 		bad("steps", "a job has at least one step")

@@ -85,6 +85,9 @@ func (r *random) submit(t *rapid.T) {
 	if r.rarely(t, "deadline", 5) {
 		s.LastMS = int64(r.n(t, "after", 30_000))
 	}
+	if r.rarely(t, "pay after", 5) {
+		s.PayAfterMS = int64(r.n(t, "pay", 3)) * 4 * 24 * 3_600_000
+	}
 	r.run(t, r.anyone(t), pcm.Op{Submit: s})
 }
 

@@ -46,6 +46,7 @@ type Job struct {
 	Steps       []Step        `cbor:"21,keyasint"`
 	Trades      int           `cbor:"22,keyasint"`           // open ones
 	Places      []Placement   `cbor:"23,keyasint,omitempty"` // with undecided tasks, oldest first
+	PayAfterMS  int64         `cbor:"24,keyasint,omitempty"` // what it has cost is paid so long after its end
 }
 
 // Placement is what the buyer's cell keeps of a Place while a task of it is undecided.
@@ -108,6 +109,18 @@ func (j *Job) Counts() map[pcm.TaskState]int {
 // Settled tells whether the job has ended and nothing of it is open.
 func (j *Job) Settled() bool { return j.EndedAt != 0 && j.Trades == 0 && len(j.Places) == 0 }
 
+// PayAt is the log time, in ms, from which on its driver pays for what it has cost. The ledger
+// takes payments, and disputes, before that as well: when to pay is the buyer's own affair.
+func (j *Job) PayAt() int64 {
+	switch {
+	case j.PayAfterMS == 0:
+		return 0
+	case j.EndedAt == 0:
+		return never
+	}
+	return j.EndedAt + j.PayAfterMS
+}
+
 func (a *applying) submit(o *pcm.Op) (bool, error) {
 	op := o.Submit
 	if j, ok := a.jobs[op.Job]; ok {
@@ -118,6 +131,9 @@ func (a *applying) submit(o *pcm.Op) (bool, error) {
 	}
 	if !op.Job.Valid() || !op.Spec.Valid() || len(op.Name) > 63 || !pcm.ValidName(op.Unit) || op.Budget < 0 || op.Budget > maxMoney || op.LastMS < 0 || op.LastMS > maxLastMS {
 		return false, pcm.Errorf(pcm.Invalid, "submission of %q is malformed", op.Job)
+	}
+	if op.PayAfterMS < 0 || op.PayAfterMS > pcm.MaxPayAfter.Milliseconds() {
+		return false, pcm.Errorf(pcm.Invalid, "a job is paid at most %s after its end", pcm.MaxPayAfter)
 	}
 	if op.Takeover != pcm.TakeoverAccount && op.Takeover != pcm.TakeoverAny && op.Takeover != pcm.TakeoverNone {
 		return false, pcm.Errorf(pcm.Invalid, "takeover %q is not account, any or none", op.Takeover)
@@ -147,7 +163,7 @@ func (a *applying) submit(o *pcm.Op) (bool, error) {
 	j := &Job{
 		ID: op.Job, Name: op.Name, Buyer: a.by.Account, Submitter: a.by.Peer, Spec: op.Spec,
 		Takeover: op.Takeover, Unit: op.Unit, Budget: op.Budget, SubmittedAt: a.stamp,
-		State: pcm.JobOpen, Driver: a.by.Peer, Term: 1, DrivenAt: a.stamp, Fence: a.fence(),
+		State: pcm.JobOpen, Driver: a.by.Peer, Term: 1, DrivenAt: a.stamp, Fence: a.fence(), PayAfterMS: op.PayAfterMS,
 	}
 	for _, st := range op.Steps {
 		tasks := make([]Task, st.Count)

@@ -481,7 +481,7 @@ func (m *model) submit(by pcm.PeerID, me *mMember, op *pcm.Submit) bool {
 		}
 		n += s.Count
 	}
-	if n < 1 || n > pcm.MaxTasks || op.Budget < 0 || op.LastMS < 0 || !slices.Contains([]pcm.Takeover{"account", "any", "none"}, op.Takeover) {
+	if n < 1 || n > pcm.MaxTasks || op.Budget < 0 || op.LastMS < 0 || op.PayAfterMS < 0 || op.PayAfterMS > 7*24*3_600_000 || !slices.Contains([]pcm.Takeover{"account", "any", "none"}, op.Takeover) {
 		return false
 	}
 	j := &mJob{Submit: *op, submitter: by, driver: by, buyer: me.account, term: 1, at: m.now, driven: m.now, fence: m.fence(), placed: map[pcm.TradeID]pcm.Terms{}}

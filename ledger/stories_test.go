@@ -502,7 +502,7 @@ func (s *story) submit(l line) pcm.Op {
 	sub := &pcm.Submit{
 		Job: l.job(), Name: l.str("job", ""), Spec: pcm.DigestOf([]byte(l.str("spec", l.str("job", "")))),
 		Budget: l.micro("budget", "0"), Unit: l.str("unit", pcm.DefaultUnit), LastMS: l.dur("deadline", 0).Milliseconds(),
-		Takeover: pcm.Takeover(l.str("takeover", "account")),
+		Takeover: pcm.Takeover(l.str("takeover", "account")), PayAfterMS: l.dur("pay_after", 0).Milliseconds(),
 	}
 	for _, n := range strings.Split(l.str("tasks", "1"), ",") { // tasks=3,1: two steps
 		count, err := strconv.Atoi(n)
@@ -652,7 +652,7 @@ func (s *story) showJob(b *strings.Builder, id pcm.JobID) {
 	if j == nil {
 		return
 	}
-	fmt.Fprintf(b, "%s%s%s, driven by %s in term %d, held %s, paid %s%s%s\n", j.State, when(j.Stopping && j.EndedAt == 0, ", stopping"), because(j.Reason), j.Driver, j.Term, j.Held, j.Paid, when(j.Trades > 0, fmt.Sprintf(", %d open trades", j.Trades)), when(archived, ", archived"))
+	fmt.Fprintf(b, "%s%s%s, driven by %s in term %d, held %s, paid %s%s%s%s\n", j.State, when(j.Stopping && j.EndedAt == 0, ", stopping"), because(j.Reason), j.Driver, j.Term, j.Held, j.Paid, when(j.Trades > 0, fmt.Sprintf(", %d open trades", j.Trades)), when(j.PayAfterMS > 0, fmt.Sprintf(", to be paid %s after its end", time.Duration(j.PayAfterMS)*time.Millisecond)), when(archived, ", archived"))
 	s.showAbroad(b, j)
 	for si, st := range j.Steps {
 		for i, tk := range st.Tasks {

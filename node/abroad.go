@@ -69,6 +69,7 @@ type abroadJob struct {
 	term      uint64
 	undecided func(i int) bool                                 // of the trade's tasks
 	unwanted  func(i int) string                               // why a task is to be stopped; "": it isn't
+	unpaid    bool                                             // what was finished is not to be paid yet
 	goesOn    func(i int, r pcm.Result) (why string, yes bool) // tells whether a task that ended like that is tried again
 }
 
@@ -212,6 +213,7 @@ func (t *abroadTrade) there(j abroadJob, now time.Time) []pcm.Op {
 			dispute[why] = append(dispute[why], i)
 		case at.Result.Usage.Wall() > lived:
 			doubted = append(doubted, i)
+		case j.unpaid:
 		default:
 			settle = append(settle, i)
 			amount = pcm.AddMicro(amount, t.terms.Charge(at.Result.Usage))

@@ -171,7 +171,7 @@ func (d *driver) decide() []step {
 			break
 		}
 		m := d.trades[id]
-		if len(m.ready) > 0 || len(m.unpaid) > 0 {
+		if len(m.ready) > 0 || len(m.unpaid) > 0 && !d.model.unpaid {
 			round = append(round, d.acceptAndSettle(id, m))
 		}
 		if len(m.failed) > 0 {
@@ -242,7 +242,9 @@ func (d *driver) acceptAndSettle(id pcm.TradeID, m *tradeModel) step {
 			pay[r.Index] = r
 		}
 	}
-	ops = append(ops, d.settle(id, m, pay)...)
+	if !d.model.unpaid {
+		ops = append(ops, d.settle(id, m, pay)...)
+	}
 	return step{ops: ops, then: func(r pcm.CommandResult) bool {
 		if r.First() != nil || slices.ContainsFunc(r.Ops, func(o pcm.OpResult) bool { return len(o.Skipped) > 0 }) {
 			return true
@@ -262,7 +264,9 @@ func (d *driver) acceptAndSettle(id pcm.TradeID, m *tradeModel) step {
 			_, done := pay[o.Index]
 			return done
 		})
-		clear(m.unpaid)
+		if clear(m.unpaid); d.model.unpaid {
+			m.unpaid = pay
+		}
 		if d.idle(m) {
 			delete(d.trades, id)
 		}

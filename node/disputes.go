@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/jointcloud/pcm"
@@ -10,8 +11,8 @@ import (
 )
 
 // openTrade is an open trade, of this node's cell or of its jobs in another one, with
-// those of its tasks that are in a state, all or the ones that a person names.
-func (n *Node) openTrade(ctx context.Context, id pcm.TradeID, typed string, in pcm.AttemptState) (t soldIn, tasks pcm.Spans, err error) {
+// those of its tasks that are in one of some states, all or the ones that a person names.
+func (n *Node) openTrade(ctx context.Context, id pcm.TradeID, typed string, in ...pcm.AttemptState) (t soldIn, tasks pcm.Spans, err error) {
 	n.fresh(ctx)
 	found, cell, err := n.tradeAnywhere(ctx, id)
 	switch {
@@ -23,15 +24,19 @@ func (n *Node) openTrade(ctx context.Context, id pcm.TradeID, typed string, in p
 		return t, nil, pcm.Errorf(pcm.Conflict, "%s has closed: what is closed stays as it is", id)
 	}
 	t = soldIn{*found, cell}
+	wanted := in[0]
+	for _, s := range in[1:] {
+		wanted += " or " + s
+	}
 	var of []int
 	for i, at := range t.All {
-		if at.State == in {
+		if slices.Contains(in, at.State) {
 			of = append(of, i)
 		}
 	}
 	if typed == "" {
 		if len(of) == 0 {
-			return t, nil, pcm.Errorf(pcm.Conflict, "no task of %s is %s", id, in)
+			return t, nil, pcm.Errorf(pcm.Conflict, "no task of %s is %s", id, wanted)
 		}
 		return t, pcm.SpansOf(of), nil
 	}
@@ -39,12 +44,12 @@ func (n *Node) openTrade(ctx context.Context, id pcm.TradeID, typed string, in p
 		return t, nil, err
 	}
 	for i := range tasks.All {
-		if at := t.Attempt(i); at == nil || at.State != in {
+		if at := t.Attempt(i); at == nil || !slices.Contains(in, at.State) {
 			state := pcm.AttemptState("not one of its tasks")
 			if at != nil {
 				state = at.State
 			}
-			return t, nil, pcm.Errorf(pcm.Conflict, "task %d of %s is not %s: it is %s", i, id, in, state)
+			return t, nil, pcm.Errorf(pcm.Conflict, "task %d of %s is not %s: it is %s", i, id, wanted, state)
 		}
 	}
 	return t, tasks, nil
@@ -83,6 +88,9 @@ func (n *Node) acted(ctx context.Context, t soldIn, op pcm.Op) (api.Trade, error
 // DisputeTrade freezes the holds of finished tasks that the buyer doesn't want to pay.
 func (n *Node) DisputeTrade(ctx context.Context, id pcm.TradeID, r api.TasksRequest) (api.Trade, error) {
 	t, tasks, err := n.openTrade(ctx, id, r.Tasks, pcm.AttemptFinished)
+	if pcm.ErrorCode(err) == pcm.Conflict {
+		err = pcm.Errorf(pcm.Conflict, "%w. Tasks are paid as soon as their results are accepted, unless the job says pay_after (pcm run --pay-after 10m)", err)
+	}
 	if err == nil {
 		err = n.mayAct(t, t.Terms.Buyer, "dispute")
 	}
@@ -96,9 +104,10 @@ func (n *Node) DisputeTrade(ctx context.Context, id pcm.TradeID, r api.TasksRequ
 	return n.acted(ctx, t, pcm.Op{Dispute: &pcm.Dispute{Trade: id, Tasks: tasks, Reason: clip(r.Reason)}})
 }
 
-// PayTrade pays for disputed tasks what the ledger charges.
+// PayTrade pays for tasks what the ledger charges: for those in dispute, and for those that
+// would be paid for later (see pcm.Spec.PayAfter).
 func (n *Node) PayTrade(ctx context.Context, id pcm.TradeID, r api.TasksRequest) (api.Trade, error) {
-	t, tasks, err := n.openTrade(ctx, id, r.Tasks, pcm.AttemptDisputed)
+	t, tasks, err := n.openTrade(ctx, id, r.Tasks, pcm.AttemptDisputed, pcm.AttemptFinished)
 	if err == nil {
 		err = n.mayAct(t, t.Terms.Buyer, "pay")
 	}

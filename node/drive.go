@@ -62,6 +62,7 @@ type jobModel struct {
 	fence    uint64
 	stopping string // why it was cancelled; "" if it was not
 	ended    bool
+	unpaid   bool // it is not yet time to pay for it: until then its buyer may dispute
 	steps    []stepModel
 }
 
@@ -134,7 +135,7 @@ func (ds *drivers) cancelPrepared(job pcm.JobID) {
 // begin lets a driver work from a fresh job on.
 func (ds *drivers) begin(d *driver, term, index, fence uint64) {
 	d.term, d.index = term, index
-	d.model = jobModel{buyer: ds.n.account, unit: pcm.DefaultUnit, fence: fence}
+	d.model = jobModel{buyer: ds.n.account, unit: pcm.DefaultUnit, fence: fence, unpaid: d.held.spec.PayAfter != ""}
 	if _, unit, err := d.held.spec.BudgetAmount(); err == nil {
 		d.model.unit = unit
 	}
@@ -363,7 +364,7 @@ func (d *driver) load(ctx context.Context, index uint64) error {
 func (d *driver) read(j *ledger.Job) {
 	old := d.trades
 	d.trades = map[pcm.TradeID]*tradeModel{}
-	d.model = jobModel{buyer: j.Buyer, unit: j.Unit, fence: j.Fence, ended: j.EndedAt != 0}
+	d.model = jobModel{buyer: j.Buyer, unit: j.Unit, fence: j.Fence, ended: j.EndedAt != 0, unpaid: d.n.untilPay(j) > 0}
 	if j.Stopping {
 		d.model.stopping = orElse(j.Reason, "cancelled")
 	}
@@ -493,6 +494,11 @@ func (d *driver) run(ctx context.Context) {
 			continue
 		}
 		d.sendEnvoys()
+		unpaid, err := d.awaitPay(ctx)
+		if err != nil {
+			log.Info("ends driving", "reason", err)
+			return
+		}
 		round := d.decide()
 		round = append(round, d.decideAbroad()...)
 		round = append(round, d.halt()...)
@@ -510,6 +516,9 @@ func (d *driver) run(ctx context.Context) {
 			}
 			if d.openAbroad() {
 				wait = min(wait, time.Second) // silence makes no noise
+			}
+			if unpaid > 0 {
+				wait = min(wait, unpaid)
 			}
 			d.sleep(ctx, wait)
 			continue
@@ -663,6 +672,10 @@ func (d *driver) learn(ctx context.Context, e *pcm.Event) {
 		case e.Op != nil && e.Op.Reject != nil:
 			d.broken(m, e.Op.Reject.Tasks, e.Op.Reject.Reason)
 			d.avoidFor(m.terms, 5*time.Second, "rejected a task: "+e.Op.Reject.Reason)
+		case e.Op != nil && e.Op.Dispute != nil: // by a person, who has the time to
+			dropTasks(m.unpaid, e.Op.Dispute.Tasks)
+		case e.Op != nil && e.Op.Settle != nil:
+			dropTasks(m.unpaid, e.Op.Settle.Tasks)
 		case e.Fact != nil && e.Fact.Lost != nil:
 			d.broken(m, e.Fact.Lost.Tasks, e.Fact.Lost.Reason)
 			d.avoidFor(m.terms, time.Minute, "lost a task: "+e.Fact.Lost.Reason)

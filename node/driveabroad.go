@@ -13,7 +13,7 @@ import (
 // abroadJob is what a trade abroad has to know of the driver's job.
 func (d *driver) abroadJob(t *abroadTrade) abroadJob {
 	return abroadJob{
-		id: d.job, term: d.term,
+		id: d.job, term: d.term, unpaid: d.model.unpaid,
 		undecided: func(i int) bool { return d.placed(t.id, t.terms.Step, i) },
 		unwanted: func(i int) string {
 			if st := &d.model.steps[t.terms.Step]; d.model.stopping == "" && st.parked(i) {

@@ -3,9 +3,11 @@ package node
 import (
 	"context"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/ledger"
 )
 
 // believed is how much longer than the buyer saw it an attempt may say that it ran.
@@ -46,6 +48,43 @@ func (d *driver) settle(id pcm.TradeID, m *tradeModel, pay map[int]pcm.Result) [
 	return ops
 }
 
+// untilPay is how long what a job has cost is not to be paid yet; never, while it hasn't
+// ended and is to be paid after its end. It needs the cell's View.
+func (n *Node) untilPay(j *ledger.Job) time.Duration {
+	switch at := j.PayAt(); {
+	case at == 0:
+		return 0
+	case j.EndedAt == 0:
+		return math.MaxInt64
+	default:
+		return max(0, time.Duration(j.PayAfterMS)*time.Millisecond-age(j.EndedAt, n.cell.LogTime(), time.Now()))
+	}
+}
+
+// awaitPay is how long the job's cost is not to be paid yet. When that is over, the model is
+// read anew: what its buyer has disputed meanwhile is not paid.
+func (d *driver) awaitPay(ctx context.Context) (left time.Duration, err error) {
+	if !d.model.unpaid {
+		return 0, nil
+	}
+	d.n.cell.View(func() {
+		if j, ok := d.n.state.Job(d.job); ok {
+			left = d.n.untilPay(j)
+		}
+	})
+	if left > 0 {
+		return left, nil
+	}
+	return 0, d.reload(ctx)
+}
+
+// dropTasks takes tasks out of a map by task.
+func dropTasks[V any](m map[int]V, tasks pcm.Spans) {
+	for i := range tasks.All {
+		delete(m, i)
+	}
+}
+
 // settleEnded pays what is unpaid of jobs that have ended and that nobody
 // drives any more: a driver may have died between Accept and Settle.
 func (n *Node) settleEnded(ctx context.Context) {
@@ -57,7 +96,7 @@ func (n *Node) settleEnded(ctx context.Context) {
 	var debts []debt
 	n.cell.View(func() {
 		for _, j := range n.state.Jobs() {
-			if j.EndedAt == 0 || j.Buyer != n.account && j.Driver != n.self || n.drivers.has(j.ID) {
+			if j.EndedAt == 0 || n.untilPay(j) > 0 || j.Buyer != n.account && j.Driver != n.self || n.drivers.has(j.ID) {
 				continue
 			}
 			for _, t := range n.state.Trades() {

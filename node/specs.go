@@ -85,6 +85,9 @@ func (h heldSpec) fits(j *ledger.Job) error {
 	case len(h.spec.Steps) != len(j.Steps):
 		return pcm.Errorf(pcm.Invalid, "it has %d steps, the ledger has %d", len(h.spec.Steps), len(j.Steps))
 	}
+	if d, err := h.spec.PayAfter.Get(0); err != nil || d.Milliseconds() != j.PayAfterMS {
+		return pcm.Errorf(pcm.Invalid, "it is paid another time after its end than the ledger says")
+	}
 	for i, st := range h.spec.Steps {
 		if st.Count != len(j.Steps[i].Tasks) || st.Retries != j.Steps[i].Retries {
 			return pcm.Errorf(pcm.Invalid, "step %d has %d tasks with %d retries, in the ledger %d with %d", i, st.Count, st.Retries, len(j.Steps[i].Tasks), j.Steps[i].Retries)

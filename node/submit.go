@@ -68,9 +68,13 @@ func (n *Node) Submit(ctx context.Context, s api.Submission) (api.Job, error) {
 	if err != nil {
 		return api.Job{}, err
 	}
+	payAfter, err := spec.PayAfter.Get(0)
+	if err != nil {
+		return api.Job{}, err
+	}
 	op := &pcm.Submit{
 		Job: job, Name: spec.Name, Spec: held.digest, Budget: budget, Unit: unit,
-		LastMS: last.Milliseconds(), Takeover: spec.Takeover,
+		LastMS: last.Milliseconds(), Takeover: spec.Takeover, PayAfterMS: payAfter.Milliseconds(),
 	}
 	for _, st := range spec.Steps {
 		op.Steps = append(op.Steps, st.Outline())

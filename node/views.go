@@ -212,6 +212,9 @@ func jobView(j *ledger.Job) api.Job {
 	if j.Budget > 0 {
 		v.Budget = j.Budget.String()
 	}
+	if j.EndedAt != 0 {
+		v.PayAt = logDate(j.PayAt())
+	}
 	counts := j.Counts()
 	v.Counts = api.TaskCounts{
 		Waiting: counts[pcm.TaskWaiting], Placed: counts[pcm.TaskPlaced], Done: counts[pcm.TaskDone],

@@ -158,7 +158,8 @@ func (a *app) tradeCommand() *cobra.Command {
 		Use: "trade", Short: "Look at trades, dispute them, and end a dispute",
 		Long: `Trades of this node's cell, and those that its jobs have bought in other cells.
 A buyer disputes finished tasks that it won't pay as they are: their holds are
-frozen. A dispute ends when the buyer pays after all, when the seller gives in, when
+frozen. Tasks are paid as soon as their results are accepted, unless the job says
+pay_after (pcm run --pay-after 24h): then there is so long after its end. A dispute ends when the buyer pays after all, when the seller gives in, when
 both agree on an amount ('pcm trade resolve', accepted by the other side), or after
 seven days, unpaid.`,
 	}
@@ -167,7 +168,7 @@ seven days, unpaid.`,
 	list.Use = "list"
 	c.AddCommand(list, a.tradeGetCommand(),
 		a.tradeActCommand("dispute", "Refuse to pay for finished tasks as they are", true),
-		a.tradeActCommand("pay", "Pay for tasks in dispute after all", false),
+		a.tradeActCommand("pay", "Pay for tasks in dispute after all, or for those that are to be paid later", false),
 		a.tradeActCommand("give-in", "Take nothing for tasks in dispute that this peer sold", false),
 		a.tradeResolveCommand(), a.netAcceptCommand("accept"))
 	return c

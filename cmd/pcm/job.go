@@ -303,8 +303,11 @@ func drawJob(t *table, j api.Job, tasks []api.Task, trades api.List[api.Trade], 
 	}
 	t.pair("Driver", "%s, term %d; takeover by %s", id(t, j.Driver), j.DriverTerm, j.Takeover)
 	settled := "not yet settled"
-	if j.Settled {
+	switch {
+	case j.Settled:
 		settled = "settled"
+	case !j.PayAt.IsZero():
+		settled = "paid after " + j.PayAt.UTC().Format(time.DateTime) + " UTC, but for what is disputed: 'pcm trade dispute TRADE'"
 	}
 	budget := ""
 	if j.Budget != "" {

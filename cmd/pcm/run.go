@@ -20,7 +20,7 @@ import (
 type runFlags struct {
 	name, cpu, memory, class, adapter, module string
 	timeLimit, budget, takeover, strategy     string
-	deadline                                  string
+	deadline, payAfter                        string
 	count, retries                            int
 	gpu                                       int64
 	disk, accelerator                         string
@@ -91,6 +91,7 @@ tasks leave as --output is fetched by 'pcm job get'.
 	fl.StringVar(&f.deadline, "deadline", "", "longest time for the whole job, waiting included")
 	fl.IntVar(&f.retries, "retries", 0, "how often a failed task is run again")
 	fl.StringVar(&f.budget, "budget", "", "most that the job may cost: 5 or '0.25 credit'")
+	fl.StringVar(&f.payAfter, "pay-after", "", "pay this long after the job's end, and not at once, so that you can 'pcm trade dispute' what came back: 10m, 24h")
 	fl.StringVar(&f.takeover, "takeover", "", "who may drive the job when this peer is gone: account (default), any or none")
 	fl.StringVar(&f.strategy, "strategy", "", "how to choose among sites: cheapest (default) or spread")
 	fl.StringVar(&f.module, "module", "", "WebAssembly module `FILE` (WASI) to run instead of a command")
@@ -135,7 +136,7 @@ func (f runFlags) spec(args []string) (pcm.Spec, error) {
 		return pcm.Spec{}, pcm.Errorf(pcm.Invalid, "--count %d is out of range: 1 to %d", f.count, pcm.MaxTasks)
 	}
 	s := pcm.Spec{
-		Name: name, Budget: f.budget, Deadline: pcm.Duration(f.deadline), Takeover: pcm.Takeover(f.takeover), Strategy: f.strategy,
+		Name: name, Budget: f.budget, Deadline: pcm.Duration(f.deadline), PayAfter: pcm.Duration(f.payAfter), Takeover: pcm.Takeover(f.takeover), Strategy: f.strategy,
 		Steps: []pcm.Step{step},
 	}
 	return s, specFaults(s.Normalize())

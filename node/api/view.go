@@ -137,7 +137,8 @@ type Job struct {
 	Spec        pcm.Digest    `json:"spec_digest"`
 	SubmittedAt time.Time     `json:"submitted_at"`
 	EndedAt     time.Time     `json:"ended_at,omitzero"`
-	Settled     bool          `json:"settled"` // nothing of it is open any more
+	PayAt       time.Time     `json:"pay_at,omitzero"` // what it has cost is paid from then on, unless it is disputed before
+	Settled     bool          `json:"settled"`         // nothing of it is open any more
 	Unit        string        `json:"unit"`
 	Budget      string        `json:"budget,omitempty"`
 	Held        string        `json:"held"`
