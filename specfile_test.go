@@ -22,7 +22,7 @@ func TestParseSpecFaults(t *testing.T) {
 		{"unknown field deep", "steps:\n  - command: [a]\n    resources:\n      mem: 1GiB\n",
 			`f:4:7: steps[0].resources.mem: no such field; known: cpu, memory, gpu, disk, accelerator, software, bandwidth, fabric`},
 		{"shorthand at the top", "command: [a]\n",
-			"f:1:1: command: no such field; known: name, budget, deadline, takeover, strategy, steps\n" +
+			"f:1:1: command: no such field; known: name, budget, deadline, takeover, strategy, pay_after, steps\n" +
 				"f:1:1: steps: a job has at least one step"},
 		{"wrong type", "steps:\n  - command: [a]\n    count: many\n",
 			`f:3:12: steps[0].count: is the text "many"; a whole number is needed`},

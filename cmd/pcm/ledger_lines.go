@@ -79,8 +79,14 @@ func opLine(op pcm.Op) recordLine {
 		l.Trade, l.Tasks, l.Text = op.Dispute.Trade, op.Dispute.Tasks.Len(), op.Dispute.Reason
 	case op.Stop != nil:
 		l.Trade, l.Tasks, l.Text = op.Stop.Trade, op.Stop.Tasks.Len(), op.Stop.Reason
+	case op.Scale != nil:
+		l.Job, l.Tasks = op.Scale.Job, op.Scale.Count
 	case op.Cancel != nil:
 		l.Job, l.Text = op.Cancel.Job, op.Cancel.Reason
+	case op.Void != nil:
+		terms(op.Void.Terms)
+	case op.Clear != nil:
+		l.Job, l.Trade, l.Amount = op.Clear.Job, op.Clear.Trade, op.Clear.Paid.String()
 	case op.NoteKey != nil:
 		l.Peer = op.NoteKey.Peer
 	case op.Net != nil:
@@ -112,6 +118,8 @@ func factLine(f pcm.Fact) recordLine {
 		return recordLine{Kind: "closed", Job: f.Closed.Job, Trade: f.Closed.Trade, Amount: f.Closed.Paid.String()}
 	case f.Overdue != nil:
 		return recordLine{Kind: "overdue", Job: f.Overdue.Job}
+	case f.Cleared != nil:
+		return recordLine{Kind: "cleared", Job: f.Cleared.Job, Trade: f.Cleared.Trade}
 	case f.Based != nil:
 		return recordLine{Kind: "based", Text: fmt.Sprintf("%d records come to a state with digest %x", f.Based.Size, f.Based.Digest)}
 	}

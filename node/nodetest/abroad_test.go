@@ -285,3 +285,43 @@ func TestAbroadCrash(t *testing.T) {
 	}
 	sound(t, home, east)
 }
+
+// A trade between cells stands in two ledgers. One file proves both halves, to whoever
+// has the keys of both cells.
+func TestAbroadProof(t *testing.T) {
+	m := overseas(t, nodetest.Spec{Name: "home", Config: nodetest.Buyer}, nodetest.Spec{Name: "east", Config: nodetest.Bare("0.5", 2) + listens})
+	home, east := m.Peer("home"), m.Peer("east")
+	j := home.Done(home.Send(nodetest.Command(1, "true"), "").ID)
+	trades, err := home.Trades(t.Context(), api.Query{Job: j.ID})
+	if err != nil || len(trades.Items) != 1 {
+		t.Fatalf("%+v, %v", trades, err)
+	}
+	trade := string(trades.Items[0].ID)
+	dir := t.TempDir()
+	half, both, keys := filepath.Join(dir, "half"), filepath.Join(dir, "both"), map[string]string{}
+	for _, p := range m.Peers {
+		keys[p.Name] = filepath.Join(dir, p.Name+".keys")
+		if err := os.WriteFile(keys[p.Name], []byte(p.PCM("ledger", "vkeys").Stdout), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r := home.PCM("ledger", "proof", trade, "-f", half); r.Code != 0 || !strings.Contains(r.Stderr, "--from URL") || !strings.Contains(r.Stderr, string(trades.Items[0].Cell)) {
+		t.Errorf("a proof of home's records does not say where the others are: %+v", r)
+	}
+	if r := home.PCM("ledger", "proof", trade, "-f", both, "--from", logURL(t, east)); r.Code != 0 || !strings.Contains(r.Stderr, "the keys of both") {
+		t.Errorf("a proof of both cells' records: %+v", r)
+	}
+	check := func(what string, code int, wants []string, args ...string) {
+		t.Helper()
+		r := home.PCM(append([]string{"ledger", "verify-proof"}, args...)...)
+		for _, want := range wants {
+			if r.Code != code || !strings.Contains(r.Stdout, want) {
+				t.Errorf("%s: no %q in %+v", what, want, r)
+			}
+		}
+	}
+	check("home's half", 0, []string{"place", "accept", "clear"}, half, "--vkey", keys["home"])
+	check("both", 0, []string{"place", "clear", "award", "settle", string(cellOf(t, home)), string(cellOf(t, east))}, both, "--vkey", keys["home"], "--vkey", keys["east"])
+	check("both, with the keys of one", 1, []string{"NOT good", "take those of that cell's voters"}, both, "--vkey", keys["home"])
+	check("both, with the keys of the other", 1, []string{"NOT good"}, both, "--vkey", keys["east"])
+}
