@@ -64,8 +64,8 @@ var (
 
 var bugs = []bug{
 	{"no fsync", "consensus/wal/wal.go",
-		"\tif err == nil {\n\t\terr = fdatasync(seg.f)\n\t}\n",
-		"\tif err == nil && !planted(\"no fsync\") {\n\t\terr = fdatasync(seg.f)\n\t}\n", outage},
+		"\tif err == nil {\n\t\terr = frames.Datasync(seg.f)\n\t}\n",
+		"\tif err == nil && !planted(\"no fsync\") {\n\t\terr = frames.Datasync(seg.f)\n\t}\n", outage},
 	{"acknowledged before it is committed", "consensus/propose.go",
 		"\tf := p.c.raft.ApplyLog(",
 		`	if planted("acknowledged before it is committed") {

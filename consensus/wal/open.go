@@ -5,11 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/jointcloud/pcm/consensus/frames"
 )
 
 // load reads a segment; only the last one may end with a frame that is not whole.
@@ -26,9 +27,7 @@ func (l *Log) load(number uint64, last bool) error {
 		}
 	}()
 	if last {
-		// What this process reads must be on the disk, whoever wrote it and ended before its
-		// fsync, or at a failed one: after that the cache may hold what the disk does not.
-		if err := settle(f); err != nil {
+		if err := frames.Settle(f); err != nil {
 			return err
 		}
 	}
@@ -44,8 +43,8 @@ func (l *Log) load(number uint64, last bool) error {
 	if _, err := io.ReadFull(f, data); err != nil {
 		return err
 	}
-	damaged := func(format string, args ...any) error { return &DamagedError{path, fmt.Sprintf(format, args...)} }
-	seq, ok := header(data, number)
+	damaged := func(format string, args ...any) error { return frames.Damaged(path, format, args...) }
+	seq, ok := frames.ReadHeader(data, magic, number)
 	if !ok {
 		return damaged("its header is not that of a segment")
 	}
@@ -59,10 +58,10 @@ func (l *Log) load(number uint64, last bool) error {
 }
 
 func (l *Log) loadFrames(s *segment, data []byte, last bool) error {
-	damaged := func(format string, args ...any) error { return &DamagedError{s.path, fmt.Sprintf(format, args...)} }
+	damaged := func(format string, args ...any) error { return frames.Damaged(s.path, format, args...) }
 	for {
 		rest := data[s.end:]
-		kind, body, ok := frame(rest, l.seq)
+		kind, body, ok := frames.Read(rest, l.seq)
 		if !ok {
 			break
 		}
@@ -82,7 +81,7 @@ func (l *Log) loadFrames(s *segment, data []byte, last bool) error {
 	// Where the head is whole, a later frame begins behind it: what is within it is
 	// what others had stored, and may look like a frame.
 	from := int64(0)
-	if n, ok := head(rest); ok {
+	if n, ok := frames.Head(rest); ok {
 		from = min(frameHead+n, int64(len(rest)))
 	}
 	if at := later(rest[from:], l.seq); at >= 0 {
@@ -97,35 +96,7 @@ func (l *Log) loadFrames(s *segment, data []byte, last bool) error {
 		return err
 	}
 	s.reserved = s.end
-	return fsync(s.f)
-}
-
-// header reads a segment's header: the number of its first frame.
-func header(data []byte, number uint64) (seq uint64, ok bool) {
-	if len(data) < headerSize || string(data[:16]) != magic || binary.LittleEndian.Uint64(data[16:]) != number ||
-		crc32.Checksum(data[:headerSize-4], table) != binary.LittleEndian.Uint32(data[headerSize-4:]) {
-		return 0, false
-	}
-	return binary.LittleEndian.Uint64(data[24:]), true
-}
-
-// frame reads the frame with a number at the beginning of data.
-func frame(data []byte, seq uint64) (kind uint32, body []byte, ok bool) {
-	n, ok := head(data)
-	if !ok || binary.LittleEndian.Uint64(data[16:]) != seq || frameHead+n > int64(len(data)) {
-		return 0, nil, false
-	}
-	body = data[frameHead : frameHead+n]
-	return binary.LittleEndian.Uint32(data[12:]), body, crc32.Checksum(body, table) == binary.LittleEndian.Uint32(data)
-}
-
-// head tells whether data begins with a frame's head, and how long the body is.
-func head(data []byte) (n int64, ok bool) {
-	if len(data) < frameHead || crc32.Checksum(data[8:frameHead], table) != binary.LittleEndian.Uint32(data[4:]) {
-		return 0, false
-	}
-	n = int64(binary.LittleEndian.Uint32(data[8:]))
-	return n, n <= maxFrame
+	return frames.Sync(s.f)
 }
 
 // later finds a whole frame with a number above seq; -1 if there is none. It was
@@ -141,15 +112,15 @@ func later(data []byte, seq uint64) int {
 				break
 			}
 			at += i + 1
-			from := at - 1 - 12
+			from := at - 1 - frames.KindAt
 			if from < 0 || from+frameHead > len(data) {
 				continue
 			}
-			n := binary.LittleEndian.Uint64(data[from+16:])
+			n := binary.LittleEndian.Uint64(data[from+frames.NumberAt:])
 			if n <= seq || n > seq+uint64(len(data)) {
 				continue
 			}
-			if _, _, ok := frame(data[from:], n); ok {
+			if _, _, ok := frames.Read(data[from:], n); ok {
 				return from
 			}
 		}
@@ -165,7 +136,7 @@ const sector = 512
 // One whose sectors all were written is damaged. (Damage to a frame that holds a
 // sector of zeros, and is the last one, is taken for the other.)
 func torn(rest []byte, at int64) bool {
-	n, ok := head(rest)
+	n, ok := frames.Head(rest)
 	end := frameHead + n
 	if !ok {
 		end = frameHead
@@ -223,7 +194,7 @@ const (
 
 func writeNumber(dir, name string, n uint64) error {
 	data := binary.LittleEndian.AppendUint64(nil, n)
-	data = binary.LittleEndian.AppendUint32(data, crc32.Checksum(data, table))
+	data = binary.LittleEndian.AppendUint32(data, frames.Checksum(data))
 	path := filepath.Join(dir, name)
 	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -231,7 +202,7 @@ func writeNumber(dir, name string, n uint64) error {
 	}
 	_, err = f.Write(data)
 	if err == nil {
-		err = fsync(f)
+		err = frames.Sync(f)
 	}
 	if e := f.Close(); err == nil {
 		err = e
@@ -240,7 +211,7 @@ func writeNumber(dir, name string, n uint64) error {
 		err = os.Rename(path+".new", path)
 	}
 	if err == nil {
-		err = syncDir(dir)
+		err = frames.SyncDir(dir)
 	}
 	return err
 }
@@ -255,17 +226,8 @@ func readNumber(dir, name string) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if len(data) != 12 || crc32.Checksum(data[:8], table) != binary.LittleEndian.Uint32(data[8:]) {
-		return 0, &DamagedError{path, "its checksum is not that of its content"}
+	if len(data) != 12 || frames.Checksum(data[:8]) != binary.LittleEndian.Uint32(data[8:]) {
+		return 0, frames.Damaged(path, "its checksum is not that of its content")
 	}
 	return binary.LittleEndian.Uint64(data), nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return fsync(d)
 }

@@ -14,15 +14,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/jointcloud/pcm/consensus/frames"
 )
 
 // Sizes of files.
@@ -66,18 +65,15 @@ type segment struct {
 	live     int // places that point here
 }
 
-var table = crc32.MakeTable(crc32.Castagnoli)
-
-// A segment's header: magic, the segment's number, the number of its first frame, checksum.
 const (
 	magic      = "pcm raft log 1\n\x00"
-	headerSize = 16 + 8 + 8 + 4
+	headerSize = frames.HeaderSize
+	frameHead  = frames.HeadSize
+	maxFrame   = frames.MaxBody
 )
 
-// A frame's head: checksum of the body, checksum of the rest of the head, length of the body, kind, number.
+// Kinds of frames.
 const (
-	frameHead = 4 + 4 + 4 + 4 + 8
-
 	kindEntries = 0x5043574c
 	kindCut     = 0x50435743 // body: an index
 )
@@ -86,15 +82,8 @@ const (
 // that follows, index, term, when it was appended, type, length of extensions.
 const entryHead = 4 + 4 + 8 + 8 + 8 + 1 + 4
 
-const maxFrame = 1 << 30
-
 // DamagedError says that a file does not hold what was once written to it.
-type DamagedError struct {
-	Path string
-	Why  string
-}
-
-func (e *DamagedError) Error() string { return fmt.Sprintf("%s is damaged: %s", e.Path, e.Why) }
+type DamagedError = frames.DamagedError
 
 // Exists tells whether a folder holds a log.
 func Exists(dir string) bool {
@@ -102,24 +91,12 @@ func Exists(dir string) bool {
 	return err == nil && len(list) > 0
 }
 
-func segmentPath(dir string, n uint64) string { return filepath.Join(dir, fmt.Sprintf("%016x.wal", n)) }
+const suffix = ".wal"
+
+func segmentPath(dir string, n uint64) string { return frames.Path(dir, n, suffix) }
 
 // segmentsOf lists the numbers of a folder's segments.
-func segmentsOf(dir string) (list []uint64, err error) {
-	files, err := os.ReadDir(dir)
-	for _, f := range files {
-		var n uint64
-		name, ok := strings.CutSuffix(f.Name(), ".wal")
-		if !ok || len(name) != 16 {
-			continue
-		}
-		if _, err := fmt.Sscanf(name, "%016x", &n); err == nil {
-			list = append(list, n)
-		}
-	}
-	slices.Sort(list)
-	return list, err
-}
+func segmentsOf(dir string) ([]uint64, error) { return frames.List(dir, suffix) }
 
 // Open opens the log in a folder, which is made if it is missing. An error of
 // type [*DamagedError] says that it was once longer or other than it is. Nobody
@@ -143,11 +120,11 @@ func Open(dir string) (_ *Log, err error) {
 		return nil, err
 	}
 	if newest > 0 && (len(numbers) == 0 || numbers[len(numbers)-1] < newest) {
-		return nil, &DamagedError{segmentPath(dir, newest), "the file is gone"}
+		return nil, frames.Damaged(segmentPath(dir, newest), "the file is gone")
 	}
 	for i, n := range numbers {
 		if i > 0 && n != numbers[i-1]+1 {
-			return nil, &DamagedError{segmentPath(dir, numbers[i-1]+1), "the file is gone"}
+			return nil, frames.Damaged(segmentPath(dir, numbers[i-1]+1), "the file is gone")
 		}
 		if err := l.load(n, i == len(numbers)-1); err != nil {
 			return nil, err
@@ -159,7 +136,7 @@ func Open(dir string) (_ *Log, err error) {
 		return nil, err
 	}
 	if start > l.last() { // an entry was there when it was noted, and none is deleted by both ends
-		return nil, &DamagedError{dir, fmt.Sprintf("it ends at entry %d, and began at entry %d: its newest segments are gone, or cut short", l.last(), start)}
+		return nil, frames.Damaged(dir, "it ends at entry %d, and began at entry %d: its newest segments are gone, or cut short", l.last(), start)
 	}
 	if start > l.first {
 		l.dropHead(start)
@@ -237,7 +214,7 @@ func (l *Log) GetLog(index uint64, out *raft.Log) error {
 	}
 	e, n, err := decodeEntry(buf)
 	if err != nil || n != len(buf) || e.Index != index {
-		return &DamagedError{p.seg.path, fmt.Sprintf("entry %d at byte %d is not what was written", index, p.at)}
+		return frames.Damaged(p.seg.path, "entry %d at byte %d is not what was written", index, p.at)
 	}
 	*out = e
 	return nil
@@ -323,7 +300,7 @@ func appendEntry(buf []byte, e *raft.Log) []byte {
 	buf = append(buf, byte(e.Type))
 	buf = binary.LittleEndian.AppendUint32(buf, uint32(len(e.Extensions)))
 	buf = append(append(buf, e.Extensions...), e.Data...)
-	binary.LittleEndian.PutUint32(buf[from:], crc32.Checksum(buf[from+4:], table))
+	binary.LittleEndian.PutUint32(buf[from:], frames.Checksum(buf[from+4:]))
 	return buf
 }
 
@@ -336,7 +313,7 @@ func decodeEntry(buf []byte) (e raft.Log, n int, err error) {
 	}
 	n = int(binary.LittleEndian.Uint32(buf[4:])) + 8
 	ext := int(binary.LittleEndian.Uint32(buf[33:]))
-	if n < entryHead || n > len(buf) || ext > n-entryHead || crc32.Checksum(buf[4:n], table) != binary.LittleEndian.Uint32(buf) {
+	if n < entryHead || n > len(buf) || ext > n-entryHead || frames.Checksum(buf[4:n]) != binary.LittleEndian.Uint32(buf) {
 		return e, 0, errEntry
 	}
 	e.Index, e.Term = binary.LittleEndian.Uint64(buf[8:]), binary.LittleEndian.Uint64(buf[16:])
@@ -362,11 +339,7 @@ func (l *Log) append(frame []byte, kind uint32) (*segment, int64, error) {
 	if len(frame) > maxFrame {
 		return nil, 0, fmt.Errorf("%s: %d bytes are too many for one frame", l.dir, len(frame))
 	}
-	binary.LittleEndian.PutUint32(frame, crc32.Checksum(frame[frameHead:], table))
-	binary.LittleEndian.PutUint32(frame[8:], uint32(len(frame)-frameHead))
-	binary.LittleEndian.PutUint32(frame[12:], kind)
-	binary.LittleEndian.PutUint64(frame[16:], l.seq)
-	binary.LittleEndian.PutUint32(frame[4:], crc32.Checksum(frame[8:frameHead], table))
+	frames.Finish(frame, kind, l.seq)
 	seg := l.segments[len(l.segments)-1]
 	if seg.end > headerSize && seg.end+int64(len(frame)) > segmentSize {
 		if err := l.roll(seg.number + 1); err != nil {
@@ -380,7 +353,7 @@ func (l *Log) append(frame []byte, kind uint32) (*segment, int64, error) {
 	at := seg.end
 	_, err := seg.f.WriteAt(frame, at)
 	if err == nil {
-		err = fdatasync(seg.f)
+		err = frames.Datasync(seg.f)
 	}
 	if err != nil {
 		l.broken = fmt.Errorf("%s can't be written: %w", seg.path, err)
@@ -399,41 +372,21 @@ func (s *segment) reserve(n int64) error {
 		return nil
 	}
 	more := max(n, min(max(growLeast, s.reserved), growMost))
-	if err := allocate(s.f, s.end, more); err != nil {
+	if err := frames.Allocate(s.f, s.end, more); err != nil {
 		return fmt.Errorf("%s can't grow: %w", s.path, err)
 	}
 	s.reserved = s.end + more
 	return nil
 }
 
-// roll begins a segment. A file with a segment's name has a whole header, so that
-// one that was cut short is never taken for one that was just begun.
+// roll begins a segment.
 func (l *Log) roll(number uint64) error {
 	path := segmentPath(l.dir, number)
-	f, err := os.OpenFile(path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := frames.Create(path, frames.Header(magic, number, l.seq))
 	if err != nil {
 		return err
 	}
 	s := &segment{f: f, path: path, number: number, end: headerSize, reserved: headerSize}
-	head := append(make([]byte, 0, headerSize), magic...)
-	head = binary.LittleEndian.AppendUint64(head, number)
-	head = binary.LittleEndian.AppendUint64(head, l.seq)
-	head = binary.LittleEndian.AppendUint32(head, crc32.Checksum(head, table))
-	if _, err = f.WriteAt(head, 0); err == nil {
-		err = fsync(f)
-	}
-	if err == nil { // it has its name once its header is durable
-		err = os.Rename(f.Name(), path)
-	}
-	if err == nil {
-		err = syncDir(l.dir)
-	}
-	if err != nil {
-		f.Close()
-		os.Remove(f.Name())
-		os.Remove(path)
-		return err
-	}
 	l.mu.Lock()
 	l.segments = append(l.segments, s)
 	l.mu.Unlock()

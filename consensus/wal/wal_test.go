@@ -6,7 +6,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"hash/crc32"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -16,11 +15,13 @@ import (
 
 	"github.com/hashicorp/raft"
 	"pgregory.net/rapid"
+
+	"github.com/jointcloud/pcm/consensus/frames"
 )
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	careless = flag.Lookup("test.bench").Value.String() == ""
+	frames.Careless = flag.Lookup("test.bench").Value.String() == ""
 	os.Exit(m.Run())
 }
 
@@ -383,10 +384,10 @@ func TestForgedFrame(t *testing.T) {
 	}
 	next := l.seq + 1
 	forged := make([]byte, frameHead)
-	binary.LittleEndian.PutUint32(forged, crc32.Checksum(nil, table))
+	binary.LittleEndian.PutUint32(forged, frames.Checksum(nil))
 	binary.LittleEndian.PutUint32(forged[12:], kindEntries)
 	binary.LittleEndian.PutUint64(forged[16:], next)
-	binary.LittleEndian.PutUint32(forged[4:], crc32.Checksum(forged[8:], table))
+	binary.LittleEndian.PutUint32(forged[4:], frames.Checksum(forged[8:]))
 	e := entry(2, 1, 4*sector)
 	copy(e.Data, forged)
 	at := l.segments[0].end
