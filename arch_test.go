@@ -17,14 +17,16 @@ const module = "github.com/jointcloud/pcm"
 // leaves are the parts that import the root package and not each other. An
 // entry ending in /* names the folders below it.
 var leaves = []string{
-	"ledger", "ledger/tlog", "consensus", "consensus/wal", "mesh", "mesh/artifact", "adapters", "adapters/*", "adapters/plugin/*", "adapters/rest/*",
+	"ledger", "ledger/tlog", "consensus", "consensus/wal", "consensus/records", "consensus/frames", "mesh", "mesh/artifact", "adapters", "adapters/*", "adapters/plugin/*", "adapters/rest/*",
 	"node/placement", "node/rules", "node/api",
 	"configs", // the examples, embedded
 }
 
 // arrowsBesides are the imports between leaves that are allowed.
 var arrowsBesides = map[string][]string{
-	"consensus":           {"consensus/wal"},
+	"consensus":           {"consensus/wal", "consensus/records"},
+	"consensus/wal":       {"consensus/frames"},
+	"consensus/records":   {"consensus/frames"},
 	"adapters/*":          {"adapters", "adapters/supervisor"},
 	"adapters/supervisor": {"adapters"},
 

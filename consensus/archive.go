@@ -15,17 +15,23 @@ import (
 	"github.com/dgraph-io/badger/v4/options"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/consensus/records"
 )
 
-// archive keeps a cell's history in Badger: records by number, documents by
-// key. It is written behind Apply by one goroutine: Raft's log is what makes an
+// archive keeps a cell's history: records by number in files that are only appended to,
+// documents by key in Badger. It is written behind Apply by one goroutine: Raft's log is what makes an
 // entry durable, and what the archive lost in a crash is applied again from there.
 //
-// Keys: "r" and the record's number (8 bytes, big-endian); "t" for tiles (see
-// there); "b" for bases (see there); "d/" and the document's key; "m/state" for the archiveState. A document's value begins with the
+// Keys in Badger: "t" for tiles (see there); "b" for bases (see there); "d/" and the
+// document's key; "m/state" for the archiveState. A document's value begins with the
 // Raft index (8 bytes, big-endian) of the entry that wrote it.
+//
+// Records are in their files before the state that counts them is in Badger. After a
+// crash either may be behind: what the state doesn't count is cut off, and the state is
+// set back to what the files have.
 type archive struct {
 	store *store
+	files *records.Files
 	dir   string
 	log   *slog.Logger
 	fail  func(error) // called once when the store can't be written any more
@@ -53,7 +59,16 @@ type archiveState struct {
 	Left    uint64 `cbor:"6,keyasint,omitempty"` // records below it may have to be erased: a multiple of 256, at most Pruned
 	Erased  uint64 `cbor:"7,keyasint,omitempty"` // records below it were
 	Bases   []Base `cbor:"8,keyasint,omitempty"` // never changed in place
+	Durable uint64 `cbor:"9,keyasint,omitempty"` // records below it are durable, but for those of the gap
+	Form    int    `cbor:"10,keyasint,omitempty"`
 }
+
+// Forms of an archive.
+const (
+	formKeys  = iota // its records are in Badger, as releases before files wrote them
+	formMoved        // they are in files, and perhaps still in Badger as well
+	formFiles
+)
 
 // gap is the history from before a snapshot that this replica was given.
 // Records below From are here and were checked; those in [From, Next) were
@@ -108,10 +123,6 @@ const (
 
 var keyState = []byte("m/state")
 
-func recordKey(n uint64) []byte {
-	return binary.BigEndian.AppendUint64([]byte{'r'}, n)
-}
-
 func documentKey(key string) []byte { return append([]byte("d/"), key...) }
 
 func openArchive(dir string, idle time.Duration, log *slog.Logger, fail func(error)) (a *archive, err error) {
@@ -159,7 +170,7 @@ func openArchive(dir string, idle time.Duration, log *slog.Logger, fail func(err
 		return nil, damaged(err)
 	}
 	a = &archive{
-		store: store, dir: dir, log: log, fail: fail,
+		store: store, dir: dir, log: log, fail: fail, state: archiveState{Form: formFiles},
 		queue: make(chan *archiveOp, archiveQueue), hurry: make(chan struct{}, 1), closing: make(chan struct{}), done: make(chan struct{}), written: make(chan struct{}),
 	}
 	err = store.view(func(txn *badger.Txn) error {
@@ -170,10 +181,17 @@ func openArchive(dir string, idle time.Duration, log *slog.Logger, fail func(err
 		if err != nil {
 			return err
 		}
+		a.state = archiveState{}
 		return item.Value(func(v []byte) error { return pcm.Unmarshal(v, &a.state) })
 	})
+	if err == nil {
+		err = a.openFiles()
+	}
 	if err != nil {
 		store.close()
+		if pcm.ErrorCode(err) == pcm.Unavailable {
+			return nil, err
+		}
 		return nil, damaged(err)
 	}
 	go a.run()
@@ -202,7 +220,11 @@ func (a *archive) close() error {
 	close(a.closing)
 	close(a.queue)
 	<-a.done
-	return a.store.close()
+	var err error
+	if a.broken == nil && hasRoom(a.dir) {
+		err = a.files.Sync()
+	}
+	return errors.Join(err, a.files.Close(), a.store.close())
 }
 
 func (a *archive) run() {
@@ -305,7 +327,7 @@ func (a *archive) write(batch []*archiveOp) error {
 	}
 	changed, sync := false, false
 	for _, op := range batch {
-		sync = sync || op.sync
+		sync = sync || op.sync || op.open != nil || op.closed
 		changed = changed || op.sync || op.writes()
 		if !op.writes() { // don't open the store for the passing of time
 			state.Applied = max(state.Applied, op.index)
@@ -329,13 +351,6 @@ func (op *archiveOp) writes() bool {
 }
 
 func (a *archive) writeBatch(db *badger.DB, state *archiveState, batch []*archiveOp, sync bool) error {
-	for _, op := range batch {
-		if op.erased != 0 {
-			if err := a.erase(db, state, op.erased); err != nil {
-				return err
-			}
-		}
-	}
 	wb := db.NewWriteBatch()
 	defer wb.Cancel()
 	for i, op := range batch {
@@ -345,6 +360,15 @@ func (a *archive) writeBatch(db *badger.DB, state *archiveState, batch []*archiv
 		if err := a.writeOp(db, wb, state, op, batch[:i]); err != nil {
 			return err
 		}
+	}
+	if err := a.files.Write(); err != nil {
+		return err
+	}
+	if sync {
+		if err := a.files.Sync(); err != nil {
+			return err
+		}
+		state.Durable = state.Count
 	}
 	if err := wb.Set(keyState, pcm.MustMarshal(*state)); err != nil {
 		return err
@@ -366,7 +390,7 @@ func (a *archive) writeOp(db *badger.DB, wb *badger.WriteBatch, state *archiveSt
 	case op.pruned != 0:
 		return a.writePruned(wb, state, op.pruned)
 	case op.erased != 0:
-		return nil // done already, see writeBatch
+		return a.erase(state, op.erased)
 	case op.base != nil && op.index == 0:
 		return a.writeBase(wb, state, op.base)
 	case op.open != nil:
@@ -377,64 +401,16 @@ func (a *archive) writeOp(db *badger.DB, wb *badger.WriteBatch, state *archiveSt
 			g.From, g.Next = state.Count, state.Count
 		}
 		state.Gap, state.Count = &g, g.To
+		a.files.Border(g.To)
 		return a.trimTiles(wb, state)
 	case op.pulled != nil:
-		g := state.Gap
-		if g == nil || g.To != op.pulled.To || g.Root != op.pulled.Root {
-			return nil // a newer snapshot came in between
-		}
-		if op.closed {
-			return a.closeGap(wb, state)
-		}
-		if op.tiled != nil {
-			if err := a.pulledTiles(wb, state, op.tiled); err != nil {
-				return err
-			}
-		}
-		for i, r := range op.records {
-			if err := wb.Set(recordKey(op.first+uint64(i)), r); err != nil {
-				return err
-			}
-		}
-		have, err := documentIndexes(db, op.pages)
-		if err != nil {
-			return err
-		}
-		if len(op.pages) > 0 {
-			for _, b := range before {
-				for _, d := range b.docs {
-					have[d.Key] = max(have[d.Key], b.index)
-				}
-				if b.pulled == nil || b.pulled.To != g.To || b.pulled.Root != g.Root {
-					continue // wasn't written either
-				}
-				for _, d := range b.pages {
-					have[d.Key] = max(have[d.Key], d.Index)
-				}
-			}
-		}
-		for _, d := range op.pages {
-			if have[d.Key] >= d.Index {
-				continue
-			}
-			if err := wb.Set(documentKey(d.Key), documentValue(d.Index, d.Value)); err != nil {
-				return err
-			}
-		}
-		if op.pulled.Low > g.Low { // what is here of the records that nobody has any more
-			state.Left = max(state.Left, min((g.Next+tileWidth-1)/tileWidth*tileWidth, op.pulled.Low))
-		}
-		*g = *op.pulled
-		return a.trimTiles(wb, state)
+		return a.writePulled(db, wb, state, op, before)
 	}
 	if len(op.records) > 0 && op.first > state.Count {
 		return fmt.Errorf("record %d follows %d: records are missing in between", op.first, state.Count)
 	}
-	for i, r := range op.records {
-		if op.first+uint64(i) < state.Pruned {
-			continue // applied again after a restart
-		}
-		if err := wb.Set(recordKey(op.first+uint64(i)), r); err != nil {
+	if known := state.Count - min(state.Count, op.first); known < uint64(len(op.records)) { // the others are applied again after a restart
+		if err := a.files.Append(op.first+known, op.records[known:]); err != nil {
 			return err
 		}
 	}
@@ -451,6 +427,63 @@ func (a *archive) writeOp(db *badger.DB, wb *badger.WriteBatch, state *archiveSt
 	state.Count = max(state.Count, op.first+uint64(len(op.records)))
 	state.Applied = max(state.Applied, op.index)
 	return nil
+}
+
+// writePulled writes what was fetched of the gap.
+func (a *archive) writePulled(db *badger.DB, wb *badger.WriteBatch, state *archiveState, op *archiveOp, before []*archiveOp) error {
+	g := state.Gap
+	if g == nil || g.To != op.pulled.To || g.Root != op.pulled.Root || len(op.records) > 0 && op.first != g.Next {
+		return nil // a newer snapshot came in between
+	}
+	if op.closed {
+		a.files.Border(0)
+		return a.closeGap(wb, state)
+	}
+	if op.tiled != nil {
+		if err := a.pulledTiles(wb, state, op.tiled); err != nil {
+			return err
+		}
+	}
+	if len(op.records) > 0 {
+		// What is left there of an earlier try is not wanted any more: that is durable since
+		// the gap was opened, or begun anew.
+		if err := a.files.Drop(op.first, g.To); err != nil {
+			return err
+		}
+		if err := a.files.Append(op.first, op.records); err != nil {
+			return err
+		}
+	}
+	have, err := documentIndexes(db, op.pages)
+	if err != nil {
+		return err
+	}
+	if len(op.pages) > 0 {
+		for _, b := range before {
+			for _, d := range b.docs {
+				have[d.Key] = max(have[d.Key], b.index)
+			}
+			if b.pulled == nil || b.pulled.To != g.To || b.pulled.Root != g.Root {
+				continue // wasn't written either
+			}
+			for _, d := range b.pages {
+				have[d.Key] = max(have[d.Key], d.Index)
+			}
+		}
+	}
+	for _, d := range op.pages {
+		if have[d.Key] >= d.Index {
+			continue
+		}
+		if err := wb.Set(documentKey(d.Key), documentValue(d.Index, d.Value)); err != nil {
+			return err
+		}
+	}
+	if op.pulled.Low > g.Low { // what is here of the records that nobody has any more
+		state.Left = max(state.Left, min((g.Next+tileWidth-1)/tileWidth*tileWidth, op.pulled.Low))
+	}
+	*g = *op.pulled
+	return a.trimTiles(wb, state)
 }
 
 func documentValue(index uint64, value []byte) []byte {

@@ -379,7 +379,7 @@ func leaderOf(t testing.TB, nodes ...*node) (leader *node) {
 	return leader
 }
 
-func flip(t *testing.T, path string, at int64) {
+func flip(t testing.TB, path string, at int64) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {

@@ -78,9 +78,7 @@ func TestFalseHistoryIsNotBelieved(t *testing.T) {
 	_, nodes := three(t, snapshotOften)
 	lead := leaderOf(t, nodes...)
 	fillAndSnapshot(t, lead, 30)
-	if err := lead.archive.do(&archiveOp{index: 1, first: 7, records: [][]byte{[]byte("forged")}}); err != nil {
-		t.Fatal(err)
-	}
+	lead.forgeRecord(t, 7, []byte("forged"))
 	r := lead.admit(t, snapshotOften)
 	r.await("the true history", func() bool {
 		complete, _, _ := r.History()
@@ -101,9 +99,7 @@ func TestIncompleteReplicaIsNoVoter(t *testing.T) {
 	a := found(t, b, snapshotOften)
 	fillAndSnapshot(t, a, 20)
 	// The founder's own history has lost a record: nobody can have it complete.
-	if err := a.archive.store.use(func(db *badger.DB) error { return db.DropPrefix(recordKey(3)) }); err != nil {
-		t.Fatal(err)
-	}
+	a.spoilRecord(t, 3)
 	var rest []*node
 	for range 2 {
 		rest = append(rest, a.admit(t, snapshotOften))

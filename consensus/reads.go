@@ -8,6 +8,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/consensus/records"
 )
 
 // View runs f while no entry is applied, so that f may read the Machine. Many
@@ -96,34 +97,21 @@ func (c *Cell) Records(from, to uint64, f func(n uint64, record []byte) error) e
 const historyAdvice = "move that folder away and start again; it is then fetched from the cell's other peers (a cell of one peer: restore it from a backup)"
 
 func (a *archive) records(from, to uint64, f func(n uint64, record []byte) error) error {
-	if from >= to {
-		return nil
-	}
-	return a.store.view(func(txn *badger.Txn) error {
-		opt := badger.DefaultIteratorOptions
-		opt.PrefetchSize = int(min(to-from, 64))
-		opt.Prefix = []byte{'r'}
-		it := txn.NewIterator(opt)
-		defer it.Close()
-		n := from
-		for it.Seek(recordKey(from)); it.Valid() && n < to; it.Next() {
-			if got := binary.BigEndian.Uint64(it.Item().Key()[1:]); got != n {
-				break
-			}
-			v, err := it.Item().ValueCopy(nil)
-			if err != nil {
-				return pcm.Errorf(pcm.Internal, "record %d in %s can't be read (%w): %s", n, a.dir, err, historyAdvice)
-			}
-			if err := f(n, v); err != nil {
-				return err
-			}
-			n++
-		}
-		if n < to {
-			return pcm.Errorf(pcm.Internal, "record %d is missing in %s: %s", n, a.dir, historyAdvice)
-		}
-		return nil
+	var own error
+	err := a.files.Read(from, to, func(n uint64, r []byte) error {
+		own = f(n, r)
+		return own
 	})
+	var missing *records.MissingError
+	switch {
+	case err == nil || own != nil:
+		return own
+	case errors.Is(err, records.ErrClosed):
+		return errClosing
+	case errors.As(err, &missing):
+		return pcm.Errorf(pcm.Internal, "record %d is missing in %s: %s", missing.Number, a.dir, historyAdvice)
+	}
+	return pcm.Errorf(pcm.Internal, "the records in %s can't be read (%w): %s", a.dir, err, historyAdvice)
 }
 
 // Document is a stored document, e.g. of a finished job. Error: NotFound.

@@ -133,20 +133,14 @@ func (a *archive) writePruned(wb *badger.WriteBatch, state *archiveState, to uin
 	return a.dropBases(wb, state, func(b Base) bool { return b.Size < to })
 }
 
-// erase drops the records below to, as far as they are no longer to be read. It is
-// called by the writer ahead of a batch, as Badger takes no writes meanwhile: it
-// rewrites the tables that hold them, so that the disk has their room at once.
-func (a *archive) erase(db *badger.DB, state *archiveState, to uint64) error {
+// erase drops the records below to, as far as they are no longer to be read, which is
+// durable already.
+func (a *archive) erase(state *archiveState, to uint64) error {
 	to = min(to, state.Pruned)
 	if to <= state.Erased {
 		return nil
 	}
-	var prefixes [][]byte
-	for n := state.Erased; n < to; n += tileWidth {
-		key := recordKey(n)
-		prefixes = append(prefixes, key[:len(key)-1]) // 256 of them
-	}
-	if err := db.DropPrefix(prefixes...); err != nil {
+	if err := a.files.Erase(to); err != nil {
 		return err
 	}
 	state.Erased = to

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
+	"golang.org/x/sys/unix"
 
 	"github.com/jointcloud/pcm"
 )
@@ -106,6 +108,41 @@ func (n *node) forge(t testing.TB, key, value []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// forgeRecord has a node's files hold another record.
+func (n *node) forgeRecord(t testing.TB, at uint64, record []byte) {
+	t.Helper()
+	f := n.archive.files
+	list := [][]byte{record}
+	err := n.archive.records(at+1, n.RecordCount(), func(_ uint64, r []byte) error { list = append(list, r); return nil })
+	if err := errors.Join(err, f.Drop(at, math.MaxUint64), f.Append(at, list), f.Write()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// spoilRecord flips a bit of a record in a node's files.
+func (n *node) spoilRecord(t testing.TB, at uint64) {
+	t.Helper()
+	record, err := n.Record(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join(n.dir, dirHistory, dirRecords, "*.rec"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range files {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i := bytes.Index(data, record); i >= 0 {
+			flip(t, path, int64(i))
+			return
+		}
+	}
+	t.Fatalf("record %d is in no file", at)
 }
 
 func removed(t testing.TB, n *node, size uint64) {
@@ -270,9 +307,7 @@ func TestRemovalIsCutOff(t *testing.T) {
 		t.Errorf("%d bundles were exported", len(x.bundles))
 	}
 	// What doesn't match its hash is not removed.
-	if err := n.archive.store.use(func(db *badger.DB) error { return db.DropPrefix(recordKey(18*256 + 3)) }); err != nil {
-		t.Fatal(err)
-	}
+	n.spoilRecord(t, 18*256+3)
 	if got, err := n.Prune(t.Context(), 4999, x.export); pcm.ErrorCode(err) != pcm.Internal || got != 0 {
 		t.Errorf("%d removed of a damaged history: %v", got, err)
 	}
@@ -358,10 +393,9 @@ func TestRemovalShrinksTheFolder(t *testing.T) {
 	n := found(t, &book{}, func(c *Config) { c.silent = true })
 	size := func() (sum int64) {
 		filepath.WalkDir(filepath.Join(n.dir, dirHistory), func(path string, d fs.DirEntry, err error) error {
-			if err == nil && filepath.Ext(path) == ".sst" {
-				if info, err := os.Stat(path); err == nil {
-					sum += info.Size()
-				}
+			var st unix.Stat_t
+			if err == nil && filepath.Ext(path) == ".rec" && unix.Stat(path, &st) == nil {
+				sum += st.Blocks * 512
 			}
 			return nil
 		})
@@ -387,9 +421,9 @@ func TestRemovalShrinksTheFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	if after := size(); after > before/2 {
-		t.Errorf("the tables have %d bytes, before %d", after, before)
+		t.Errorf("the files have %d bytes, before %d", after, before)
 	} else {
-		t.Logf("%d bytes of tables, before %d", after, before)
+		t.Logf("%d bytes of files, before %d", after, before)
 	}
 }
 

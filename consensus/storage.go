@@ -21,7 +21,7 @@ const (
 	fileIdentity = "cell.cbor" // which cell this is
 	fileLog      = "raft.db"   // Raft's votes, and its log with StoreBolt (bbolt)
 	dirSnapshots = "snapshots" // Raft's snapshots
-	dirHistory   = "history"   // records and documents (Badger)
+	dirHistory   = "history"   // records (files), documents and tiles (Badger)
 )
 
 // identity keeps a folder from being opened as another cell's or another peer's.

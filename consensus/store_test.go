@@ -18,12 +18,16 @@ func TestStoreClosesWhileItIsIdle(t *testing.T) {
 	for i := range 3 {
 		id, _ := n.propose(t, n.cfg.Self)
 		want = append(want, id)
+		n.RecordCount() // it is written
 		shut()
 		if got := n.ids(t); len(got) != i+1 || got[i] != id {
 			t.Fatalf("records %v, proposed %v", got, want)
 		}
-		if !n.archive.store.isOpen() {
-			t.Error("it was read closed")
+		if n.archive.store.isOpen() {
+			t.Error("reading records has opened the store")
+		}
+		if _, err := n.Document("cmd/" + id.String()); err != nil || !n.archive.store.isOpen() {
+			t.Errorf("it was read closed: %v", err)
 		}
 		shut()
 	}
@@ -91,6 +95,7 @@ func TestStoreOpensWhereThereIsRoom(t *testing.T) {
 		defer s.mu.Unlock()
 		s.room = func(string) bool { return ok }
 	}
+	n.RecordCount() // it is written
 	n.await("a closed store", func() bool { return !s.isOpen() })
 	room(false)
 	if _, err := n.Document("cmd/" + id.String()); err == nil || s.isOpen() {
