@@ -13,8 +13,8 @@ import (
 type attempt struct {
 	*supervisor.Run
 	key  string
-	work string        // where the task runs
-	kick chan struct{} // capacity 1: something below mu or in the spool changed
+	work string // where the task runs
+	seen watched
 
 	turn int // the generation that it is submitted with next; the queue's
 
@@ -25,21 +25,37 @@ type attempt struct {
 	beaten    time.Time // when we saw it
 
 	mu        sync.Mutex
+	kick      chan struct{} // capacity 1: see listen; nil: nobody waits for it
 	at        intent
 	submitted time.Time // when its number was learnt; zero before
 	job       *job      // as last seen
-	seen      time.Time // when
+	jobAt     time.Time // when
 	missing   int       // looks in a row that did not show it
 	since     time.Time // of the first of these
 	fatal     error     // why it can't be submitted
 	gone      bool      // Run has returned, or is about to
 }
 
+// nudge has it looked at: something below mu or in the spool changed.
 func (a *attempt) nudge() {
+	a.mu.Lock()
+	kick := a.kick
+	a.mu.Unlock()
 	select {
-	case a.kick <- struct{}{}:
+	case kick <- struct{}{}:
 	default:
 	}
+	a.Wake()
+}
+
+// listen gives what nudge is heard by, for who waits within a turn.
+func (a *attempt) listen() <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.kick == nil {
+		a.kick = make(chan struct{}, 1)
+	}
+	return a.kick
 }
 
 func (a *attempt) place() (intent, time.Time) {
@@ -75,11 +91,15 @@ func (a *attempt) leave() {
 
 // tail carries a stream's file over to the supervisor, as it grows.
 type tail struct {
-	name string
+	r    *Runner
+	of   *attempt
+	name string // of the stream
 	dst  io.Writer
 	off  int64
 	full bool
 }
+
+func (t *tail) file() string { return t.r.spool.file(t.of.key, t.name) }
 
 // maxTail is how much is carried over at once, so that a stop is not kept waiting.
 const maxTail = 4 << 20
@@ -89,7 +109,7 @@ func (t *tail) copy() (more bool, err error) {
 	if t.full {
 		return false, nil
 	}
-	f, err := openShared(t.name)
+	f, err := openShared(t.file())
 	if err != nil {
 		return false, err
 	}

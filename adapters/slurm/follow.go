@@ -210,6 +210,7 @@ func (r *Runner) kill(a *attempt, out, errs *tail) supervisor.Exit {
 		}
 	})
 	defer r.poller.drop(ref)
+	kick := a.listen()
 	for {
 		if o, ok := r.spool.readOver(a.key, a.gen()); ok {
 			err := r.drain(ctx, out, errs)
@@ -224,7 +225,7 @@ func (r *Runner) kill(a *attempt, out, errs *tail) supervisor.Exit {
 			return e
 		}
 		a.mu.Lock()
-		over := a.job != nil && states.Of(a.job.State).State == adapters.Ended && a.seen.After(time.Now().Add(-killWait))
+		over := a.job != nil && states.Of(a.job.State).State == adapters.Ended && a.jobAt.After(time.Now().Add(-killWait))
 		a.mu.Unlock()
 		if over {
 			r.drain(ctx, out, errs)
@@ -236,7 +237,7 @@ func (r *Runner) kill(a *attempt, out, errs *tail) supervisor.Exit {
 			e := killed()
 			e.Reason = "Slurm has yet to say that it has ended it"
 			return e
-		case <-a.kick:
+		case <-kick:
 		case <-time.After(tailFast):
 		}
 	}
@@ -298,6 +299,7 @@ func judge(o over, a *attempt, said adapters.Native) (pcm.Outcome, string) {
 func (r *Runner) lastWord(ctx context.Context, a *attempt) string {
 	ctx, cancel := context.WithTimeout(ctx, settle)
 	defer cancel()
+	kick := a.listen()
 	for {
 		a.mu.Lock()
 		j, lost := a.job, a.missing >= looks
@@ -314,7 +316,7 @@ func (r *Runner) lastWord(ctx context.Context, a *attempt) string {
 		}
 		r.poller.soon()
 		select {
-		case <-a.kick:
+		case <-kick:
 		case <-time.After(200 * time.Millisecond):
 		case <-ctx.Done():
 			return ""
@@ -371,7 +373,7 @@ func (r *Runner) drain(ctx context.Context, tails ...*tail) error {
 		for more := true; more; {
 			var err error
 			if more, err = t.copy(); errors.Is(err, fs.ErrNotExist) {
-				readNames(filepath.Dir(t.name)) // has NFS ask its server what is there
+				readNames(filepath.Dir(t.file())) // has NFS ask its server what is there
 				more, err = t.copy()
 			}
 			if err != nil {

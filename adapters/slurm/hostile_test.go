@@ -52,7 +52,7 @@ const here = `SLURM_JOB_ID=1 SLURMD_NODENAME=n1 /bin/sh >/dev/null 2>&1; echo 1`
 func TestSubmitKilled(t *testing.T) {
 	flag := filepath.Join(t.TempDir(), "killed")
 	r := commands(t, map[string]string{"sbatch": `[ -e ` + flag + ` ] || { : >` + flag + `; kill -9 $$; }; ` + here})
-	if exit := r.Run(t.Context(), runOf(t, "true")); exit.Outcome != pcm.OutcomeOK {
+	if exit := supervisor.Follow(t.Context(), r, runOf(t, "true")); exit.Outcome != pcm.OutcomeOK {
 		t.Errorf("%+v", exit)
 	}
 }
@@ -61,7 +61,7 @@ func TestSubmitKilled(t *testing.T) {
 func TestRefusedIsClaimed(t *testing.T) {
 	r := commands(t, map[string]string{"sbatch": `echo "sbatch: error: no such partition" >&2; exit 1`})
 	run := runOf(t, "true")
-	if exit := r.Run(t.Context(), run); exit.Outcome != pcm.OutcomeSeller || !strings.Contains(exit.Reason, "no such partition") {
+	if exit := supervisor.Follow(t.Context(), r, run); exit.Outcome != pcm.OutcomeSeller || !strings.Contains(exit.Reason, "no such partition") {
 		t.Errorf("%+v", exit)
 	}
 	if b, ok := r.spool.readBegun(run.Key.String(), 1, "start"); !ok || b.Job != "none" {
@@ -96,7 +96,7 @@ func TestHalfStart(t *testing.T) {
 	if err := os.WriteFile(r.spool.evidence(run.Key.String(), 1, "start"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if exit := r.Run(t.Context(), run); exit.Outcome != pcm.OutcomeSeller || !strings.Contains(exit.Reason, "space") {
+	if exit := supervisor.Follow(t.Context(), r, run); exit.Outcome != pcm.OutcomeSeller || !strings.Contains(exit.Reason, "space") {
 		t.Errorf("%+v", exit)
 	}
 }
@@ -115,9 +115,9 @@ func TestPlantedLinks(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			r := commands(t, map[string]string{"sbatch": here})
-			run := runOf(t, "sh", "-c", `D=$(dirname "$PWD"); cd /; `+plant)
+			run := runOf(t, "sh", "-c", `case "$PWD" in */attempts/*/work) ;; *) exit 1;; esac; D=$(cd .. && pwd) || exit 1; cd /; `+plant)
 			run.Outputs, run.OutputCap = []string{"key"}, 1<<20
-			exit := r.Run(t.Context(), run)
+			exit := supervisor.Follow(t.Context(), r, run)
 			if exit.Outcome != pcm.OutcomeSeller {
 				t.Errorf("%+v", exit)
 			}
@@ -180,7 +180,7 @@ func TestKilledForAnotherCopy(t *testing.T) {
 	if err := os.WriteFile(r.spool.evidence(run.Key.String(), 1, "refused"), []byte("job=1\nhost=n2\nrestarts=0\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if exit := r.Run(t.Context(), run); exit.Outcome != pcm.OutcomeSeller || !strings.Contains(exit.Reason, "had begun on n1") {
+	if exit := supervisor.Follow(t.Context(), r, run); exit.Outcome != pcm.OutcomeSeller || !strings.Contains(exit.Reason, "had begun on n1") {
 		t.Errorf("%+v", exit)
 	}
 }

@@ -220,7 +220,7 @@ func (p *poller) match(all []job, began time.Time) {
 				a.since = time.Now()
 			}
 		} else {
-			a.missing, a.seen = 0, began
+			a.missing, a.jobAt = 0, began
 			a.at.ID = pick.ID
 		}
 		changed := (pick == nil) || a.job == nil || a.job.State != pick.State || a.job.Reason != pick.Reason

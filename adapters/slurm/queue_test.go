@@ -43,7 +43,7 @@ func testQueue(t *testing.T, n, width int) (*queue, []*attempt, chan batch) {
 		task := first
 		task.Key = adapters.Key{Trade: first.Trade, Index: i, Attempt: 1}
 		task.Command, task.Batch, task.Width, task.Pool = []string{"true"}, n, width, ""
-		a := &attempt{Run: &supervisor.Run{Task: task}, key: task.Key.String(), work: "/", kick: make(chan struct{}, 1)}
+		a := &attempt{Run: &supervisor.Run{Task: task, Wake: func() {}}, key: task.Key.String(), work: "/"}
 		if err := r.prepare(t.Context(), a); err != nil {
 			t.Fatal(err)
 		}

@@ -170,13 +170,15 @@ func (r *Runner) Close(ctx context.Context) error {
 
 // Run implements supervisor.Runner.
 func (r *Runner) Run(ctx context.Context, t *supervisor.Run) supervisor.Exit {
-	a := &attempt{Run: t, key: t.Key.String(), work: t.Work, kick: make(chan struct{}, 1)}
-	exit := r.take(ctx, a)
-	if exit == nil {
-		exit = r.follow(ctx, a)
-		r.leave(a)
+	a := &attempt{Run: t, key: t.Key.String(), work: t.Work}
+	if exit := r.take(ctx, a); exit != nil {
+		return *exit
 	}
-	return *exit
+	a.seen = watched{
+		out: tail{r: r, of: a, name: "stdout", dst: t.Stdout}, errs: tail{r: r, of: a, name: "stderr", dst: t.Stderr}, wait: tailFast,
+		again: func(ctx context.Context) supervisor.Exit { return r.follow(ctx, a) },
+	}
+	return r.follow(ctx, a)
 }
 
 // take has an attempt submitted, or finds it at Slurm; otherwise it is over.

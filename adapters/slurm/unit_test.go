@@ -329,7 +329,7 @@ func TestPlaces(t *testing.T) {
 func newRun(r pcm.Resources, command ...string) *supervisor.Run {
 	t := adaptertest.NewTask()
 	t.Resources, t.Command = r, command
-	return &supervisor.Run{Task: t}
+	return &supervisor.Run{Task: t, Wake: func() {}}
 }
 
 // No task has more than one node, however many the partition has.

@@ -13,58 +13,46 @@ import (
 
 // watched is what follow has seen of an attempt.
 type watched struct {
-	out, errs *tail
+	out, errs tail
 	start     begun
 	began     bool
 	endSeen   time.Time // when Slurm first said that it ended; zero: it doesn't
 	wait      time.Duration
-	timer     *time.Timer
+	again     supervisor.Step // follow
 }
 
 // tick is when to look again though nothing tells of anything: at a task that runs,
 // since its output grows.
-func (w *watched) tick() <-chan time.Time {
+func (w *watched) tick() time.Duration {
 	if !w.began && w.endSeen.IsZero() {
-		return nil
+		return 0
 	}
-	w.timer = time.NewTimer(w.wait)
+	wait := w.wait
 	w.wait = min(w.wait+w.wait/4, tailSlow)
-	return w.timer.C
+	return wait
 }
 
-func (w *watched) still() {
-	if w.timer != nil {
-		w.timer.Stop()
-		w.timer = nil
-	}
-}
-
-// follow takes a submitted attempt to its end. It is kept small: thousands wait in it.
-func (r *Runner) follow(ctx context.Context, a *attempt) *supervisor.Exit {
-	w := &watched{
-		out:  &tail{name: r.spool.file(a.key, "stdout"), dst: a.Stdout},
-		errs: &tail{name: r.spool.file(a.key, "stderr"), dst: a.Stderr}, wait: tailFast,
-	}
-	stopping := a.Stopping
-	for {
-		if exit := r.look(ctx, a, w); exit != nil {
-			return exit
-		}
-		var exit *supervisor.Exit
+// follow takes a submitted attempt one turn further.
+func (r *Runner) follow(ctx context.Context, a *attempt) supervisor.Exit {
+	w := &a.seen
+	var exit *supervisor.Exit
+	if ctx.Err() != nil {
+		exit = r.cut(a, w)
+	} else {
 		select {
-		case <-a.kick:
-		case <-w.tick():
-		case <-stopping:
-			stopping = nil
+		case <-a.Stopping:
 			exit = r.stopped(a, w)
-		case <-ctx.Done():
-			exit = r.cut(a, w)
+		default:
 		}
-		w.still()
-		if exit != nil {
-			return exit
+		if exit == nil {
+			exit = r.look(ctx, a, w)
 		}
 	}
+	if exit == nil {
+		return supervisor.Waits(w.again, w.tick())
+	}
+	r.leave(a)
+	return *exit
 }
 
 // stopped asks the task to end; one that has not begun is over.
@@ -81,7 +69,7 @@ func (r *Runner) stopped(a *attempt, w *watched) *supervisor.Exit {
 func (r *Runner) cut(a *attempt, w *watched) *supervisor.Exit {
 	exit := killed()
 	if w.began || !r.withdraw(a) {
-		exit = r.kill(a, w.out, w.errs)
+		exit = r.kill(a, &w.out, &w.errs)
 	}
 	return &exit
 }
@@ -117,12 +105,12 @@ func (r *Runner) look(ctx context.Context, a *attempt, w *watched) *supervisor.E
 		if !w.began {
 			a.Started()
 		}
-		exit := r.finish(ctx, a, o, w.out, w.errs)
+		exit := r.finish(ctx, a, o, &w.out, &w.errs)
 		exit.Wall = r.spool.lasted(a.key, in.Generation)
 		return &exit
 	}
 	if exit, ok := r.consider(ctx, a, w.start, w.began, &w.endSeen); ok {
-		err := r.drain(ctx, w.out, w.errs)
+		err := r.drain(ctx, &w.out, &w.errs)
 		if herr := r.bringHome(ctx, a); err == nil {
 			err = herr
 		}

@@ -16,19 +16,18 @@ import (
 )
 
 // attempt is one attempt in the supervisor. Fields below mu are guarded by
-// Server.mu; the others are set before the attempt is seen by others.
+// Server.mu; the others are set before the attempt is seen by others. What it needs
+// only until it ends is in handed.
 type attempt struct {
 	key     string
 	folder  folder
-	ready   chan struct{} // closed when started or refused
-	err     error         // why it was refused; read after ready
-	done    chan struct{} // closed when ended
-	stop    chan Stop
-	halting sync.Mutex // held while it is being suspended or resumed
-	cancel  context.CancelCauseFunc
 	gpus    int64
+	halting sync.Mutex // held while it is being suspended or resumed
 
 	// mu
+	starting chan struct{} // closed when started or refused; nil: it is not being started
+	err      error         // why it was refused; read after starting is closed
+	live     *handed       // nil: it has ended
 	status   status
 	begun    adapters.BootTime // when it began to run; 0 before
 	deadline adapters.BootTime // of the lease
@@ -59,67 +58,95 @@ func (a *attempt) due() (adapters.BootTime, *verdict) {
 	return at, v
 }
 
-// handed is what a runner is given, and what it gives back.
+// handed is an attempt that has not ended: what its runner is given, and what is
+// needed to go on with it.
 type handed struct {
-	run  Run
-	out  outputs
-	exit Exit
+	*attempt
+	ctx            context.Context // of the attempt: ended with a verdict, or nil
+	end            context.CancelCauseFunc
+	runner         Runner
+	run            Run
+	out            outputs
+	stdout, stderr stream
+	stop           chan Stop
+	given          adapters.BootTime // when the runner was given it
+	place          place             // under turns.mu
+	watch          *time.Timer       // of its outputs; nil: it declares none. Under Server.mu
 }
 
-// run takes a prepared attempt to its end; again, if an earlier supervisor began
-// that. Thousands wait in it and in what it calls, so the stack is kept small: below
-// 1.2 KiB in all, the least that goroutines have is enough.
-func (s *Server) run(ctx context.Context, a *attempt, r Runner, t *adapters.Task, again bool) {
-	defer s.tasks.Done()
-	h := s.hand(a, t, again)
-	var unwatch func()
-	if len(t.Outputs) > 0 {
-		unwatch = s.watchOutputs(ctx, a, t, &h.out)
-	}
-	given := adapters.Now()
-	s.guarded(ctx, r, h)
-	s.over(ctx, a, h, given)
-	if unwatch != nil {
-		unwatch()
-	}
+// cancel ends the attempt by force, for the reason of v.
+func (s *Server) cancel(h *handed, v *verdict) {
+	h.end(v)
+	s.turns.wake(h, true)
 }
 
-func (s *Server) hand(a *attempt, t *adapters.Task, again bool) *handed {
-	h := &handed{run: Run{Task: *t, Work: a.folder.work(), Stopping: a.stop, Again: again}}
+func (s *Server) hand(a *attempt, r Runner, t adapters.Task, again bool) *handed {
+	h := &handed{attempt: a, runner: r, stop: make(chan Stop, 1)}
+	h.ctx, h.end = context.WithCancelCause(s.ctx)
 	h.out.left, h.out.over = int64(t.OutputCap), func() {
-		a.cancel(&verdict{pcm.OutcomeOutput, fmt.Sprintf("wrote more than its cap of %s", t.OutputCap), true})
+		s.cancel(h, &verdict{pcm.OutcomeOutput, fmt.Sprintf("wrote more than its cap of %s", h.run.OutputCap), true})
 	}
-	run := &h.run
-	run.Stdout = &stream{name: a.folder.stream(adapters.Stdout), out: &h.out}
-	run.Stderr = &stream{name: a.folder.stream(adapters.Stderr), out: &h.out}
-	run.Started = func() { s.begun(a) }
-	run.Used = func(cpuMS int64, memory pcm.Bytes) { s.used(a, cpuMS, memory) }
-	run.Report = func(state adapters.State, native, reason string) { s.report(a, state, native, reason) }
+	h.stdout = stream{folder: a.folder, name: adapters.Stdout, out: &h.out}
+	h.stderr = stream{folder: a.folder, name: adapters.Stderr, out: &h.out}
+	h.run = Run{
+		Task: t, Work: a.folder.work(), Stdout: &h.stdout, Stderr: &h.stderr, Stopping: h.stop, Again: again,
+		Started: func() { s.begun(a) },
+		Used:    func(cpuMS int64, memory pcm.Bytes) { s.used(a, cpuMS, memory) },
+		Report:  func(state adapters.State, native, reason string) { s.report(a, state, native, reason) },
+		Wake:    func() { s.turns.wake(h, false) },
+	}
 	return h
 }
 
+// run begins with a prepared attempt; again, if an earlier supervisor began that.
+func (s *Server) run(h *handed) {
+	if len(h.run.Outputs) > 0 {
+		s.watchOutputs(h)
+	}
+	h.given = adapters.Now()
+	s.see(h, s.first(h))
+}
+
+// first is an attempt's first turn.
+func (s *Server) first(h *handed) Exit {
+	return s.guarded(h, func(ctx context.Context) Exit { return h.runner.Run(ctx, &h.run) })
+}
+
+// again is the turn of one that has waited.
+func (s *Server) again(h *handed) { s.see(h, s.guarded(h, h.place.step)) }
+
+// see goes on with an attempt after its turn.
+func (s *Server) see(h *handed, exit Exit) {
+	if exit.step != nil {
+		s.turns.wait(h, exit.step, exit.most)
+		return
+	}
+	s.turns.over(h)
+	s.over(h, exit)
+	s.tasks.Done()
+}
+
 // over judges what the runner says of an attempt's end, and records it.
-func (s *Server) over(ctx context.Context, a *attempt, h *handed, given adapters.BootTime) {
-	run, out, exit := &h.run, &h.out, &h.exit
-	exit.Wall = min(exit.Wall, time.Duration(adapters.Now()-given))
-	run.Stdout.(*stream).close()
-	run.Stderr.(*stream).close()
+func (s *Server) over(h *handed, exit Exit) {
+	exit.Wall = min(exit.Wall, time.Duration(adapters.Now()-h.given))
+	h.stdout.close()
+	h.stderr.close()
 
 	var v *verdict
-	errors.As(context.Cause(ctx), &v)
-	if len(run.Outputs) > 0 {
-		left := out.remaining()
-		if _, err := measure(a.folder.work(), run.Task, left); errors.Is(err, ErrOver) {
-			v = outputsOver(&run.Task) // whatever else ended it
+	errors.As(context.Cause(h.ctx), &v)
+	if len(h.run.Outputs) > 0 {
+		left := h.out.remaining()
+		if _, err := measure(h.folder.work(), h.run.Task, left); errors.Is(err, ErrOver) {
+			v = outputsOver(&h.run.Task) // whatever else ended it
 		} else if err != nil && v == nil {
 			v = &verdict{pcm.OutcomeOutput, err.Error(), true}
 		}
 	}
-	if err := out.failure(); err != nil && v == nil {
+	if err := h.out.failure(); err != nil && v == nil {
 		v = &verdict{pcm.OutcomeSeller, "can't keep its output: " + err.Error(), true}
 	}
-	a.cancel(nil)
-	s.ended(a, *exit, v)
+	h.end(nil)
+	s.ended(h.attempt, exit, v)
 }
 
 func outputsOver(t *adapters.Task) *verdict {
@@ -127,44 +154,44 @@ func outputsOver(t *adapters.Task) *verdict {
 }
 
 // watchOutputs ends an attempt whose declared outputs grow over its cap, so that
-// no task fills its seller's disk. The function that it returns ends the watch.
-func (s *Server) watchOutputs(ctx context.Context, a *attempt, t *adapters.Task, out *outputs) func() {
-	ctx, stop := context.WithCancel(ctx)
-	s.tasks.Go(func() {
-		wait := outputsEvery
-		for {
-			select {
-			case <-time.After(wait):
-			case <-ctx.Done():
-				return
-			}
-			began := time.Now()
-			if _, err := measure(a.folder.work(), *t, out.remaining()); errors.Is(err, ErrOver) {
-				a.cancel(outputsOver(t))
-				return
-			}
-			wait = max(outputsEvery, 50*time.Since(began)) // many files take long to add up
+// no task fills its seller's disk.
+func (s *Server) watchOutputs(h *handed) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h.watch = time.AfterFunc(outputsEvery, func() {
+		s.mu.Lock()
+		if h.live == nil {
+			s.mu.Unlock()
+			return
+		}
+		s.tasks.Add(1) // it has not ended, so one is counted
+		defer s.tasks.Done()
+		s.mu.Unlock()
+		began := time.Now()
+		if _, err := measure(h.folder.work(), h.run.Task, h.out.remaining()); errors.Is(err, ErrOver) {
+			s.cancel(h, outputsOver(&h.run.Task))
+			return
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if h.live != nil {
+			h.watch.Reset(max(outputsEvery, 50*time.Since(began))) // many files take long to add up
 		}
 	})
-	return stop
 }
 
 // outputsEvery is how often a running task's declared outputs are added up.
 const outputsEvery = 500 * time.Millisecond
 
-// guarded runs the runner; its panic ends this attempt only.
-func (s *Server) guarded(ctx context.Context, r Runner, h *handed) {
+// guarded has a runner see to an attempt; its panic ends this attempt only.
+func (s *Server) guarded(h *handed, see Step) (exit Exit) {
 	defer func() {
 		if p := recover(); p != nil {
-			s.panicked(r, h, p)
+			s.log.Error("runner panicked", "runner", h.runner.Name(), "attempt", h.key, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			exit = Exit{Outcome: pcm.OutcomeSeller, Code: 255, Reason: fmt.Sprintf("internal fault of the %s runner: %v", h.runner.Name(), p)}
 		}
 	}()
-	h.exit = r.Run(ctx, &h.run)
-}
-
-func (s *Server) panicked(r Runner, h *handed, p any) {
-	s.log.Error("runner panicked", "runner", r.Name(), "attempt", h.run.Key.String(), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-	h.exit = Exit{Outcome: pcm.OutcomeSeller, Code: 255, Reason: fmt.Sprintf("internal fault of the %s runner: %v", r.Name(), p)}
+	return see(h.ctx)
 }
 
 // begun notes that an attempt runs: for the first time, or after it had to wait again.
@@ -257,8 +284,11 @@ func (s *Server) ended(a *attempt, exit Exit, v *verdict) {
 	a.status = st
 	s.running--
 	delete(s.live, a.key)
+	if a.live.watch != nil {
+		a.live.watch.Stop()
+	}
+	a.live = nil
 	s.broadcast(st)
-	close(a.done)
 	s.touch()
 	s.mu.Unlock()
 }
@@ -300,7 +330,8 @@ func (o *outputs) failure() error   { o.mu.Lock(); defer o.mu.Unlock(); return o
 
 // stream is stdout or stderr: a file that is made with its first byte.
 type stream struct {
-	name   string
+	folder folder
+	name   adapters.StreamName
 	out    *outputs
 	mu     sync.Mutex
 	file   *os.File
@@ -318,7 +349,7 @@ func (w *stream) Write(p []byte) (int, error) {
 	}
 	n := w.out.take(len(p))
 	if n > 0 && w.file == nil {
-		f, err := os.OpenFile(w.name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		f, err := os.OpenFile(w.folder.stream(w.name), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 		if err != nil {
 			w.out.fail(err)
 			return 0, err

@@ -235,6 +235,38 @@ func checkTask(t adapters.Task) error {
 	return nil
 }
 
+// share has a task use the words of another one where they are the same: of
+// thousands of one job each would keep its own.
+func share(t, with *adapters.Task) {
+	if t.Job == with.Job {
+		t.Job = with.Job
+	}
+	if t.Pool == with.Pool {
+		t.Pool = with.Pool
+	}
+	if t.Module == with.Module {
+		t.Module = with.Module
+	}
+	if t.Image == with.Image {
+		t.Image = with.Image
+	}
+	if slices.Equal(t.Command, with.Command) {
+		t.Command = with.Command
+	}
+	if slices.Equal(t.Args, with.Args) {
+		t.Args = with.Args
+	}
+	if maps.Equal(t.Env, with.Env) {
+		t.Env = with.Env
+	}
+	if slices.Equal(t.Inputs, with.Inputs) {
+		t.Inputs = with.Inputs
+	}
+	if slices.Equal(t.Outputs, with.Outputs) {
+		t.Outputs = with.Outputs
+	}
+}
+
 func local(p string) bool {
 	return !strings.ContainsAny(p, "\\\x00") && filepath.IsLocal(p)
 }

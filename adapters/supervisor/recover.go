@@ -92,22 +92,19 @@ func (s *Server) resume(w *task) error {
 		}
 	}
 	t.Deadline = adapters.Now().Add(reattach)
-	ctx, a := s.admit(w, t)
+	h := s.admit(w, s.runners[w.Runner], t, true)
 	s.mu.Lock()
-	s.live[a.key] = a
-	a.begun, a.status.StartedN = f.loadBegin() // its time limit goes on
-	s.alarm.by(a.deadline)
+	s.live[h.key] = h.attempt
+	h.attempt.begun, h.status.StartedN = f.loadBegin() // its time limit goes on
+	s.alarm.by(h.deadline)
+	h.starting = nil
 	s.mu.Unlock()
-	close(a.ready)
-	go s.run(ctx, a, s.runners[w.Runner], &t, true)
+	go s.run(h)
 	return nil
 }
 
 func (s *Server) adopt(f folder, st status) {
-	a := &attempt{key: st.Key, folder: f, ready: make(chan struct{}), done: make(chan struct{}), status: st, cancel: func(error) {}}
-	close(a.ready)
-	close(a.done)
-	s.attempts[st.Key] = a
+	s.attempts[st.Key] = &attempt{key: st.Key, folder: f, status: st}
 }
 
 // begin is when an attempt that runs elsewhere began to run: as stored in begin.cbor.

@@ -32,7 +32,8 @@ type Runner interface {
 
 	// Run runs the task to its end. When ctx is done it kills the task, with all
 	// that it has started, and returns without delay. Run calls r.Started once,
-	// when the task itself begins; never calling it means that it didn't start.
+	// when the task itself begins; never calling it means that it didn't start. A
+	// runner whose attempts may be thousands returns [Waits] where it would wait.
 	Run(ctx context.Context, r *Run) Exit
 }
 
@@ -74,6 +75,9 @@ type Run struct {
 	// the back end's own word and, where that needs one, a reason.
 	Report func(state adapters.State, native, reason string)
 
+	// Wake has the step called of an attempt that waits; see [Waits].
+	Wake func()
+
 	// Used tells of what the attempt has used so far, where that can be known
 	// while it runs. What Exit says counts if it is more.
 	Used func(cpuMS int64, memory pcm.Bytes)
@@ -95,6 +99,9 @@ type Exit struct {
 	// a moment later. It counts where it is more than was seen, up to what has
 	// passed since the runner was given the attempt.
 	Wall time.Duration
+
+	step Step // not nil: it is not the end, see Waits
+	most time.Duration
 }
 
 // Environ is the whole environment of a task, sorted: the spec's variables and

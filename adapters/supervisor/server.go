@@ -60,11 +60,13 @@ type Server struct {
 	alarm   *alarm
 	ctx     context.Context // of all tasks: ended when the supervisor ends
 	tasks   sync.WaitGroup
+	turns   *turns
 
 	mu       sync.Mutex
 	attempts map[string]*attempt // all
 	live     map[string]*attempt // those that have not ended
 	running  int                 // len(live), and those being prepared
+	last     adapters.Task       // that was started: the next one shares with it what is the same
 	peers    map[*peer]bool
 	retired  bool
 	changed  chan struct{} // capacity 1: running or peers changed
@@ -112,6 +114,7 @@ func Serve(ctx context.Context, cfg Config) error {
 		cfg: cfg, log: log, runners: map[string]Runner{}, alarm: alarm, ctx: taskCtx,
 		attempts: map[string]*attempt{}, live: map[string]*attempt{}, peers: map[*peer]bool{}, changed: make(chan struct{}, 1),
 	}
+	s.turns = newTurns(s.again)
 	for _, r := range cfg.Runners {
 		s.runners[r.Name()] = r
 	}
@@ -139,7 +142,7 @@ func Serve(ctx context.Context, cfg Config) error {
 		os.Remove(socketFile(dir))
 	}
 	l.Close()
-	cancel(&verdict{pcm.OutcomeSeller, "supervisor was told to end", false})
+	s.endAll(cancel, &verdict{pcm.OutcomeSeller, "supervisor was told to end", false})
 	s.tasks.Wait()
 	for name, r := range s.runners {
 		if err := r.Close(context.WithoutCancel(ctx)); err != nil {
@@ -155,6 +158,16 @@ func Serve(ctx context.Context, cfg Config) error {
 	conns.Wait()
 	log.Info("ended", "dir", dir)
 	return nil
+}
+
+// endAll ends what runs, when nothing more can begin.
+func (s *Server) endAll(cancel context.CancelCauseFunc, v *verdict) {
+	cancel(v)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range s.live {
+		s.turns.wake(a.live, true)
+	}
 }
 
 // sealDescriptors makes sure that no file that we have inherited is passed on
@@ -236,7 +249,7 @@ func (s *Server) expire() {
 	for _, a := range s.live {
 		at, v := a.due()
 		if at <= now {
-			a.cancel(v)
+			s.cancel(a.live, v)
 		} else if next == 0 || at < next {
 			next = at
 		}
@@ -247,17 +260,17 @@ func (s *Server) expire() {
 }
 
 // admit makes the attempt of a task known; it is not live yet.
-func (s *Server) admit(w *task, t adapters.Task) (context.Context, *attempt) {
-	ctx, cancel := context.WithCancelCause(s.ctx)
+func (s *Server) admit(w *task, r Runner, t adapters.Task, again bool) *handed {
 	a := &attempt{
-		key: w.Key, folder: folderOf(s.cfg.Dir, w.Key), ready: make(chan struct{}), done: make(chan struct{}),
-		stop: make(chan Stop, 1), cancel: cancel, gpus: t.Resources.GPU, deadline: t.Deadline, limit: t.Limit,
-		status: status{Key: w.Key, Runner: w.Runner, Fence: t.Fence, State: adapters.Prepared},
+		key: w.Key, folder: folderOf(s.cfg.Dir, w.Key), starting: make(chan struct{}),
+		gpus: t.Resources.GPU, deadline: t.Deadline, limit: t.Limit,
+		status: status{Key: w.Key, Runner: r.Name(), Fence: t.Fence, State: adapters.Prepared},
 	}
+	a.live = s.hand(a, r, t, again)
 	s.attempts[a.key] = a
 	s.running++
 	s.tasks.Add(1)
-	return ctx, a
+	return a.live
 }
 
 // start begins an attempt; see adapters.Adapter.
@@ -284,9 +297,13 @@ func (s *Server) start(ctx context.Context, runner string, w *task) error {
 	}
 	s.mu.Lock()
 	if a := s.attempts[w.Key]; a != nil {
+		starting := a.starting
 		s.mu.Unlock()
+		if starting == nil {
+			return nil
+		}
 		select {
-		case <-a.ready:
+		case <-starting:
 			return a.err
 		case <-ctx.Done():
 			return pcm.Errorf(pcm.Unavailable, "attempt %s is still being prepared", w.Key)
@@ -297,28 +314,32 @@ func (s *Server) start(ctx context.Context, runner string, w *task) error {
 		return err
 	}
 	w.Runner, w.PreparedN = runner, time.Now().UnixNano()
-	runCtx, a := s.admit(w, t)
+	share(&t, &s.last)
+	s.last = t
+	h := s.admit(w, r, t, false)
+	starting := h.starting
 	s.mu.Unlock()
 
-	if err := a.folder.create(w); err != nil {
-		a.cancel(nil)
+	if err := h.folder.create(w); err != nil {
+		h.end(nil)
 		s.mu.Lock()
-		delete(s.attempts, a.key)
+		delete(s.attempts, h.key)
 		s.running--
+		h.live, h.err = nil, err
 		s.touch()
 		s.mu.Unlock()
 		s.tasks.Done()
-		a.err = err
-		close(a.ready)
+		close(starting)
 		return err
 	}
 	s.mu.Lock()
-	s.live[a.key] = a
-	at, _ := a.due() // it may have been asked to stop already
+	s.live[h.key] = h.attempt
+	at, _ := h.due() // it may have been asked to stop already
 	s.alarm.by(at)
+	h.starting = nil
 	s.mu.Unlock()
-	close(a.ready)
-	go s.run(runCtx, a, r, &t, false)
+	close(starting)
+	go s.run(h)
 	return nil
 }
 
@@ -345,7 +366,7 @@ func (s *Server) stop(key string, grace time.Duration, reason string) error {
 	if a == nil {
 		return pcm.Errorf(pcm.NotFound, "no attempt %s here", key)
 	}
-	if a.status.State == adapters.Ended {
+	if a.live == nil {
 		return nil
 	}
 	if a.force == 0 {
@@ -356,11 +377,12 @@ func (s *Server) stop(key string, grace time.Duration, reason string) error {
 		a.force = force
 	}
 	if grace <= 0 {
-		a.cancel(&verdict{pcm.OutcomeStopped, a.stopped, true})
+		s.cancel(a.live, &verdict{pcm.OutcomeStopped, a.stopped, true})
 		return nil
 	}
 	select {
-	case a.stop <- Stop{}:
+	case a.live.stop <- Stop{}:
+		s.turns.wake(a.live, false)
 	default: // asked before
 	}
 	s.alarm.by(a.force)

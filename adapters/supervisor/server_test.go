@@ -66,7 +66,7 @@ func (f *fake) Run(ctx context.Context, r *Run) Exit {
 
 // daemon is a supervisor in this process, and a client of it.
 type daemon struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string
 	runner *fake
 	cancel context.CancelFunc
@@ -75,7 +75,7 @@ type daemon struct {
 	a      *Attempts
 }
 
-func serve(t *testing.T, dir string, change func(*Config)) *daemon {
+func serve(t testing.TB, dir string, change func(*Config)) *daemon {
 	t.Helper()
 	d := &daemon{t: t, dir: dir, runner: &fake{}, done: make(chan error, 1)}
 	cfg := Config{Dir: dir, Runners: []Runner{d.runner}, Logger: slog.New(slog.DiscardHandler)}
@@ -154,7 +154,7 @@ func (d *daemon) wait(k adapters.Key, state adapters.State) (st adapters.Status)
 }
 
 // shortDir is a folder whose socket's path is short.
-func shortDir(t *testing.T) string {
+func shortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "pcm")
 	if err != nil {
