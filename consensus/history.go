@@ -19,8 +19,9 @@ import (
 // Merkle root of the restored state, bases against their records; documents are
 // believed as the snapshot itself is, which came from the same peers.
 type history struct {
-	c    *Cell
-	poke chan struct{}
+	c      *Cell
+	poke   chan struct{}
+	hashed *compact.Range // of the records that were pulled one after the other, lately; nil: none. Of run alone
 }
 
 // Bounds of one answer.
@@ -255,12 +256,13 @@ func (h *history) pullBase(from pcm.PeerID, b Base) error {
 	return h.c.archive.do(&archiveOp{base: base, sync: true})
 }
 
-// pullRecords asks for one page while the one before is written. Nothing that is pulled need be
+// pull asks for one page while the one before is written, until there is no more. next asks for
+// a page, moves the gap on and says what is to be written. Nothing that is pulled need be
 // durable before all of it is verified: what a crash takes away, it takes away from the end of.
-func (h *history) pullRecords(from pcm.PeerID, g gap) error {
+func (h *history) pull(g gap, more func(gap) bool, next func(*gap) (*archiveOp, error)) error {
 	var written chan error // of the page before; nil: there is none
-	for g.Next < g.To {
-		page, err := h.pageOf(from, g)
+	for more(g) {
+		op, err := next(&g)
 		if written != nil {
 			if e := <-written; e != nil {
 				return e
@@ -272,10 +274,8 @@ func (h *history) pullRecords(from pcm.PeerID, g gap) error {
 		if err != nil {
 			return err
 		}
-		first := g.Next
-		g.Next += uint64(len(page))
 		after := g
-		op := &archiveOp{pulled: &after, first: first, records: page, answer: make(chan error, 1)}
+		op.pulled, op.answer = &after, make(chan error, 1)
 		h.c.archive.put(op)
 		written = op.answer
 	}
@@ -283,6 +283,31 @@ func (h *history) pullRecords(from pcm.PeerID, g gap) error {
 		return nil
 	}
 	return <-written
+}
+
+// pullRecords pulls the records that are missing, and hashes them meanwhile.
+func (h *history) pullRecords(from pcm.PeerID, g gap) error {
+	if h.hashed == nil || h.hashed.End() != g.Next {
+		h.hashed = merkle.NewEmptyRange(g.Next)
+	}
+	return h.pull(g, func(g gap) bool { return g.Next < g.To }, func(g *gap) (*archiveOp, error) {
+		page, err := h.pageOf(from, *g)
+		if err != nil {
+			return nil, err
+		}
+		op := &archiveOp{first: g.Next, records: page}
+		g.Next += uint64(len(page))
+		return op, hashInto(h.hashed, page)
+	})
+}
+
+func hashInto(tree *compact.Range, records [][]byte) error {
+	for _, r := range records {
+		if err := tree.Append(rfc6962.DefaultHasher.HashLeaf(r), nil); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // pageOf is the next page of a gap's records.
@@ -299,23 +324,31 @@ func (h *history) pageOf(from pcm.PeerID, g gap) (page [][]byte, err error) {
 }
 
 func (h *history) pullDocuments(from pcm.PeerID, g gap) error {
+	return h.pull(g, func(g gap) bool { return !g.Docs }, func(g *gap) (*archiveOp, error) {
+		page, err := h.documentsAfter(from, g)
+		return &archiveOp{pages: page}, err
+	})
+}
+
+// documentsAfter is the next page of a gap's documents, which it moves on.
+func (h *history) documentsAfter(from pcm.PeerID, g *gap) ([]storedDocument, error) {
 	ctx, cancel := context.WithTimeout(h.c.ctx, pullTimeout)
 	defer cancel()
 	var answer documentsAnswer
 	if err := h.c.ask(ctx, from, nil, protoRecords, "documents", documentsRequest{g.After, g.Index}, &answer); err != nil {
-		return err
+		return nil, err
 	}
 	for _, d := range answer.Page {
 		if d.Key <= g.After {
-			return pcm.Errorf(pcm.Invalid, "peer %s sent document %q after %q", pcm.Short(from), d.Key, g.After)
+			return nil, pcm.Errorf(pcm.Invalid, "peer %s sent document %q after %q", pcm.Short(from), d.Key, g.After)
 		}
 		g.After = d.Key
 	}
 	if answer.More && len(answer.Page) == 0 {
-		return pcm.Errorf(pcm.Invalid, "peer %s has more documents but sent none", pcm.Short(from))
+		return nil, pcm.Errorf(pcm.Invalid, "peer %s has more documents but sent none", pcm.Short(from))
 	}
 	g.Docs = !answer.More
-	return h.c.archive.do(&archiveOp{pulled: &g, pages: answer.Page})
+	return answer.Page, nil
 }
 
 // verify compares the records with the root of the restored state, fetches the
@@ -323,7 +356,14 @@ func (h *history) pullDocuments(from pcm.PeerID, g gap) error {
 // is asked next; but for those that were removed here, whose hashes were checked.
 func (h *history) verify(from pcm.PeerID, g gap, bases []Base) error {
 	a := h.c.archive
-	root, err := a.root(h.c.ctx, g.To, g.Low)
+	hashed := h.hashed
+	h.hashed = nil
+	if hashed == nil || hashed.End() != g.To || hashed.Begin() < max(g.From, g.Low) {
+		hashed = merkle.NewEmptyRange(g.To) // it was begun by another process: all is read again
+	}
+	// What was here before the gap was checked, and so were its tiles.
+	low := max(g.Low, min(g.From, a.current().Tiled)/tileWidth*tileWidth)
+	root, err := a.root(h.c.ctx, low, hashed)
 	if err != nil && h.c.ctx.Err() != nil {
 		return err
 	}
@@ -381,9 +421,10 @@ func (a *archive) checkTile(ctx context.Context, n, from uint64) error {
 	})
 }
 
-// root is the RFC 6962 tree hash of the first size records, by stored tiles for those
+// root is the RFC 6962 tree hash of the records up to the end of those that are hashed, by stored tiles for those
 // below low, a multiple of 256.
-func (a *archive) root(ctx context.Context, size, low uint64) (root [32]byte, err error) {
+func (a *archive) root(ctx context.Context, low uint64, hashed *compact.Range) (root [32]byte, err error) {
+	size := hashed.Begin()
 	tree := merkle.NewEmptyRange(0)
 	for at := uint64(0); at < min(low, size); at += tileWidth {
 		tile, err := a.tile(ctx, 0, at/tileWidth, tileWidth)
@@ -415,8 +456,11 @@ func (a *archive) root(ctx context.Context, size, low uint64) (root [32]byte, er
 	if err != nil {
 		return root, err
 	}
+	if err := tree.AppendRange(hashed, nil); err != nil {
+		return root, err
+	}
 	sum := rfc6962.DefaultHasher.EmptyRoot()
-	if size > 0 {
+	if tree.End() > 0 {
 		if sum, err = tree.GetRootHash(nil); err != nil {
 			return root, err
 		}

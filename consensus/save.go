@@ -387,7 +387,7 @@ func rebuildHistory(dir string, r io.Reader, of RootOf, log *slog.Logger) (info 
 	if err != nil {
 		return info, nil, err
 	}
-	have, err := a.root(ctx, info.Records, info.Pruned)
+	have, err := a.root(ctx, info.Pruned, merkle.NewEmptyRange(info.Records))
 	if err != nil {
 		return info, nil, err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -42,6 +43,9 @@ func (b *bench) catchUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if _, err := t.members[away].order(order{Do: "profile"}); err != nil {
+		return err
+	}
 	var follows, whole time.Duration
 	var last state
 	err = until(ctx, 15*time.Minute, 200*time.Millisecond, "it has all records", func() (bool, error) {
@@ -60,12 +64,13 @@ func (b *bench) catchUp(ctx context.Context) error {
 		whole = time.Since(begun)
 		return follows > 0 && last.Whole, nil
 	})
+	_, unprofiled := t.members[away].order(order{Do: "profiled"})
 	e, ebb := lead.order(order{Do: "ebb"})
 	if err != nil {
 		return fmt.Errorf("%w: it has applied entry %d after %d snapshots", err, last.Applied, last.Restored-first.Status.Restored)
 	}
-	if ebb != nil {
-		return ebb
+	if err := errors.Join(ebb, unprofiled); err != nil {
+		return err
 	}
 	during := float64(e.Report.Acknowledged) / e.Report.Seconds
 	figure("it follows again after", fmt.Sprintf("%.1f s", follows.Seconds()), "")
