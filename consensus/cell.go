@@ -233,6 +233,7 @@ type Cell struct {
 	rest      *rest
 	confirmer *confirmer
 	reloading sync.Mutex // held while Raft's settings are changed
+	trailing  uint64     // entries behind a snapshot, by the configuration; 0: as backlog has it
 	cache     *logCache
 	ahead     *ahead
 	snaps     raft.SnapshotStore
@@ -317,6 +318,9 @@ func (c *Cell) startRaft(logPath string) (err error) {
 	})()
 	rlog := newRaftLogger(c.log)
 	rc := c.cfg.raftConfig(rlog)
+	if c.cfg.SnapshotEvery > 0 || c.cfg.tune != nil {
+		c.trailing = rc.TrailingLogs
+	}
 	if err := c.openStore(); err != nil {
 		return err
 	}

@@ -37,7 +37,8 @@ type tally struct {
 	bent   byte    // differs from what the entries made
 	ticks  int
 
-	decoded int // commands that came decoded
+	restoring func() // called by Restore; nil: nothing
+	decoded   int    // commands that came decoded
 }
 
 func newTally() *tally { return &tally{seen: map[pcm.CommandID]uint64{}} }
@@ -137,7 +138,11 @@ func (m *tally) Restore(data []byte) error {
 	if err := pcm.UnmarshalLarge(data, &s); err != nil {
 		return err
 	}
+	if m.restoring != nil {
+		m.restoring()
+	}
 	n := newTally()
+	n.restoring = m.restoring
 	n.stamp, n.leaves, n.level = s.Stamp, s.Leaves, m.level
 	for i, id := range s.IDs {
 		n.seen[pcm.CommandID(id)] = s.At[i]
@@ -157,6 +162,8 @@ type node struct {
 	m    *tally
 	cfg  Config
 	book *book
+
+	restoring func() // see tally
 }
 
 // book lets the hosts of one test find each other.
@@ -221,6 +228,7 @@ func (n *node) connect() {
 func (n *node) open() *node {
 	n.t.Helper()
 	n.m = newTally()
+	n.m.restoring = n.restoring
 	n.cfg.Machine = n.m
 	c, err := Open(n.cfg)
 	if err != nil {

@@ -250,6 +250,24 @@ func (m *members) caughtUp() (list []pcm.PeerID) {
 	return list
 }
 
+// behind is how many of the newest entries peers lack that answer and lag, as far as the log still has them.
+func (m *members) behind() uint64 {
+	first, err := m.c.logs.FirstIndex()
+	last := m.c.raft.LastIndex()
+	if err != nil || m.c.leads() == 0 {
+		return 0 // it is for the leader to send them
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	low := last
+	for _, h := range m.health {
+		if h.answers {
+			low = min(low, max(h.last, first-min(first, 1)))
+		}
+	}
+	return last - low
+}
+
 // statusRequest is what a leader asks, and what the others are to know should
 // one of them lead next. Up to release 1 it was the number Goal alone, which nobody reads.
 type statusRequest struct {

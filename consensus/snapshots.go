@@ -16,13 +16,14 @@ import (
 // those as well. To encode the state costs as much as it has, so a larger one is
 // encoded less often: in all, a small part of what it costs to apply.
 const (
-	snapshotCommands = 40_000   // since the last one, and one more for each snapshotShare bytes that it had
-	snapshotShare    = 64       //
-	snapshotBytes    = 64 << 20 // of the log, since the last one
-	trailingBytes    = 64 << 20 // of the log that is kept behind a snapshot, for followers that lag
-	trailingLeast    = 64       // entries
-	trailingMost     = 10240    //
-	closingCommands  = 1_000    // an orderly end is worth a snapshot
+	snapshotCommands = 40_000    // since the last one, and one more for each snapshotShare bytes that it had
+	snapshotShare    = 64        //
+	snapshotBytes    = 64 << 20  // of the log, since the last one
+	trailingBytes    = 64 << 20  // of the log that is kept behind a snapshot, for followers that lag
+	trailingLeast    = 64        // entries
+	trailingMost     = 10240     //
+	behindBytes      = 256 << 20 // the same, for one that lags and answers: where the log is cut while it takes a snapshot over, it needs the next one, again and again
+	closingCommands  = 1_000     // an orderly end is worth a snapshot
 	closingTime      = 5 * time.Second
 )
 
@@ -58,11 +59,16 @@ func (b *backlog) taken(size int) {
 
 // trailing is how many entries are to be kept behind a snapshot.
 func (b *backlog) trailing() uint64 {
-	n, bytes := b.entries.Load(), b.bytes.Load()
+	return min(max(b.within(trailingBytes), trailingLeast), trailingMost)
+}
+
+// within is how many entries, as they are lately, have that many bytes.
+func (b *backlog) within(bytes int64) uint64 {
+	n, have := b.entries.Load(), b.bytes.Load()
 	if n == 0 {
 		return trailingMost
 	}
-	return uint64(min(max(trailingBytes/max(bytes/n, 1), trailingLeast), trailingMost))
+	return uint64(bytes / max(have/n, 1))
 }
 
 // keepSnapshots takes snapshots when they are due.
@@ -81,11 +87,13 @@ func (c *Cell) keepSnapshots() {
 
 // snapshot has Raft take one, and cut the log behind it.
 func (c *Cell) snapshot() error {
-	if c.cfg.SnapshotEvery == 0 && c.cfg.tune == nil {
-		n := c.fsm.backlog.trailing()
-		if err := c.reload(func(rc *raft.ReloadableConfig) { rc.TrailingLogs = n }); err != nil {
-			return err
-		}
+	n := c.trailing
+	if n == 0 {
+		n = c.fsm.backlog.trailing()
+	}
+	n = max(n, min(c.members.behind(), c.fsm.backlog.within(behindBytes)))
+	if err := c.reload(func(rc *raft.ReloadableConfig) { rc.TrailingLogs = n }); err != nil {
+		return err
 	}
 	if err := c.raft.Snapshot().Error(); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
 		return err

@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"sync"
 	"testing"
 
 	"github.com/jointcloud/pcm"
@@ -30,6 +31,62 @@ func TestBacklogIsBounded(t *testing.T) {
 			t.Errorf("%+v: a snapshot changed nothing", c)
 		}
 	}
+}
+
+// Whoever comes back from far behind is given one snapshot: what is committed while it takes that over
+// stays in the log, however often others take snapshots of their own meanwhile.
+func TestNoSnapshotLoop(t *testing.T) {
+	_, nodes := three(t, snapshotOften)
+	leader := leaderOf(t, nodes...)
+	lost := others(nodes, leader)[0]
+	lost.kill()
+	leader.await("the loss", func() bool { leader.members.wake(); return leader.members.silent(lost.cfg.Self) })
+	some := func(behind uint64) {
+		for range 20 {
+			leader.propose(t, leader.cfg.Self)
+		}
+		leader.await("word of the others", func() bool { leader.members.wake(); return leader.members.behind() <= behind })
+		if err := leader.snapshot(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	some(0)
+	if first, err := leader.logs.FirstIndex(); err != nil || first <= lost.raft.LastIndex()+1 {
+		t.Fatalf("the log begins with entry %d (%v): no snapshot is needed, nothing is tested", first, err)
+	}
+	lost.connect()
+	held, taken := make(chan struct{}), make(chan struct{}, 16)
+	lost.restoring = func() {
+		taken <- struct{}{}
+		<-held
+	}
+	lost.open()
+	release := sync.OnceFunc(func() { close(held) })
+	t.Cleanup(release) // ahead of what closes it
+	<-taken
+	leader.await("its answer", func() bool { leader.members.wake(); return !leader.members.silent(lost.cfg.Self) })
+	for range 5 {
+		some(1 << 40)
+	}
+	release()
+	lost.await("all records", func() bool {
+		complete, _, _ := lost.History()
+		return complete && lost.count() == leader.count()
+	})
+	if n := len(taken); n > 0 {
+		t.Errorf("it has taken over %d more snapshots", n)
+	}
+	some(0)
+	if first, err := leader.logs.FirstIndex(); err != nil || first+10 < leader.raft.LastIndex() {
+		t.Errorf("the log still begins with entry %d (%v) and ends with %d", first, err, leader.raft.LastIndex())
+	}
+}
+
+func (m *members) silent(id pcm.PeerID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h := m.health[id]
+	return h == nil || !h.answers
 }
 
 // A peer that ends in order starts from a snapshot, even if Raft has not asked for one.
