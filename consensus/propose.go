@@ -90,6 +90,8 @@ func (c *Cell) proposeTo(ctx context.Context, leader pcm.PeerID, changed <-chan 
 		select {
 		case o := <-ch:
 			return o.results, o.err
+		case <-c.failed: // Raft may leave unanswered what it was given while it ended
+			return nil, c.failure
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
