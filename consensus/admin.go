@@ -147,6 +147,9 @@ func (c *Cell) answerAdmin(from pcm.PeerID, method string, body []byte, reply fu
 		}
 		reply(nil, err)
 		return
+	case "beat":
+		reply(nil, c.rest.beaten(from, body))
+		return
 	case "leads":
 		reply(nil, c.leadsIn(body))
 		return

@@ -110,7 +110,14 @@ func TestAheadOfOwnDisk(t *testing.T) {
 type manual struct {
 	mu      sync.Mutex
 	sent    []*raft.AppendEntriesRequest
+	over    bool
 	answers chan raft.AppendFuture
+}
+
+func (p *manual) closed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.over
 }
 
 func (p *manual) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
@@ -120,7 +127,13 @@ func (p *manual) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.Appen
 	return answered{args, resp}, nil
 }
 func (p *manual) Consumer() <-chan raft.AppendFuture { return p.answers }
-func (p *manual) Close() error                       { return nil }
+
+func (p *manual) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.over = true
+	return nil
+}
 
 func (p *manual) requests() []*raft.AppendEntriesRequest {
 	p.mu.Lock()
@@ -146,7 +159,7 @@ func entries(term uint64, from, to uint64) *raft.AppendEntriesRequest {
 func TestPipelineAhead(t *testing.T) {
 	begin := func(t *testing.T) (*steadyPipeline, *manual) {
 		m := &manual{answers: make(chan raft.AppendFuture)}
-		p := newSteadyPipeline(m, nil)
+		p := steadyOver(t, m)
 		t.Cleanup(func() { p.Close() })
 		p.AppendEntries(entries(2, 5, 4), nil) // none: up to 4 all is there
 		m.answer(0, true)

@@ -96,6 +96,7 @@ type Config struct {
 	storeIdle   time.Duration                     // tests: see store
 	restAfter   time.Duration                     // tests: see rest
 	restBeat    time.Duration                     // tests: see rest
+	restFor     time.Duration                     // tests: see rest
 }
 
 func (cfg *Config) complete() error {
@@ -613,6 +614,7 @@ func (w *leaderWatch) look() {
 	_, id := w.c.raft.LeaderWithID()
 	if w.saw(id) {
 		w.c.rest.end()
+		w.c.members.wake()
 	}
 }
 
@@ -647,13 +649,10 @@ func (w *leaderWatch) run() {
 	})
 	w.c.raft.RegisterObserver(o)
 	defer w.c.raft.DeregisterObserver(o)
-	often := time.NewTicker(time.Second) // should an observation be dropped
-	defer often.Stop()
 	for {
 		w.look()
 		select {
-		case <-seen:
-		case <-often.C:
+		case <-seen: // one is dropped only while others wait here
 		case <-w.c.ctx.Done():
 			return
 		}

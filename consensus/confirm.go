@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/jointcloud/pcm"
 )
 
 // confirmer asks the voters whether they follow this peer. Raft's VerifyLeader would do
@@ -115,18 +117,26 @@ func (f *confirmer) poll() error {
 // pulse sends one heartbeat of a term in which this peer leads; an error if the
 // other one doesn't follow.
 func (c *Cell) pulse(id raft.ServerID, term uint64) error {
-	req := raft.AppendEntriesRequest{
-		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(c.cfg.Self), Addr: []byte(c.cfg.Self)},
-		Term:      term,
+	if c.rest.restsIn(id, term) && c.rest.beatOn(id, term) == nil {
+		return nil
 	}
+	req := heartbeatOf(c.cfg.Self, term)
 	var resp raft.AppendEntriesResponse
-	if err := past(func() error { return c.trans.AppendEntries(id, raft.ServerAddress(id), &req, &resp) }); err != nil {
+	if err := past(func() error { return c.trans.AppendEntries(id, raft.ServerAddress(id), req, &resp) }); err != nil {
 		return err
 	}
 	if !resp.Success {
 		return errNotLeader
 	}
 	return nil
+}
+
+// heartbeatOf is a heartbeat of a term's leader.
+func heartbeatOf(leader pcm.PeerID, term uint64) *raft.AppendEntriesRequest {
+	return &raft.AppendEntriesRequest{
+		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(leader), Addr: []byte(leader)},
+		Term:      term,
+	}
 }
 
 // leads is the term in which this peer leads, as far as it knows; 0: it doesn't.

@@ -206,14 +206,8 @@ func (h *hub) push(s network.Stream, to pcm.PeerID) {
 		io.CopyN(io.Discard, s, 64)
 	}()
 	defer func() { s.Reset(); <-gone }()
-	w := bufio.NewWriterSize(s, 32<<10)
-	send := func(f eventFrame) bool {
-		s.SetWriteDeadline(time.Now().Add(writeTimeout))
-		if writeFrame(w, f) != nil {
-			return false
-		}
-		return len(m.frames) > 0 || w.Flush() == nil
-	}
+	w := newFrameWriter(s)
+	send := func(f eventFrame) bool { return w.write(f, func() bool { return len(m.frames) > 0 }) == nil }
 	over, commits := make(chan struct{}), make(chan commit, 1)
 	defer close(over)
 	go h.c.announce(to, commits, over)
@@ -315,7 +309,7 @@ func (h *hub) receive(leader pcm.PeerID, changed <-chan struct{}) error {
 		}
 	}()
 	defer func() { finish(); <-watching }()
-	r := bufio.NewReaderSize(s, 32<<10)
+	r := bufio.NewReaderSize(s, readBuffer)
 	for {
 		s.SetReadDeadline(time.Now().Add(3 * eventsAlive))
 		var f eventFrame

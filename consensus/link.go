@@ -79,7 +79,7 @@ func (l *link) write() {
 }
 
 func (l *link) read() {
-	r := bufio.NewReaderSize(l.stream, 64<<10)
+	r := bufio.NewReaderSize(l.stream, readBuffer)
 	for {
 		var resp response
 		if err := readFrame(r, &resp); err != nil {
@@ -183,7 +183,7 @@ func (ls *links) get(ctx context.Context, to pcm.PeerID, proto string) (*link, e
 	slot := ls.slots[key]
 	if slot == nil {
 		if len(ls.slots) >= maxLinks {
-			ls.evict()
+			ls.evict(func(linkKey) bool { return true })
 		}
 		slot = &linkSlot{sem: make(chan struct{}, 1)}
 		ls.slots[key] = slot
@@ -213,9 +213,19 @@ func (ls *links) get(ctx context.Context, to pcm.PeerID, proto string) (*link, e
 	return l, nil
 }
 
-// evict closes some links that nobody waits on. It needs the lock.
-func (ls *links) evict() {
+// rest closes the links of one protocol that nobody waits on.
+func (ls *links) rest(proto string) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	ls.evict(func(k linkKey) bool { return k.proto == protocolOf(ls.cell, proto) })
+}
+
+// evict closes those links that may go and that nobody waits on. It needs the lock.
+func (ls *links) evict(may func(linkKey) bool) {
 	for k, slot := range ls.slots {
+		if !may(k) {
+			continue
+		}
 		select {
 		case slot.sem <- struct{}{}:
 		default:
@@ -318,7 +328,7 @@ func (c *Cell) serve(proto string, limit int, allow func(pcm.PeerID) bool, answe
 				}
 			}
 		}()
-		r := bufio.NewReaderSize(s, 64<<10)
+		r := bufio.NewReaderSize(s, readBuffer)
 		for {
 			var req request
 			if err := readFrame(r, &req); err != nil {

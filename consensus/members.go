@@ -195,17 +195,12 @@ func (m *members) wake() {
 // closely is looked at five times less often, one without work (see rest) fifteen times.
 func (m *members) run() {
 	const calm, resting = 5, 15
-	tick := time.NewTicker(m.c.cfg.memberEvery)
+	tick := time.NewTimer(0)
 	defer tick.Stop()
-	skip := 0
 	for {
 		select {
 		case <-tick.C:
-			if skip > 0 {
-				skip--
-				continue
-			}
-		case <-m.poke:
+		case <-m.poke: // this peer begins to lead, there is another leader, or something to be seen to
 		case <-m.c.ctx.Done():
 			return
 		}
@@ -213,10 +208,10 @@ func (m *members) run() {
 			m.mu.Lock()
 			clear(m.health)
 			m.mu.Unlock()
-			skip = 0
+			tick.Stop()
 			continue
 		}
-		skip = m.round(calm, resting) - 1
+		tick.Reset(time.Duration(m.round(calm, resting)) * m.c.cfg.memberEvery)
 		m.mu.Lock()
 		m.rounds++
 		m.mu.Unlock()

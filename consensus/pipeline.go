@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -27,13 +28,20 @@ type steadyTransport struct {
 
 // AppendEntriesPipeline implements raft.Transport.
 func (t steadyTransport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
-	inner, err := t.NetworkTransport.AppendEntriesPipeline(id, target)
+	p, err := newSteadyPipeline(
+		func() (raft.AppendPipeline, error) { return t.NetworkTransport.AppendEntriesPipeline(id, target) },
+		func(last passed, req *raft.AppendEntriesRequest) bool { return t.c.rest.spare(id, last, req) })
 	if err != nil {
 		return nil, err
 	}
-	p := newSteadyPipeline(inner, func(last passed, req *raft.AppendEntriesRequest) bool { return t.c.rest.spare(id, last, req) })
 	t.c.ahead.add(p)
 	return p, nil
+}
+
+// SetHeartbeatHandler implements raft.Transport.
+func (t steadyTransport) SetHeartbeatHandler(hear func(raft.RPC)) {
+	t.c.rest.hear = hear // before anybody is answered
+	t.NetworkTransport.SetHeartbeatHandler(hear)
 }
 
 // RequestVote implements raft.Transport.
@@ -101,14 +109,20 @@ func (t steadyTransport) mayRetry(id raft.ServerID, term uint64) bool {
 
 // steadyPipeline takes the answers that Raft doesn't want any more, keeps those to what
 // was sent ahead of Raft until it asks for them, and doesn't send what needs not be sent.
+// While nothing needs to be sent it has no stream, whose buffers are half a MiB.
 type steadyPipeline struct {
-	raft.AppendPipeline
+	open  func() (raft.AppendPipeline, error)
 	out   chan raft.AppendFuture
 	done  chan struct{}
 	once  sync.Once
 	over  func()                                                 // called when it is closed; nil: nothing
 	first chan *raft.AppendEntriesRequest                        // to be sent ahead of Raft
 	spare func(told passed, req *raft.AppendEntriesRequest) bool // nil: all is sent
+
+	streamMu sync.Mutex
+	stream   raft.AppendPipeline      // nil: there is none now
+	opened   chan raft.AppendPipeline // to pass on answers of
+	flying   atomic.Int64             // requests whose answers haven't come
 
 	sending sync.Mutex                 // held by who sends
 	last    *raft.AppendEntriesRequest // of Raft
@@ -142,25 +156,72 @@ func (a answerTo) Request() *raft.AppendEntriesRequest { return a.asked }
 // maxAnswers bounds the answers that wait for Raft to take them.
 const maxAnswers = 8
 
-func newSteadyPipeline(inner raft.AppendPipeline, spare func(told passed, req *raft.AppendEntriesRequest) bool) *steadyPipeline {
+// newSteadyPipeline opens a pipeline. open opens its stream, now and whenever it is wanted again.
+func newSteadyPipeline(open func() (raft.AppendPipeline, error), spare func(told passed, req *raft.AppendEntriesRequest) bool) (*steadyPipeline, error) {
+	stream, err := open()
+	if err != nil {
+		return nil, err
+	}
 	p := &steadyPipeline{
-		AppendPipeline: inner, spare: spare, out: make(chan raft.AppendFuture), done: make(chan struct{}),
+		open: open, stream: stream, opened: make(chan raft.AppendPipeline), spare: spare, out: make(chan raft.AppendFuture), done: make(chan struct{}),
 		first: make(chan *raft.AppendEntriesRequest, 1), notify: make(chan struct{}, 1), known: map[*raft.AppendEntriesRequest]*sent{},
 	}
-	go p.pass()
+	go p.pass(stream.Consumer())
 	go p.sendAhead()
-	return p
+	return p, nil
+}
+
+// send needs sending.
+func (p *steadyPipeline) send(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	p.streamMu.Lock()
+	stream := p.stream
+	p.streamMu.Unlock()
+	if stream == nil {
+		var err error
+		if stream, err = p.open(); err != nil {
+			return nil, err
+		}
+		select {
+		case p.opened <- stream:
+		case <-p.done:
+		}
+		p.streamMu.Lock()
+		p.stream = stream
+		p.streamMu.Unlock()
+		select {
+		case <-p.done: // perhaps before there was a stream to close
+			stream.Close()
+			return nil, raft.ErrPipelineShutdown
+		default:
+		}
+	}
+	p.flying.Add(1)
+	return stream.AppendEntries(args, resp)
+}
+
+// park closes the stream if no answer is to come. It needs sending.
+func (p *steadyPipeline) park() {
+	if p.flying.Load() > 0 {
+		return
+	}
+	p.streamMu.Lock()
+	stream := p.stream
+	p.stream = nil
+	p.streamMu.Unlock()
+	if stream != nil {
+		stream.Close()
+	}
 }
 
 // passed is up to where an append told that there are entries, and that they are committed.
 type passed struct{ last, commit uint64 }
 
 // pass hands answers on, up to and with the first that is no success.
-func (p *steadyPipeline) pass() {
+func (p *steadyPipeline) pass(answers <-chan raft.AppendFuture) {
 	over := false
 	var ready []raft.AppendFuture
 	for {
-		in, out, head := p.AppendPipeline.Consumer(), p.out, raft.AppendFuture(nil)
+		in, out, head := answers, p.out, raft.AppendFuture(nil)
 		switch {
 		case len(ready) == 0:
 			out = nil
@@ -171,9 +232,12 @@ func (p *steadyPipeline) pass() {
 		}
 		select {
 		case f := <-in:
+			p.flying.Add(-1)
 			if f = p.answered(f); f != nil && !over {
 				ready = append(ready, f)
 			}
+		case stream := <-p.opened:
+			answers = stream.Consumer()
 		case <-p.notify:
 			p.mu.Lock()
 			late := p.late
@@ -265,11 +329,12 @@ func (p *steadyPipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *ra
 		if args != nil {
 			// What is not sent is as good as lost on the way.
 			if p.spare != nil && p.spare(p.told, args) {
+				p.park()
 				return pending{}, nil
 			}
 			p.told = passed{args.PrevLogEntry, args.LeaderCommitIndex}
 		}
-		return p.AppendPipeline.AppendEntries(args, resp)
+		return p.send(args, resp)
 	}
 	p.told = passed{}
 	from, to := args.Entries[0].Index, args.Entries[len(args.Entries)-1].Index
@@ -289,7 +354,7 @@ func (p *steadyPipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *ra
 	p.early, p.next = nil, to+1
 	switch {
 	case covered == 0:
-		return p.AppendPipeline.AppendEntries(args, resp)
+		return p.send(args, resp)
 	case at == to+1:
 		p.forget(early[:covered-1])
 		p.ask(early[covered-1], args)
@@ -299,7 +364,7 @@ func (p *steadyPipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *ra
 	rest := *args
 	rest.PrevLogEntry, rest.PrevLogTerm, rest.Entries = at-1, args.Entries[at-1-from].Term, args.Entries[at-from:]
 	p.register(&rest, args)
-	return p.AppendPipeline.AppendEntries(&rest, resp)
+	return p.send(&rest, resp)
 }
 
 // span is the first and last index of a request with entries, and its term.
@@ -319,7 +384,7 @@ func (p *steadyPipeline) sendAhead() {
 				s := p.register(&own, nil)
 				p.early, p.next = append(p.early, s), req.Entries[len(req.Entries)-1].Index+1
 				// Where it fails, the stream is broken: Raft will find out by what it asks for.
-				if _, err := p.AppendPipeline.AppendEntries(&own, new(raft.AppendEntriesResponse)); err != nil {
+				if _, err := p.send(&own, new(raft.AppendEntriesResponse)); err != nil {
 					p.forget(p.early)
 					p.early, p.next = nil, 0
 				}
@@ -342,5 +407,11 @@ func (p *steadyPipeline) Close() error {
 			p.over()
 		}
 	})
-	return p.AppendPipeline.Close()
+	p.streamMu.Lock()
+	stream := p.stream
+	p.streamMu.Unlock()
+	if stream == nil {
+		return nil
+	}
+	return stream.Close()
 }

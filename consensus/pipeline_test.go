@@ -35,11 +35,69 @@ func (f answered) Start() time.Time                      { return time.Time{} }
 func (f answered) Request() *raft.AppendEntriesRequest   { return f.args }
 func (f answered) Response() *raft.AppendEntriesResponse { return f.resp }
 
+// steadyOver sends all over one stream.
+func steadyOver(t *testing.T, stream raft.AppendPipeline) *steadyPipeline {
+	t.Helper()
+	p, err := newSteadyPipeline(func() (raft.AppendPipeline, error) { return stream, nil }, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// A pipeline that has nothing to send gives its stream back when the last answer is there, and
+// goes on over another one.
+func TestPipelineParks(t *testing.T) {
+	var streams []*manual
+	var none error
+	open := func() (raft.AppendPipeline, error) {
+		if none != nil {
+			return nil, none
+		}
+		streams = append(streams, &manual{answers: make(chan raft.AppendFuture)})
+		return streams[len(streams)-1], nil
+	}
+	p, err := newSteadyPipeline(open, func(told passed, req *raft.AppendEntriesRequest) bool { return told == passed{req.PrevLogEntry, 0} })
+	if err != nil {
+		t.Fatal(err)
+	}
+	empty := entries(2, 5, 4)
+	p.AppendEntries(empty, nil)
+	p.AppendEntries(empty, nil) // says nothing new; but the answer to the first is still to come
+	if streams[0].closed() {
+		t.Fatal("it was closed while an answer was to come")
+	}
+	streams[0].answer(0, true)
+	<-p.Consumer()
+	p.AppendEntries(empty, nil)
+	if n := len(streams[0].requests()); n != 1 || !streams[0].closed() {
+		t.Fatalf("%d requests were sent, closed is %v", n, streams[0].closed())
+	}
+	none = errors.New("no way there")
+	if _, err := p.AppendEntries(entries(2, 5, 6), nil); !errors.Is(err, none) {
+		t.Errorf("%v is told", err)
+	}
+	none = nil
+	req := entries(2, 5, 6)
+	if _, err := p.AppendEntries(req, nil); err != nil {
+		t.Fatal(err)
+	}
+	streams[1].answer(0, true)
+	if f := <-p.Consumer(); f.Request() != req {
+		t.Errorf("the answer is to %+v", f.Request())
+	}
+	p.Close()
+	if !streams[1].closed() {
+		t.Error("its stream outlives it")
+	}
+	p.AppendEntries(entries(2, 5, 4), nil) // Raft may be late
+}
+
 // Who sends never waits for answers that nobody takes any more.
 func TestPipelineNeverHangs(t *testing.T) {
 	for name, last := range map[string]raft.AppendEntriesResponse{"refused": {}, "broken": {Term: 99, Success: true}} {
 		t.Run(name, func(t *testing.T) {
-			p := newSteadyPipeline(&onePipeline{make(chan raft.AppendFuture, 1)}, nil)
+			p := steadyOver(t, &onePipeline{make(chan raft.AppendFuture, 1)})
 			defer p.Close()
 			good := &raft.AppendEntriesResponse{Success: true}
 			for range 3 {
@@ -68,7 +126,7 @@ func TestPipelineNeverHangs(t *testing.T) {
 
 // What waits when a pipeline is closed is let go.
 func TestPipelineCloses(t *testing.T) {
-	p := newSteadyPipeline(&onePipeline{make(chan raft.AppendFuture, 1)}, nil)
+	p := steadyOver(t, &onePipeline{make(chan raft.AppendFuture, 1)})
 	p.AppendEntries(&raft.AppendEntriesRequest{}, &raft.AppendEntriesResponse{Success: true})
 	for range 2 {
 		if err := p.Close(); err != nil {

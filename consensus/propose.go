@@ -22,7 +22,8 @@ const (
 	verifyBatch    = 256                  // commands that are checked at a time, for each core
 	maxPatience    = 5 * time.Millisecond // a command waits for others at most so long, and half as long as an entry flies
 	tickEvery      = 200 * time.Millisecond
-	idleTick       = time.Minute // an entry at least so often: what log time may lose with its leader
+	tickSeldom     = 2 * time.Second // between looks at what is due, where nothing is before the next one
+	idleTick       = time.Minute     // an entry at least so often: what log time may lose with its leader
 	retryLeast     = 10 * time.Millisecond
 	retryMost      = 250 * time.Millisecond
 )
@@ -202,7 +203,7 @@ type flight struct {
 // one command or hundreds, and so does a batch of signatures.
 type proposer struct {
 	c       *Cell
-	intake  chan *unit
+	came    chan struct{} // holds a token when intake has grown since the verifier looked
 	checked chan []*unit
 	slots   chan struct{}
 	ended   chan struct{} // holds a token when a unit was answered since the verifier looked
@@ -216,11 +217,14 @@ type proposer struct {
 
 	mu      sync.Mutex
 	flights map[*byte]*flight // by the first byte of their data
+
+	intakeMu sync.Mutex
+	intake   []*unit // bounded by queued
 }
 
 func newProposer(c *Cell) *proposer {
 	return &proposer{
-		c: c, intake: make(chan *unit, maxQueued), checked: make(chan []*unit, 4),
+		c: c, came: make(chan struct{}, 1), checked: make(chan []*unit, 4),
 		slots: make(chan struct{}, maxFlying), ended: make(chan struct{}, 1), flights: map[*byte]*flight{},
 	}
 }
@@ -246,37 +250,64 @@ func (p *proposer) submit(cmds []pcm.Signed, done func([]pcm.CommandResult, erro
 	}
 	p.queuedBytes.Add(int64(size))
 	u := &unit{cmds: cmds, size: size, done: done, p: p, results: make([]pcm.CommandResult, len(cmds)), refused: make([]bool, len(cmds))}
+	p.intakeMu.Lock()
+	p.intake = append(p.intake, u)
+	p.intakeMu.Unlock()
 	select {
-	case p.intake <- u:
+	case p.came <- struct{}{}:
 	default:
-		u.finish(pcm.Errorf(pcm.Busy, "the queue of %s is full: retry in a moment", pcm.Short(p.c.cfg.Cell)))
 	}
+}
+
+// take takes units that wait to be checked, of about most commands together; a token is left for those that are left.
+func (p *proposer) take(most int) (units []*unit, n int) {
+	p.intakeMu.Lock()
+	defer p.intakeMu.Unlock()
+	i := 0
+	for ; i < len(p.intake) && n < most; i++ {
+		n += len(p.intake[i].cmds)
+	}
+	units = p.intake[:i:i]
+	if p.intake = p.intake[i:]; len(p.intake) > 0 {
+		select {
+		case p.came <- struct{}{}:
+		default:
+		}
+	} else if n > 0 {
+		p.intake = nil // units has its array
+	}
+	return units, n
 }
 
 // gather takes what waits, and while commands taken before are under way, waits
 // for about half of all that are queued: then two entries take turns, each with
 // half of them. No units mean that the cell is closing.
 func (p *proposer) gather() (units []*unit, n int) {
-	take := func(u *unit) {
-		u.gathered = true
-		units, n = append(units, u), n+len(u.cmds)
+	most := verifyBatch * runtime.GOMAXPROCS(0)
+	more := func() {
+		fresh, of := p.take(most - n)
+		for _, u := range fresh {
+			u.gathered = true
+		}
+		if n += of; units == nil {
+			units = fresh
+		} else {
+			units = append(units, fresh...)
+		}
 	}
-	select {
-	case u := <-p.intake:
-		take(u)
-	case <-p.c.ctx.Done():
-		return nil, 0
+	for n == 0 {
+		select {
+		case <-p.came:
+			more()
+		case <-p.c.ctx.Done():
+			return nil, 0
+		}
 	}
 	p.crowd = max(p.queued.Load(), p.crowd*7/8)
 	defer func() { p.unanswered.Add(int64(n)) }()
 	var late <-chan time.Time
-	for n < verifyBatch*runtime.GOMAXPROCS(0) {
-		select {
-		case u := <-p.intake:
-			take(u)
-			continue
-		default:
-		}
+	for n < most {
+		more()
 		if p.unanswered.Load() == 0 || 2*int64(n) >= p.crowd {
 			return units, n
 		}
@@ -286,8 +317,7 @@ func (p *proposer) gather() (units []*unit, n int) {
 			late = timer.C
 		}
 		select {
-		case u := <-p.intake:
-			take(u)
+		case <-p.came:
 		case <-p.ended: // look again
 		case <-late:
 			return units, n
@@ -437,7 +467,8 @@ func (p *proposer) lead(leads <-chan bool) (again bool) {
 	st := newStamper(max(last, now), p.c.cfg.Now())
 	first, since := true, 0 // entries since the last mark
 	made := time.Now()
-	tick := time.NewTicker(tickEvery)
+	pause := tickEvery
+	tick := time.NewTimer(pause)
 	defer tick.Stop()
 	var waiting []*unit
 	for {
@@ -445,10 +476,17 @@ func (p *proposer) lead(leads <-chan bool) (again bool) {
 			select {
 			case waiting = <-p.checked:
 			case <-tick.C:
-				due := time.Since(made) >= idleTick
+				due, soon := time.Since(made) >= idleTick, true
 				if !due {
-					p.c.View(func() { due = p.c.fsm.machine.Due(st.next()) })
+					now := st.next()
+					p.c.View(func() {
+						due, soon = p.c.fsm.machine.Due(now), p.c.fsm.machine.Due(now+(tickSeldom+tickEvery).Milliseconds())
+					})
 				}
+				if pause = tickEvery; !soon && len(p.slots) == 0 { // no entry is under way that could change it
+					pause = tickSeldom
+				}
+				tick.Reset(pause)
 				if !due {
 					continue
 				}
@@ -457,6 +495,10 @@ func (p *proposer) lead(leads <-chan bool) (again bool) {
 			case <-p.c.ctx.Done():
 				return false
 			}
+		}
+		if pause != tickEvery {
+			pause = tickEvery
+			tick.Reset(pause)
 		}
 		select {
 		case p.slots <- struct{}{}:
@@ -478,8 +520,12 @@ func (p *proposer) lead(leads <-chan bool) (again bool) {
 			since = 0
 		}
 		p.launch(pcm.Entry{Version: pcm.EntryVersion, Stamp: stamp, Wall: p.c.cfg.Now().UnixMilli(), NewTerm: first, Digest: digest}, units)
-		first, made = false, time.Now()
+		made = time.Now()
 		p.ready.Store(term)
+		if first {
+			first = false
+			p.c.members.wake()
+		}
 	}
 }
 
@@ -603,12 +649,15 @@ func (p *proposer) drain() {
 		p.land(fl, nil, fmt.Errorf("the cell is closing"))
 	}
 	for {
+		left, _ := p.take(maxQueued)
+		finishAll(left, errClosing)
 		select {
-		case u := <-p.intake:
-			u.finish(errClosing)
 		case units := <-p.checked:
 			finishAll(units, errClosing)
+			continue
 		default:
+		}
+		if len(left) == 0 {
 			return
 		}
 	}

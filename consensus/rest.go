@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"context"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,9 +17,9 @@ import (
 const (
 	restAfter   = 5 * time.Second  // without a command, before a cell rests
 	restBeat    = 4 * time.Second  // between heartbeats to a peer at rest
-	restPause   = 4                // part of the heartbeat timeout after which Raft has an answer: it gives up leading after a whole one
+	restSlow    = 5                // halves of its heartbeat timeout that Raft has at a leader at rest: it beats every quarter to half of one then, and gives up leading after a whole one without an answer
 	restPatient = 4                // beats that a peer at rest waits for, before it gives the leader up
-	restFor     = time.Minute      // how long a peer rests that hears no more of it
+	restFor     = time.Minute      // how long a peer rests that hears no more of it; the leader takes it to rest for half as long
 	restAhead   = 30 * time.Second // what is due so soon keeps the cell awake
 	restMost    = 5 * time.Minute  // patience that a leader may ask for
 	rouseEvery  = time.Second      // between looks whether the leader is there
@@ -34,7 +35,8 @@ const (
 // has answered one within restBeat. That is no confirmation that this peer leads, and
 // is never taken for one ([Cell.confirm]); if the peer falls silent, Raft hears of
 // it with the next heartbeat that is sent, and steps down as ever. Nothing else in
-// Raft's safety hangs on time.
+// Raft's safety hangs on time. Heartbeats go as questions of ours then ([rest.beaten]), and Raft's
+// streams, with half a MiB of buffers each, are closed.
 //
 // Work wakes the cell at once: the leader beats as ever, and tells the peers. A peer
 // at rest that wants something of the leader, or is asked for its vote, looks whether the
@@ -44,21 +46,24 @@ type rest struct {
 	c     *Cell
 	after time.Duration
 	beat  time.Duration
-	hasty time.Duration // heartbeat timeout of a peer that doesn't rest
-	begun atomic.Bool   // Raft is there
+	lasts time.Duration  // see restFor
+	hasty time.Duration  // heartbeat timeout of a peer that doesn't rest
+	hear  func(raft.RPC) // Raft's way for heartbeats
+	begun atomic.Bool    // Raft is there
 
 	touched atomic.Uint64 // grows with each piece of work
 	any     atomic.Bool   // a peer may be at rest
 
 	// Of the leader.
 	mu    sync.Mutex
-	stir  chan struct{} // closed and replaced when heartbeats have to be sent
 	peers map[raft.ServerID]*restPeer
 	seen  uint64 // of touched
 	since time.Time
 
+	own  sync.Mutex  // held while Raft's timeouts are changed
+	slow atomic.Bool // they are those of a leader at rest
+
 	// Of a peer that follows.
-	own     sync.Mutex // held while Raft's timeouts are changed
 	patient atomic.Bool
 	lapse   *time.Timer
 	rousing atomic.Bool
@@ -67,18 +72,22 @@ type rest struct {
 
 // restPeer is a peer as the leader of a term sees it.
 type restPeer struct {
-	term  uint64
-	rests bool
-	heard time.Time // when the last heartbeat was sent that it has answered
+	term   uint64
+	rests  bool
+	agreed time.Time // when it was asked to, the last time that it said yes
+	heard  time.Time // when the last heartbeat was sent that it has answered
 }
 
 func newRest(c *Cell) *rest {
-	r := &rest{c: c, after: restAfter, beat: restBeat, stir: make(chan struct{}), peers: map[raft.ServerID]*restPeer{}}
+	r := &rest{c: c, after: restAfter, beat: restBeat, lasts: restFor, peers: map[raft.ServerID]*restPeer{}}
 	if c.cfg.restAfter > 0 {
 		r.after = c.cfg.restAfter
 	}
 	if c.cfg.restBeat > 0 {
 		r.beat = c.cfg.restBeat
+	}
+	if c.cfg.restFor > 0 {
+		r.lasts = c.cfg.restFor
 	}
 	return r
 }
@@ -127,16 +136,16 @@ func (r *rest) lost(id pcm.PeerID) {
 // touch notes that there is work, and wakes the cell if this peer leads it.
 func (r *rest) touch() {
 	r.touched.Add(1)
-	if r.any.Load() {
+	if r.any.Load() || r.slow.Load() {
 		r.wake()
 	}
 }
 
 // wake has all peers beat and wait as if the cell had never rested.
 func (r *rest) wake() {
+	r.quicken()
 	r.mu.Lock()
 	r.any.Store(false)
-	r.stirUp()
 	var tell []raft.ServerID
 	term := uint64(0)
 	for id, p := range r.peers {
@@ -154,10 +163,46 @@ func (r *rest) wake() {
 	}
 }
 
-// stirUp needs the lock.
-func (r *rest) stirUp() {
-	close(r.stir)
-	r.stir = make(chan struct{})
+// quicken has Raft beat as often as ever, and now.
+func (r *rest) quicken() {
+	if r.slow.Load() {
+		r.end()
+	}
+}
+
+// slacken has Raft beat less often, if nothing has touched the cell since it was found at rest.
+func (r *rest) slacken(term, touched uint64) {
+	r.own.Lock()
+	defer r.own.Unlock()
+	if r.slow.Load() || r.touched.Load() != touched || r.c.leads() != term {
+		return
+	}
+	if err := r.reload(restSlow * r.hasty / 2); err != nil {
+		r.c.log.Warn("Raft keeps its short timeouts", "cell", r.c.cfg.Cell, "error", err)
+		return
+	}
+	r.slow.Store(true)
+	trim()
+}
+
+// trimAfter is how long after a cell begins to rest its process gives memory back: the store is closed by then.
+const trimAfter = storeIdle + 5*time.Second
+
+var trimming struct {
+	sync.Mutex
+	timer *time.Timer // nil: no cell has rested yet
+}
+
+// trim has this process give back, a while after the last of its cells began to rest, the memory that
+// it needed while they worked: megabytes each. By itself the runtime keeps as much as it has last used, as it has no reason to look again.
+func trim() {
+	trimming.Lock()
+	defer trimming.Unlock()
+	if trimming.timer == nil {
+		trimming.timer = time.AfterFunc(trimAfter, debug.FreeOSMemory)
+		return
+	}
+	trimming.timer.Reset(trimAfter)
 }
 
 // heartbeat answers one of Raft's heartbeats for a peer at rest, or has it sent.
@@ -174,27 +219,23 @@ func (r *rest) heartbeat(id raft.ServerID, req *raft.AppendEntriesRequest, resp 
 	case p.term < req.Term:
 		*p = restPeer{term: req.Term}
 	}
-	for waited := false; p.rests && p.term == req.Term && time.Since(p.heard) < r.beat; waited = true {
-		if waited {
-			r.mu.Unlock()
-			*resp = raft.AppendEntriesResponse{Term: req.Term, Success: true}
-			return nil
-		}
-		stir := r.stir
+	if p.rests && time.Since(p.agreed) > r.lasts/2 {
+		p.rests = false // it wasn't asked to rest on
+	}
+	rests := p.rests && p.term == req.Term
+	if rests && time.Since(p.heard) < r.beat {
 		r.mu.Unlock()
-		pause := time.NewTimer(r.hasty / restPause)
-		select {
-		case <-pause.C:
-		case <-stir:
-			pause.Stop()
-		case <-r.c.ctx.Done():
-			pause.Stop()
-		}
-		r.mu.Lock()
+		*resp = raft.AppendEntriesResponse{Term: req.Term, Success: true}
+		return nil
 	}
 	r.mu.Unlock()
 	sent := time.Now()
-	err := send()
+	var err error
+	if rests && r.beatOn(id, req.Term) == nil {
+		*resp = raft.AppendEntriesResponse{Term: req.Term, Success: true}
+	} else {
+		err = send()
+	}
 	r.mu.Lock()
 	silent := false
 	if p.term == req.Term {
@@ -211,15 +252,50 @@ func (r *rest) heartbeat(id raft.ServerID, req *raft.AppendEntriesRequest, resp 
 	return err
 }
 
+// beatOn has a peer at rest hear of its leader. After an error Raft's own heartbeat
+// has to tell: a release may not know the question.
+func (r *rest) beatOn(id raft.ServerID, term uint64) error {
+	ctx, cancel := context.WithTimeout(r.c.ctx, r.hasty)
+	defer cancel()
+	return r.c.ask(ctx, pcm.PeerID(id), nil, protoAdmin, "beat", term, nil)
+}
+
+// beaten is the other end of beatOn. To Raft it is a heartbeat of the leader that it knows.
+func (r *rest) beaten(from pcm.PeerID, body []byte) error {
+	var term uint64
+	if err := pcm.Unmarshal(body, &term); err != nil {
+		return err
+	}
+	if leader, _ := r.c.watch.current(); leader != from || r.c.raft.CurrentTerm() != term || !r.patient.Load() {
+		return pcm.Errorf(pcm.Conflict, "this peer does not rest in term %d, with peer %s as its leader", term, pcm.Short(from))
+	}
+	answer := make(chan raft.RPCResponse, 1)
+	r.hear(raft.RPC{Command: heartbeatOf(from, term), RespChan: answer})
+	select {
+	case got := <-answer:
+		if resp, ok := got.Response.(*raft.AppendEntriesResponse); !ok || got.Error != nil || !resp.Success {
+			return errNotLeader
+		}
+		return nil
+	default: // Raft has ended
+		return &retryable{errClosing}
+	}
+}
+
+// restsIn tells whether a peer rests in a term, as far as its leader knows.
+func (r *rest) restsIn(id raft.ServerID, term uint64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.peers[id]
+	return p != nil && p.rests && p.term == term
+}
+
 // spare tells whether an append to a peer at rest says nothing new after the last one.
 func (r *rest) spare(id raft.ServerID, last passed, req *raft.AppendEntriesRequest) bool {
 	if !r.any.Load() || len(req.Entries) > 0 || last != (passed{req.PrevLogEntry, req.LeaderCommitIndex}) {
 		return false
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	p := r.peers[id]
-	return p != nil && p.rests && p.term == req.Term
+	return r.restsIn(id, req.Term)
 }
 
 // heard is when a heartbeat was sent that a peer has answered; zero if none was.
@@ -281,7 +357,6 @@ func (r *rest) consider(peers []pcm.PeerID) bool {
 	ctx, cancel := context.WithTimeout(r.c.ctx, 2*time.Second)
 	defer cancel()
 	var wg sync.WaitGroup
-	var fresh atomic.Bool
 	for _, id := range peers {
 		wg.Go(func() {
 			sent := time.Now()
@@ -293,8 +368,10 @@ func (r *rest) consider(peers []pcm.PeerID) bool {
 			r.any.Store(true) // ahead of the look at touched: either touch sees this, or it is seen here
 			p := r.peers[raft.ServerID(id)]
 			agreed := p != nil && p.term == term && r.touched.Load() == touched
+			if agreed {
+				p.agreed = sent
+			}
 			if agreed && !p.rests {
-				fresh.Store(true)
 				p.rests, p.heard = true, later(p.heard, sent.Add(-r.beat)) // the next heartbeat is sent
 			}
 			r.mu.Unlock()
@@ -304,8 +381,11 @@ func (r *rest) consider(peers []pcm.PeerID) bool {
 		})
 	}
 	wg.Wait()
-	if fresh.Load() {
+	if r.resting() {
+		r.slacken(term, touched)
 		r.c.trans.CloseStreams()
+	} else {
+		r.quicken()
 	}
 	return true
 }
@@ -329,17 +409,19 @@ func (r *rest) ordered(from pcm.PeerID, o restOrder) error {
 	}
 	if !r.patient.Swap(true) {
 		r.c.trans.CloseStreams()
+		trim()
 	}
+	r.c.links.rest(protoPropose)
 	if r.lapse != nil {
 		r.lapse.Stop()
 	}
-	r.lapse = time.AfterFunc(restFor, r.end)
+	r.lapse = time.AfterFunc(r.lasts, r.end)
 	return nil
 }
 
-// end has this peer wait for its leader no longer than usual.
+// end has this peer's Raft beat, and wait for its leader, as usual.
 func (r *rest) end() {
-	if !r.patient.Load() {
+	if !r.patient.Load() && !r.slow.Load() {
 		return
 	}
 	r.own.Lock()
@@ -351,11 +433,11 @@ func (r *rest) end() {
 
 // hurry needs own. Raft looks at once how long ago it has heard of its leader.
 func (r *rest) hurry() error {
-	if !r.patient.Load() {
-		return nil
+	if r.lapse != nil {
+		r.lapse.Stop()
 	}
-	r.lapse.Stop()
 	r.patient.Store(false)
+	r.slow.Store(false)
 	return r.reload(r.hasty)
 }
 

@@ -110,6 +110,56 @@ func TestRestIsQuiet(t *testing.T) {
 	}
 }
 
+// A cell at rest holds no streams of Raft's, and has them again when it works.
+func TestRestHoldsNoStreams(t *testing.T) {
+	_, nodes := three(t, restless)
+	leader := atRest(t, nodes...)
+	streams := func() (n int) {
+		for _, node := range nodes {
+			node.layer.mu.Lock()
+			n += len(node.layer.open)
+			node.layer.mu.Unlock()
+		}
+		return n
+	}
+	leader.await("the end of Raft's streams", func() bool { return streams() == 0 })
+	follower := others(nodes, leader)[0]
+	last := leader.rest.heard(follower.cfg.Self)
+	leader.await("a heartbeat", func() bool { return leader.rest.heard(follower.cfg.Self).After(last) })
+	if err := follower.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := streams(); n > 0 {
+		t.Errorf("heartbeats and a read have opened %d streams of Raft's", n)
+	}
+	leader.propose(t, leader.cfg.Self)
+	if streams() == 0 {
+		t.Error("there are none while the cell works")
+	}
+}
+
+// A peer that rests is told so again and again. Where its leader can't ask it to rest on, as
+// something is due soon, it beats as ever before the peer's patience ends.
+func TestRestLapsesAtTheLeaderFirst(t *testing.T) {
+	_, nodes := three(t, func(c *Config) {
+		restless(c)
+		c.restBeat, c.restFor = time.Hour, 4*time.Second
+	})
+	leader := atRest(t, nodes...)
+	term := leader.raft.CurrentTerm()
+	leader.View(func() { _, now := leader.clock.read(); leader.m.due = now + 20_000 })
+	for _, n := range others(nodes, leader) {
+		n.await("the end of patience", func() bool { return !n.rest.patient.Load() })
+	}
+	for _, n := range others(nodes, leader) {
+		last := leader.rest.heard(n.cfg.Self)
+		leader.await("heartbeats", func() bool { return leader.rest.heard(n.cfg.Self).After(last) })
+	}
+	if got := leader.raft.CurrentTerm(); got != term || leader.leads() == 0 {
+		t.Errorf("the term was %d and is %d: the cell has lost its leader", term, got)
+	}
+}
+
 // What dies at rest is missed in the usual time: by its connections, and where
 // these don't break, by the first who wants something.
 func TestLeaderDiesAtRest(t *testing.T) {
@@ -350,6 +400,20 @@ func TestRestIsTheLeadersToOrder(t *testing.T) {
 	}
 	if hb := two[0].raft.ReloadableConfig().HeartbeatTimeout; hb != restMost {
 		t.Errorf("it waits for %s", hb)
+	}
+	if err := two[0].rest.beaten(leader.cfg.Self, pcm.MustMarshal(term)); err != nil {
+		t.Errorf("the leader may not beat: %v", err)
+	}
+	for from, term := range map[*node]uint64{two[1]: term, leader: term + 1} {
+		if err := two[0].rest.beaten(from.cfg.Self, pcm.MustMarshal(term)); err == nil {
+			t.Errorf("%s may beat in term %d", from.cfg.Self, term)
+		}
+	}
+	if got := two[0].raft.CurrentTerm(); got != term {
+		t.Errorf("a beat has taken the peer to term %d", got)
+	}
+	if err := two[1].rest.beaten(leader.cfg.Self, pcm.MustMarshal(term)); err == nil {
+		t.Error("a peer that does not rest takes a beat for a heartbeat")
 	}
 	if err := leader.rest.ordered(leader.cfg.Self, restOrder{Term: term, Patience: 60_000}); err == nil {
 		t.Error("the leader orders itself")

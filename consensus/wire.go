@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"runtime"
+	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -73,13 +74,17 @@ func writeFrame(w *bufio.Writer, v any) error {
 // frameWriter writes frames to a stream; those that are to be written together leave together.
 type frameWriter struct {
 	stream network.Stream
-	buf    *bufio.Writer
-	until  time.Time // the stream's write deadline
+	buf    *bufio.Writer // nil: nothing waits to be sent
+	until  time.Time     // the stream's write deadline
 }
 
-func newFrameWriter(s network.Stream) *frameWriter {
-	return &frameWriter{stream: s, buf: bufio.NewWriterSize(s, 64<<10)}
-}
+// writeBuffers are for streams that have something to send: most have nothing, most of the time.
+var writeBuffers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, 64<<10) }}
+
+// readBuffer is for streams that wait for what comes. More is read past it.
+const readBuffer = 4 << 10
+
+func newFrameWriter(s network.Stream) *frameWriter { return &frameWriter{stream: s} }
 
 // write writes a frame and, if no more are to follow, sends what is buffered. The answers
 // to an entry's commands come one after the other: who is about to add the next one
@@ -88,6 +93,10 @@ func (w *frameWriter) write(v any, more func() bool) error {
 	if now := time.Now(); w.until.Sub(now) < writeTimeout-time.Second {
 		w.until = now.Add(writeTimeout)
 		w.stream.SetWriteDeadline(w.until)
+	}
+	if w.buf == nil {
+		w.buf = writeBuffers.Get().(*bufio.Writer)
+		w.buf.Reset(w.stream)
 	}
 	if err := writeFrame(w.buf, v); err != nil {
 		return err
@@ -98,7 +107,11 @@ func (w *frameWriter) write(v any, more func() bool) error {
 	if runtime.Gosched(); more() {
 		return nil
 	}
-	return w.buf.Flush()
+	err := w.buf.Flush()
+	w.buf.Reset(nil)
+	writeBuffers.Put(w.buf)
+	w.buf = nil
+	return err
 }
 
 // readFrame reads what writeFrame wrote. Memory grows only as bytes arrive, so
