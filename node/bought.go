@@ -87,19 +87,38 @@ func (b *bought) ask(ctx context.Context, cell pcm.CellID, terms map[pcm.TradeID
 }
 
 // tradesAbroadAs asks another cell for trades, and believes only what can be of
-// trades on these terms.
+// trades on these terms. What can't is left out, as if the cell had not told of it; it
+// is an error if nothing else was told.
 func (n *Node) tradesAbroadAs(ctx context.Context, cell pcm.CellID, terms map[pcm.TradeID]pcm.Terms) (map[pcm.TradeID]*ledger.Trade, error) {
 	seen, _, err := n.tradesIn(ctx, cell, sortedKeys(terms))
 	if err != nil {
 		return nil, err
 	}
+	wrong, err := keepPlausible(terms, seen, func(p pcm.PeerID) pcm.AccountID {
+		seller, _ := n.mesh.Passport(p)
+		return seller.Account
+	})
+	if err != nil && len(seen) > 0 {
+		n.log.Warn("another cell tells of trades what can't be; they are shown as this cell has them", "cell", cell, "trades", wrong, "first", err)
+		err = nil
+	}
+	return seen, err
+}
+
+// keepPlausible leaves in an answer what can be of trades on these terms. It tells how many
+// are out, and what is wrong with the first.
+func keepPlausible(terms map[pcm.TradeID]pcm.Terms, seen map[pcm.TradeID]*ledger.Trade, account func(pcm.PeerID) pcm.AccountID) (wrong int, first error) {
 	for _, id := range sortedKeys(seen) {
-		seller, _ := n.mesh.Passport(terms[id].Seller)
-		if err := toldOfBought(id, terms[id], seller.Account, seen[id]); err != nil {
-			return nil, err
+		err := toldOfBought(id, terms[id], account(terms[id].Seller), seen[id])
+		if err == nil {
+			continue
+		}
+		delete(seen, id)
+		if wrong++; first == nil {
+			first = err
 		}
 	}
-	return seen, nil
+	return wrong, first
 }
 
 // toldOfBought checks what another cell tells of a trade on terms that home knows;
@@ -185,7 +204,7 @@ func (n *Node) tradesAbroad(ctx context.Context, names map[pcm.PeerID]string) ([
 			}
 		}
 	})
-	old, err := archived[ledger.Bought](n, boughtKeys)
+	old, err := archived(n, boughtKeys, boughtAt)
 	if err != nil {
 		return nil, err
 	}
@@ -210,6 +229,8 @@ func (n *Node) tradesAbroad(ctx context.Context, names map[pcm.PeerID]string) ([
 
 // boughtKeys is what the keys of documents about such trades begin with.
 var boughtKeys = ledger.BoughtKey("")
+
+func boughtAt(k *ledger.Bought) int64 { return k.ClearedAt }
 
 // askAll asks cells at once.
 func (b *bought) askAll(ctx context.Context, asked map[pcm.CellID]map[pcm.TradeID]pcm.Terms) map[pcm.TradeID]*ledger.Trade {

@@ -434,11 +434,16 @@ func (d *deals) view(k *deal) api.Agreement {
 		return v
 	}
 	v.Kind, v.Unit, v.Note = api.AgreeNetting, k.net.Unit, k.net.Note
-	for _, l := range k.net.Lines {
-		v.Lines = append(v.Lines, api.AgreementLine{Cell: l.Cell, From: l.ByA.String(), To: l.ByB.String()})
-	}
+	v.Lines = linesView(k.net.Lines)
 	if payer, _, amount := k.net.Payment(); amount > 0 {
 		v.Payer, v.Rest = payer, amount.String()
 	}
 	return v
+}
+
+func linesView(lines []pcm.NettingLine) (list []api.AgreementLine) {
+	for _, l := range lines {
+		list = append(list, api.AgreementLine{Cell: l.Cell, From: l.ByA.String(), To: l.ByB.String()})
+	}
+	return list
 }

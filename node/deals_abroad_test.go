@@ -142,8 +142,29 @@ func TestDealsAbroad(t *testing.T) {
 		t.Errorf("balances: %+v, %v", all, err)
 	}
 
-	// The debt in the other cell is struck from here, by the other peer's name.
-	g, err := a.ProposeNetting(ctx, api.NettingRequest{With: "bert", Paid: "all"})
+	// The debt in the other cell is struck from here, by the other peer's name: first it is
+	// looked at, and only what was seen is signed.
+	ask := api.NettingRequest{With: "bert", Paid: "all", DryRun: true}
+	before, err := a.Agreements(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	look, err := a.ProposeNetting(ctx, ask)
+	if err != nil || look.State != api.AgreementLooked || look.ID != "" || look.Line != "" || look.Rest != "0.17" || len(look.Lines) != 1 {
+		t.Fatalf("%+v: %v", look, err)
+	}
+	ask.DryRun, ask.Expect = false, []api.AgreementLine{{Cell: east, From: "0.18", To: "0"}}
+	if _, err := a.ProposeNetting(ctx, ask); pcm.ErrorCode(err) != pcm.Conflict {
+		t.Errorf("what nobody has seen was signed: %v", err)
+	}
+	if after, err := a.Agreements(ctx); err != nil || len(after) != len(before) {
+		t.Errorf("looking has left offers: %+v, %v", after, err)
+	}
+	if f := a.foundView([]debts{{Cell: pcm.CellID("cell-" + strings.Repeat("c", 16)), AB: 5}, {Cell: east, AB: 5}}); len(f) != 2 || !f[0].Unseen || f[1].Unseen {
+		t.Errorf("whose word a debt is does not show: %+v", f)
+	}
+	ask.Expect = look.Lines
+	g, err := a.ProposeNetting(ctx, ask)
 	if err != nil || len(g.Lines) != 1 || g.Lines[0].Cell != east || g.Lines[0].From != "0.17" {
 		t.Fatalf("%+v: %v", g, err)
 	}
@@ -227,6 +248,19 @@ func TestToldOfBought(t *testing.T) {
 		if lie(v); toldOfBought(id, terms, account, v) == nil {
 			t.Errorf("an answer with %s is taken", name)
 		}
+	}
+
+	// A lie about one trade silences the cell about no other.
+	other := terms
+	other.Tasks, other.Fence = pcm.SpansOf([]int{5}), terms.Fence+1
+	truth := good()
+	truth.ID, truth.Terms, truth.Attempts[0].Result.Index = other.Trade(), other, 5
+	lie := good()
+	lie.Paid = 101
+	seen := map[pcm.TradeID]*ledger.Trade{id: lie, other.Trade(): truth}
+	wrong, err := keepPlausible(map[pcm.TradeID]pcm.Terms{id: terms, other.Trade(): other}, seen, func(pcm.PeerID) pcm.AccountID { return account })
+	if wrong != 1 || err == nil || len(seen) != 1 || seen[other.Trade()] != truth {
+		t.Errorf("%d are wrong (%v), and %v are left", wrong, err, seen)
 	}
 }
 

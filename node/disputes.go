@@ -76,8 +76,11 @@ func (n *Node) acted(ctx context.Context, t soldIn, op pcm.Op) (api.Trade, error
 	}
 	n.fresh(ctx)
 	after, cell, err := n.tradeAnywhere(ctx, t.ID)
-	if err != nil {
-		return api.Trade{}, err
+	if err != nil { // the operation took effect all the same: who hears of an error would try it again
+		n.log.Info("a trade can't be read after an operation on it", "trade", t.ID, "error", err)
+		v := tradeView(&t.Trade, t.cell, n.names())
+		v.Source = api.TradeBefore
+		return v, nil
 	}
 	if cell != n.id.Mesh.Cell {
 		return n.bought.view(after, cell, n.names()), nil

@@ -110,29 +110,36 @@ func (n *Node) cellsTraded(accounts ...pcm.AccountID) (cells []pcm.CellID, likel
 			add(row.Offer.Cell)
 		}
 	}
-	n.cell.View(func() {
-		for _, j := range n.state.Jobs() {
-			for k := range j.Places {
-				if t := j.Places[k].Terms; t != nil && slices.Contains(accounts, t.Buyer) {
-					add(t.Cell)
-				}
-			}
+	n.eachBought(func(t *pcm.Terms) {
+		if slices.Contains(accounts, t.Buyer) {
+			add(t.Cell)
 		}
 	})
-	if old, err := archived[ledger.Bought](n, boughtKeys); err == nil {
-		for _, k := range old {
-			if slices.Contains(accounts, k.Terms.Buyer) {
-				add(k.Terms.Cell)
-			}
-		}
-	} else {
-		n.log.Warn("can't read what was bought in other cells", "error", err)
-	}
 	likely = len(cells)
 	for _, d := range n.otherCells() {
 		add(d.Cell)
 	}
 	return cells, likely
+}
+
+// eachBought calls f with the terms of what this peer's cell knows to be bought in other ones.
+func (n *Node) eachBought(f func(*pcm.Terms)) {
+	n.cell.View(func() {
+		for _, j := range n.state.Jobs() {
+			for k := range j.Places {
+				if t := j.Places[k].Terms; t != nil {
+					f(t)
+				}
+			}
+		}
+	})
+	old, err := archived(n, boughtKeys, boughtAt)
+	if err != nil {
+		n.log.Warn("can't read what was bought in other cells", "error", err)
+	}
+	for _, k := range old {
+		f(&k.Terms)
+	}
 }
 
 // debtsWith are this account's with another one, in all cells that are known, as
@@ -172,6 +179,8 @@ const silentFor = 6 * time.Second
 // foundView is what was found in each cell that was asked: all in which something is
 // owed, and all that are silent.
 func (n *Node) foundView(all []debts) (list []api.AgreementDebt) {
+	bought := map[pcm.CellID]bool{n.id.Mesh.Cell: true} // by this account, as far as this peer's cell knows
+	n.eachBought(func(t *pcm.Terms) { bought[t.Cell] = bought[t.Cell] || t.Buyer == n.account })
 	for _, d := range all {
 		if d.Silent == "" && d.AB == 0 && d.BA == 0 && d.Cell != n.id.Mesh.Cell {
 			continue
@@ -182,6 +191,7 @@ func (n *Node) foundView(all []debts) (list []api.AgreementDebt) {
 		}
 		if d.Silent == "" {
 			v.From, v.To = d.AB.String(), d.BA.String()
+			v.Unseen = d.AB > 0 && !bought[d.Cell]
 		}
 		list = append(list, v)
 	}
@@ -291,11 +301,27 @@ func (n *Node) ProposeNetting(ctx context.Context, r api.NettingRequest) (api.Ag
 	if err != nil {
 		return api.Agreement{}, err
 	}
+	// A cell's word is all there is of what is owed in it, and a netting sets one cell's debts
+	// off against another's: a person looks before this account signs.
+	found, shown := n.foundView(all), linesView(lines)
+	switch {
+	case r.DryRun:
+		net := pcm.Netting{A: n.account, B: with, Lines: lines}
+		v := api.Agreement{
+			Kind: api.AgreeNetting, State: api.AgreementLooked, From: n.account, To: with, Unit: unit, Lines: shown,
+			Found: found, Note: r.Note, At: time.Now().UTC(), Until: time.Now().Add(valid).UTC(),
+		}
+		if payer, _, amount := net.Payment(); amount > 0 {
+			v.Payer, v.Rest = payer, amount.String()
+		}
+		return v, nil
+	case len(r.Expect) > 0 && !slices.Equal(r.Expect, shown):
+		return api.Agreement{}, pcm.Errorf(pcm.Conflict, "what is owed has changed since it was shown: nothing was signed; look again")
+	}
 	k := &deal{Domain: pcm.DomainNetting, At: time.Now().UTC(), Agreed: pcm.Netting{
 		Mesh: n.id.Mesh.Mesh, ID: pcm.NewNettingID(), A: n.account, B: with, Unit: unit, Lines: lines,
 		NotAfter: time.Now().Add(valid).UnixMilli(), Note: r.Note,
 	}.Offer(n.id.Account)}
-	found := n.foundView(all)
 	n.audit.operator(ctx, "offer", api.AuditEntry{Subject: string(with), Reason: "to net debts"})
 	v, err := n.offered(ctx, k)
 	v.Found = found

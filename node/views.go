@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"fmt"
@@ -252,12 +253,15 @@ func (n *Node) documents(prefix, after string, limit int) ([]pcm.Document, strin
 	return n.cell.Documents(consensus.DocumentQuery{Prefix: prefix, After: after, Limit: limit})
 }
 
-// maxListed bounds the archived jobs and trades of a list.
-const maxListed = 10_000
+// Bounds of lists of what is archived, whose keys say nothing of when it was.
+const (
+	maxListed  = 10_000  // jobs or trades: the newest
+	maxScanned = 500_000 // that are looked at for that
+)
 
-func archived[T any](n *Node, prefix string) ([]*T, error) {
-	var list []*T
-	after := ""
+// archived are the newest documents of a kind, in no order; at says when each was.
+func archived[T any](n *Node, prefix string, at func(*T) int64) ([]*T, error) {
+	list, after, scanned := newest[T]{at: at, most: maxListed}, "", 0
 	for {
 		docs, next, err := n.documents(prefix, after, 1000)
 		if err != nil {
@@ -268,13 +272,39 @@ func archived[T any](n *Node, prefix string) ([]*T, error) {
 			if err := pcm.UnmarshalLarge(d.Value, v); err != nil {
 				return nil, err
 			}
-			list = append(list, v)
+			list.add(v)
 		}
-		if next == "" || len(list) >= maxListed {
-			return list, nil
+		if scanned += len(docs); next == "" || scanned >= maxScanned {
+			if next != "" {
+				n.log.Warn("a list leaves documents out: there are too many to look at", "of", prefix, "most", maxScanned)
+			}
+			return list.all(), nil
 		}
 		after = next
 	}
+}
+
+// newest keeps the latest of what is added, and little more than that.
+type newest[T any] struct {
+	at   func(*T) int64
+	most int
+	kept []*T
+}
+
+func (l *newest[T]) add(v *T) {
+	if l.kept = append(l.kept, v); len(l.kept) >= 2*l.most {
+		l.all()
+	}
+}
+
+// all is what was kept.
+func (l *newest[T]) all() []*T {
+	if len(l.kept) > l.most {
+		slices.SortFunc(l.kept, func(a, b *T) int { return cmp.Compare(l.at(b), l.at(a)) })
+		clear(l.kept[l.most:])
+		l.kept = l.kept[:l.most]
+	}
+	return l.kept
 }
 
 // archivedJob is a job that has ended and is settled.
@@ -313,7 +343,7 @@ func (n *Node) withJob(id pcm.JobID, f func(*ledger.Job)) error {
 // Jobs lists open and ended jobs, newest first.
 func (n *Node) Jobs(ctx context.Context) ([]api.Job, error) {
 	n.fresh(ctx)
-	old, err := archived[ledger.Job](n, "job/")
+	old, err := archived(n, "job/", func(j *ledger.Job) int64 { return j.SubmittedAt })
 	if err != nil {
 		return nil, err
 	}
@@ -505,7 +535,7 @@ func disputesOf(t *ledger.Trade) []api.TradeDispute {
 func (n *Node) Trades(ctx context.Context) ([]api.Trade, error) {
 	n.fresh(ctx)
 	names := n.names()
-	old, err := archived[ledger.Trade](n, "trade/")
+	old, err := archived(n, "trade/", func(t *ledger.Trade) int64 { return t.AwardedAt })
 	if err != nil {
 		return nil, err
 	}

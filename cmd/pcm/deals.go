@@ -31,15 +31,36 @@ Offers to end disputes ('pcm trade resolve') are listed and accepted here as wel
 func (a *app) netProposeCommand() *cobra.Command {
 	var r api.NettingRequest
 	var valid time.Duration
+	var yes bool
 	c := &cobra.Command{
 		Use: "propose ACCOUNT|PEER", Short: "Offer an account to strike what both owe each other",
+		Long: `Asks all known cells what the two accounts owe each other in them, shows it, and
+asks before this account signs: each cell is taken at its word, and what one says is
+set off against what another says. --dry-run only shows.`,
 		Args: exactly(1, "the other ACCOUNT, or a PEER of it: an ID, or a peer's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.With = args[0]
 			if valid != 0 {
 				r.ValidFor = pcm.Duration(valid.String())
 			}
-			return view(a, func(ctx context.Context, c *api.Client) (api.Agreement, error) { return c.ProposeNetting(ctx, r) }, a.drawOffer)(cmd, nil)
+			return view(a, func(ctx context.Context, c *api.Client) (api.Agreement, error) {
+				if !yes && !r.DryRun {
+					look := r
+					look.DryRun = true
+					found, err := c.ProposeNetting(ctx, look)
+					if err != nil {
+						return found, err
+					}
+					shown := &table{wide: a.format == "wide", now: a.now()}
+					a.drawOffer(shown, found)
+					fmt.Fprint(a.errOut, shown)
+					if err := a.confirm("offer this, and sign it", args[0]); err != nil {
+						return found, err
+					}
+					r.Expect = found.Lines
+				}
+				return c.ProposeNetting(ctx, r)
+			}, a.drawOffer)(cmd, nil)
 		},
 	}
 	c.Flags().StringVar(&r.Unit, "unit", "", "`UNIT` of the debts (default credit)")
@@ -47,6 +68,8 @@ func (a *app) netProposeCommand() *cobra.Command {
 	c.Flags().StringVar(&r.Note, "note", "", "a word to the other account")
 	c.Flags().DurationVar(&valid, "valid-for", 0, "how long the offer can be accepted (default 168h)")
 	c.Flags().BoolVar(&r.Partial, "partial", false, "leave out cells that don't answer")
+	c.Flags().BoolVar(&r.DryRun, "dry-run", false, "only show what is owed where, and what would be struck; nothing is signed")
+	c.Flags().BoolVar(&yes, "yes", false, "don't ask: sign whatever the cells say")
 	return c
 }
 
@@ -116,7 +139,9 @@ func cellsOf(g api.Agreement) string {
 
 // drawOffer shows an agreement and what comes next.
 func (a *app) drawOffer(t *table, g api.Agreement) {
-	t.pair("Offer", "%s (%s)", g.ID, g.Kind)
+	if g.ID != "" {
+		t.pair("Offer", "%s (%s)", g.ID, g.Kind)
+	}
 	t.pair("State", "%s", g.State)
 	t.pair("From", "%s", id(t, g.From))
 	t.pair("To", "%s", id(t, g.To))
@@ -127,6 +152,9 @@ func (a *app) drawOffer(t *table, g api.Agreement) {
 			t.pair("Silent", "%s (%s), left out: %s", or(plain(f.Name), id(t, f.Cell)), id(t, f.Cell), plain(f.Silent))
 		default:
 			t.pair("Found", "in %s (%s) this account owes %s, and is owed %s", or(plain(f.Name), id(t, f.Cell)), id(t, f.Cell), f.From, f.To)
+			if f.Unseen {
+				t.pair("Beware", "that this account owes there is that cell's word alone: this node's cell knows of nothing that was bought in it")
+			}
 		}
 	}
 	for _, l := range g.Lines {
@@ -143,6 +171,8 @@ func (a *app) drawOffer(t *table, g api.Agreement) {
 	}
 	t.flush()
 	switch g.State {
+	case api.AgreementLooked:
+		t.text("Nothing is signed yet.")
 	case api.AgreementOffered:
 		t.text("The other account accepts it with 'pcm account net accept %s', or with this line:", id(t, g.ID))
 		t.text("%s", g.Line)
@@ -192,6 +222,7 @@ func (a *app) drawTrade(t *table, tr api.Trade) {
 	says := map[string]string{
 		api.TradeOfLedger: "this cell's ledger", api.TradeOfCell: "its cell, asked just now or when it had closed",
 		api.TradeOfHome: "the buyer's cell: the trade's own did not tell, or not this account",
+		api.TradeBefore: "as it stood before; what was asked for took effect",
 	}
 	t.pair("Says", "%s", or(says[tr.Source], tr.Source))
 	t.pair("Buyer", "%s", tr.Buyer)
@@ -232,6 +263,10 @@ func (a *app) tradeActCommand(act, short string, reasoned bool) *cobra.Command {
 			return view(a, func(ctx context.Context, c *api.Client) (api.Trade, error) { return c.ActOnTrade(ctx, args[0], act, r) },
 				func(t *table, tr api.Trade) {
 					drawTrades(t, api.List[api.Trade]{Items: []api.Trade{tr}})
+					if tr.Source == api.TradeBefore {
+						t.text("That is how it stood before. What was asked for took effect; how it stands now can't be read at the moment: see '%s trade get %s'.", a.self(), id(t, tr.ID))
+						return
+					}
 					a.nextOfTrade(t, tr)
 				})(cmd, nil)
 		},

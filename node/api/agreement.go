@@ -30,6 +30,7 @@ const (
 	AgreeNetting    = "netting"
 	AgreeResolution = "resolution"
 
+	AgreementLooked  = "looked"  // at: of a dry run; nothing is signed, and it has no ID
 	AgreementOffered = "offered" // by this account; the other one has to accept
 	AgreementAsked   = "asked"   // of this account
 	AgreementAgreed  = "agreed"  // by both; not all cells have it yet
@@ -41,7 +42,7 @@ const (
 type Agreement struct {
 	ID    string        `json:"id"`
 	Kind  string        `json:"kind"`  // netting, resolution
-	State string        `json:"state"` // offered, asked, agreed, done, over
+	State string        `json:"state"` // looked, offered, asked, agreed, done, over
 	From  pcm.AccountID `json:"from"`
 	To    pcm.AccountID `json:"to"`
 	Unit  string        `json:"unit"`
@@ -76,17 +77,21 @@ type AgreementDebt struct {
 	Name   string     `json:"name,omitempty"`
 	From   string     `json:"from_owes,omitempty"` // who proposes
 	To     string     `json:"to_owes,omitempty"`
+	Unseen bool       `json:"unseen,omitempty"` // who proposes owes there, as that cell says, and its own cell knows of nothing that was bought there
 	Silent string     `json:"silent,omitempty"` // why it isn't known; what is owed there is left out
 }
 
 // NettingRequest asks for an offer to strike what two accounts owe each other.
 type NettingRequest struct {
-	With     string       `json:"with" maxLength:"64" doc:"The other account: its ID, an unambiguous beginning of it, or one of its peers."`
-	Unit     string       `json:"unit,omitempty" maxLength:"63" doc:"Default: credit."`
-	Paid     string       `json:"paid,omitempty" maxLength:"32" doc:"What the account that owes more has paid outside of PCM, or all: it owes nothing then. Default: nothing." example:"all"`
-	Note     string       `json:"note,omitempty" maxLength:"200"`
-	ValidFor pcm.Duration `json:"valid_for,omitempty" doc:"Default 168h, at most 720h." example:"168h"`
-	Partial  bool         `json:"partial,omitempty" doc:"Leave out cells that don't answer. Default: refuse while one in which something may be owed does not."`
+	With     string          `json:"with" maxLength:"64" doc:"The other account: its ID, an unambiguous beginning of it, or one of its peers."`
+	Unit     string          `json:"unit,omitempty" maxLength:"63" doc:"Default: credit."`
+	Paid     string          `json:"paid,omitempty" maxLength:"32" doc:"What the account that owes more has paid outside of PCM, or all: it owes nothing then. Default: nothing." example:"all"`
+	Note     string          `json:"note,omitempty" maxLength:"200"`
+	ValidFor pcm.Duration    `json:"valid_for,omitempty" doc:"Default 168h, at most 720h." example:"168h"`
+	DryRun   bool            `json:"dry_run,omitempty" doc:"Only look: what is owed in which cell, and what would be struck. Nothing is signed."`
+	Expect   []AgreementLine `json:"expect,omitempty" maxItems:"64" doc:"What a dry run has shown: if anything else would be struck now, nothing is signed. Default: whatever is found is signed."`
+
+	Partial bool `json:"partial,omitempty" doc:"Leave out cells that don't answer. Default: refuse while one in which something may be owed does not."`
 }
 
 // ResolutionRequest asks for an offer to end a dispute at an amount.

@@ -230,6 +230,7 @@ const (
 	TradeOfLedger = "ledger"
 	TradeOfCell   = "cell"
 	TradeOfHome   = "home"
+	TradeBefore   = "before" // an operation on it that took effect: it could not be read after that
 )
 
 // Balance is what one account owes another.

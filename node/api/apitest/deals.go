@@ -32,6 +32,11 @@ func (n *Node) offer(what string) (api.Agreement, error) {
 }
 
 func (n *Node) ProposeNetting(_ context.Context, r api.NettingRequest) (api.Agreement, error) {
+	if r.DryRun {
+		v, err := n.offer(fmt.Sprintf("look at a net with %s, paid %q", r.With, r.Paid))
+		v.ID, v.Line, v.Text, v.State = "", "", "", api.AgreementLooked
+		return v, err
+	}
 	return n.offer(fmt.Sprintf("net with %s, paid %q", r.With, r.Paid))
 }
 
