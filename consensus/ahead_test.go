@@ -45,7 +45,7 @@ func (g *gate) hold() (release func()) {
 // or acknowledged before the leader has stored it.
 func TestAheadOfOwnDisk(t *testing.T) {
 	gates := map[pcm.PeerID]*gate{}
-	_, nodes := three(t, func(c *Config) {
+	nodes := three(t, func(c *Config) {
 		g := &gate{}
 		gates[c.Self] = g
 		c.store = func(s raft.LogStore) raft.LogStore {

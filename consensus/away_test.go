@@ -39,7 +39,7 @@ func (n *node) awayCommand(a *Away, to pcm.PeerID) (pcm.CommandID, pcm.Signed) {
 func TestAwayProposesAsksAndListens(t *testing.T) {
 	var mu sync.Mutex
 	answers := map[pcm.PeerID]func() int{} // how many records a peer of the cell has applied
-	b, nodes := three(t, func(c *Config) {
+	nodes := three(t, func(c *Config) {
 		self := c.Self
 		c.Answer = func(from pcm.PeerID, method string, body []byte) ([]byte, error) {
 			var least int
@@ -58,7 +58,7 @@ func TestAwayProposesAsksAndListens(t *testing.T) {
 	mu.Unlock()
 	lead := leaderOf(t, nodes...)
 	follower := nodes[slices.IndexFunc(nodes, func(n *node) bool { return n != lead })]
-	o, a := outsider(t, b, func() []pcm.PeerID { return []pcm.PeerID{follower.cfg.Self} })
+	o, a := outsider(t, nodes[0].book, func() []pcm.PeerID { return []pcm.PeerID{follower.cfg.Self} })
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if leader, err := a.Locate(ctx); err != nil || leader != lead.cfg.Self || a.LogTime() == 0 {
@@ -96,9 +96,9 @@ func TestAwayProposesAsksAndListens(t *testing.T) {
 
 // While the leader dies, commands of a peer outside are delayed, not lost and not done twice.
 func TestAwayExactlyOnceAcrossLeaderKill(t *testing.T) {
-	b, nodes := three(t, nil)
+	nodes := three(t, nil)
 	lead := leaderOf(t, nodes...)
-	o, a := outsider(t, b, func() (ids []pcm.PeerID) {
+	o, a := outsider(t, nodes[0].book, func() (ids []pcm.PeerID) {
 		for _, n := range nodes {
 			ids = append(ids, n.cfg.Self)
 		}

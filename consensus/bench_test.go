@@ -41,7 +41,7 @@ func fsyncP50(b *testing.B, dir string) time.Duration {
 // propose signed commands, one after the other each. The follower signs them,
 // the leader and the followers check them.
 func BenchmarkPropose(b *testing.B) {
-	_, nodes := three(b, func(c *Config) { c.tune = nil })
+	nodes := three(b, func(c *Config) { c.tune = nil })
 	lead := leaderOf(b, nodes...)
 	follower := nodes[1]
 	if follower == lead {

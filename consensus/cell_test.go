@@ -157,7 +157,7 @@ func TestGrowthInPairs(t *testing.T) {
 }
 
 func TestDeadVoterIsReplaced(t *testing.T) {
-	_, nodes := three(t, func(c *Config) { c.DeadAfter = 300 * time.Millisecond })
+	nodes := three(t, func(c *Config) { c.DeadAfter = 300 * time.Millisecond })
 	lead := leaderOf(t, nodes...)
 	fourth := lead.admit(t, func(c *Config) { c.DeadAfter = 300 * time.Millisecond })
 	var dead *node
@@ -175,7 +175,7 @@ func TestDeadVoterIsReplaced(t *testing.T) {
 }
 
 func TestForwardAndSync(t *testing.T) {
-	_, nodes := three(t, nil)
+	nodes := three(t, nil)
 	for i := range 10 {
 		n := nodes[i%3]
 		n.propose(t, n.cfg.Self)
@@ -208,7 +208,7 @@ func TestForwardAndSync(t *testing.T) {
 // A leader is killed while many propose: whatever was acknowledged is in the
 // log, and nothing is in it twice.
 func TestExactlyOnceAcrossLeaderKill(t *testing.T) {
-	_, nodes := three(t, nil)
+	nodes := three(t, nil)
 	lead := leaderOf(t, nodes...)
 	var rest []*node
 	for _, n := range nodes {
@@ -274,7 +274,7 @@ func TestExactlyOnceAcrossLeaderKill(t *testing.T) {
 }
 
 func TestCloseHandsLeadershipOver(t *testing.T) {
-	_, nodes := three(t, func(c *Config) {
+	nodes := three(t, func(c *Config) {
 		c.tune = func(rc *raft.Config) { // far longer than the test would wait for an election
 			rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = 60*time.Second, 60*time.Second, 60*time.Second
 		}
@@ -343,7 +343,7 @@ func TestLogTimeIgnoresWallClock(t *testing.T) {
 
 // Log time goes on while nobody leads: what runs meanwhile is paid by it.
 func TestLogTimeGoesOnWithoutLeader(t *testing.T) {
-	_, nodes := three(t, nil)
+	nodes := three(t, nil)
 	lead := leaderOf(t, nodes...)
 	lead.propose(t, lead.cfg.Self)
 	var rest []*node
@@ -448,7 +448,7 @@ func TestBounds(t *testing.T) {
 }
 
 func TestNoQuorumSaysWhy(t *testing.T) {
-	_, nodes := three(t, nil)
+	nodes := three(t, nil)
 	nodes[1].kill()
 	nodes[2].kill()
 	_, s := nodes[0].command(nodes[0].cfg.Self)

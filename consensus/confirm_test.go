@@ -8,7 +8,7 @@ import (
 
 // A leader that reaches no voter but itself is not confirmed by those who don't vote.
 func TestReplicasConfirmNoLeader(t *testing.T) {
-	_, nodes := three(t, nil)
+	nodes := three(t, nil)
 	leader := leaderOf(t, nodes...)
 	replica := leader.admit(t, nil)
 	replica.await("the leader's word", func() bool { return replica.Applied() >= leader.Applied() && leader.Applied() > 0 })

@@ -13,7 +13,7 @@ import (
 // TestDifferingReplicaStops holds that a replica whose state is not that of the
 // leader stops, keeps its folder and says why, and that the others go on.
 func TestDifferingReplicaStops(t *testing.T) {
-	_, nodes := three(t, func(c *Config) {
+	nodes := three(t, func(c *Config) {
 		c.digestEvery = 4
 		c.tune = func(rc *raft.Config) { // nobody else is to lead, however slow the machine is
 			rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = 20*time.Second, 20*time.Second, 20*time.Second

@@ -13,7 +13,7 @@ import (
 // With a CommitTimeout of ten minutes, Raft itself tells followers of a commit
 // only with the next entry: what they learn without one was pushed.
 func TestEventsArePushedAheadOfApply(t *testing.T) {
-	_, nodes := three(t, func(c *Config) {
+	nodes := three(t, func(c *Config) {
 		patientRaft(c)
 		c.silent = true
 	})
@@ -61,7 +61,7 @@ func patientRaft(c *Config) {
 
 // Those whom an entry concerns apply it at once, though Raft has nothing to send them.
 func TestCommitsAreAnnounced(t *testing.T) {
-	_, nodes := three(t, patientRaft)
+	nodes := three(t, patientRaft)
 	lead := leaderOf(t, nodes...)
 	lead.await("the streams of events", func() bool {
 		lead.hub.mu.Lock()

@@ -265,17 +265,16 @@ func found(t testing.TB, b *book, change func(*Config)) *node {
 }
 
 // three opens a cell of three voters; the first leads.
-func three(t testing.TB, change func(*Config)) (b *book, nodes []*node) {
+func three(t testing.TB, change func(*Config)) (nodes []*node) {
 	t.Helper()
-	b = &book{}
-	nodes = append(nodes, found(t, b, change))
+	nodes = append(nodes, found(t, &book{}, change))
 	for range 2 {
 		nodes = append(nodes, nodes[0].admit(t, change))
 	}
 	for _, n := range nodes {
 		n.await("three voters", func() bool { return len(n.voters()) == 3 })
 	}
-	return b, nodes
+	return nodes
 }
 
 // patient has timeouts far longer than a test would wait for an election.

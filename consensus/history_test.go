@@ -75,7 +75,7 @@ func TestNewReplicaPullsAndChecksHistory(t *testing.T) {
 // One peer serves false records: they don't match the root, and are fetched
 // anew from another.
 func TestFalseHistoryIsNotBelieved(t *testing.T) {
-	_, nodes := three(t, snapshotOften)
+	nodes := three(t, snapshotOften)
 	lead := leaderOf(t, nodes...)
 	fillAndSnapshot(t, lead, 30)
 	lead.forgeRecord(t, 7, []byte("forged"))
@@ -126,7 +126,7 @@ func TestIncompleteReplicaIsNoVoter(t *testing.T) {
 }
 
 func TestLostHistoryIsFetchedAgain(t *testing.T) {
-	_, nodes := three(t, snapshotOften)
+	nodes := three(t, snapshotOften)
 	lead := leaderOf(t, nodes...)
 	for range 20 {
 		lead.propose(t, lead.cfg.Self)

@@ -49,10 +49,10 @@ func TestPlanRecovery(t *testing.T) {
 // for good. The survivor with the longest log goes on alone with all that it has,
 // takes the other survivor along, and grows again.
 func TestRecoverFromLostQuorum(t *testing.T) {
-	b, nodes := three(t, func(c *Config) { c.MaxVoters = 3 })
+	nodes := three(t, func(c *Config) { c.MaxVoters = 3 })
 	lead := leaderOf(t, nodes...)
-	kept := b.prepare(t, nil).open()
-	behind := b.prepare(t, nil).open()
+	kept := nodes[0].book.prepare(t, nil).open()
+	behind := nodes[0].book.prepare(t, nil).open()
 	for _, n := range []*node{kept, behind} {
 		if err := lead.AddReplica(t.Context(), n.cfg.Self); err != nil {
 			t.Fatal(err)
@@ -124,7 +124,7 @@ func TestRecoverFromLostQuorum(t *testing.T) {
 // TestRewrittenHistoryIsNotFollowed: a peer that has applied more than the one
 // from which the cell was recovered stops loudly instead of following it.
 func TestRewrittenHistoryIsNotFollowed(t *testing.T) {
-	_, nodes := three(t, nil)
+	nodes := three(t, nil)
 	lead := leaderOf(t, nodes...)
 	lead.propose(t, lead.cfg.Self)
 	var short, ahead *node

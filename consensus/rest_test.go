@@ -2,16 +2,10 @@ package consensus
 
 import (
 	"context"
-	"os"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/raft"
-	"github.com/libp2p/go-libp2p/core/host"
-	"github.com/libp2p/go-libp2p/core/network"
-	"github.com/libp2p/go-libp2p/core/peer"
-	"github.com/libp2p/go-libp2p/core/protocol"
 
 	"github.com/jointcloud/pcm"
 )
@@ -51,7 +45,7 @@ func (r *rest) rests(id pcm.PeerID) bool {
 }
 
 func TestCellRestsAndWakes(t *testing.T) {
-	_, nodes := three(t, restless)
+	nodes := three(t, restless)
 	term := uint64(0)
 	for i := range 4 {
 		leader := atRest(t, nodes...)
@@ -91,7 +85,7 @@ func TestCellRestsAndWakes(t *testing.T) {
 
 // A cell at rest stays so though entries without commands are made, and sends little.
 func TestRestIsQuiet(t *testing.T) {
-	_, nodes := three(t, restless)
+	nodes := three(t, restless)
 	leader := atRest(t, nodes...)
 	follower := others(nodes, leader)[0]
 	beats := func() time.Time { return leader.rest.heard(follower.cfg.Self) }
@@ -112,7 +106,7 @@ func TestRestIsQuiet(t *testing.T) {
 
 // A cell at rest holds no streams of Raft's, and has them again when it works.
 func TestRestHoldsNoStreams(t *testing.T) {
-	_, nodes := three(t, restless)
+	nodes := three(t, restless)
 	leader := atRest(t, nodes...)
 	streams := func() (n int) {
 		for _, node := range nodes {
@@ -141,7 +135,7 @@ func TestRestHoldsNoStreams(t *testing.T) {
 // A peer that rests is told so again and again. Where its leader can't ask it to rest on, as
 // something is due soon, it beats as ever before the peer's patience ends.
 func TestRestLapsesAtTheLeaderFirst(t *testing.T) {
-	_, nodes := three(t, func(c *Config) {
+	nodes := three(t, func(c *Config) {
 		restless(c)
 		c.restBeat, c.restFor = time.Hour, 4*time.Second
 	})
@@ -163,7 +157,7 @@ func TestRestLapsesAtTheLeaderFirst(t *testing.T) {
 // What dies at rest is missed in the usual time: by its connections, and where
 // these don't break, by the first who wants something.
 func TestLeaderDiesAtRest(t *testing.T) {
-	_, nodes := three(t, func(c *Config) {
+	nodes := three(t, func(c *Config) {
 		restless(c)
 		c.restBeat = 10 * time.Minute // nobody would miss the leader by itself
 	})
@@ -183,131 +177,10 @@ func TestLeaderDiesAtRest(t *testing.T) {
 	}
 }
 
-// gated is a host whose streams can be held up, both ways, as those of a peer that is
-// stopped, or cut off without a word.
-type gated struct {
-	host.Host
-	mu   sync.Mutex
-	open chan struct{} // closed while messages pass
-}
-
-func behindGate(h host.Host) *gated {
-	g := &gated{Host: h, open: make(chan struct{})}
-	close(g.open)
-	return g
-}
-
-func (g *gated) shut() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.open = make(chan struct{})
-}
-
-func (g *gated) lift() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	select {
-	case <-g.open:
-	default:
-		close(g.open)
-	}
-}
-
-func (g *gated) pass(until time.Time) error {
-	g.mu.Lock()
-	open := g.open
-	g.mu.Unlock()
-	var late <-chan time.Time
-	if !until.IsZero() {
-		late = time.After(time.Until(until))
-	}
-	select {
-	case <-open:
-		return nil
-	default:
-	}
-	select {
-	case <-open:
-		return nil
-	case <-late:
-		return os.ErrDeadlineExceeded
-	}
-}
-
-func (g *gated) NewStream(ctx context.Context, to peer.ID, pids ...protocol.ID) (network.Stream, error) {
-	until, ok := ctx.Deadline()
-	if !ok {
-		until = time.Now().Add(10 * time.Second)
-	}
-	if err := g.pass(until); err != nil {
-		return nil, err
-	}
-	s, err := g.Host.NewStream(ctx, to, pids...)
-	if err != nil {
-		return nil, err
-	}
-	return &gatedStream{Stream: s, g: g}, nil
-}
-
-func (g *gated) SetStreamHandler(pid protocol.ID, handle network.StreamHandler) {
-	g.Host.SetStreamHandler(pid, func(s network.Stream) { handle(&gatedStream{Stream: s, g: g}) })
-}
-
-type gatedStream struct {
-	network.Stream
-	g           *gated
-	mu          sync.Mutex
-	read, write time.Time
-}
-
-func (s *gatedStream) deadline(t *time.Time) time.Time {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return *t
-}
-
-func (s *gatedStream) set(t time.Time, which ...*time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, w := range which {
-		*w = t
-	}
-}
-
-func (s *gatedStream) Read(p []byte) (int, error) {
-	n, err := s.Stream.Read(p)
-	if e := s.g.pass(s.deadline(&s.read)); e != nil {
-		return 0, e
-	}
-	return n, err
-}
-
-func (s *gatedStream) Write(p []byte) (int, error) {
-	if err := s.g.pass(s.deadline(&s.write)); err != nil {
-		return 0, err
-	}
-	return s.Stream.Write(p)
-}
-
-func (s *gatedStream) SetDeadline(t time.Time) error {
-	s.set(t, &s.read, &s.write)
-	return s.Stream.SetDeadline(t)
-}
-
-func (s *gatedStream) SetReadDeadline(t time.Time) error {
-	s.set(t, &s.read)
-	return s.Stream.SetReadDeadline(t)
-}
-
-func (s *gatedStream) SetWriteDeadline(t time.Time) error {
-	s.set(t, &s.write)
-	return s.Stream.SetWriteDeadline(t)
-}
-
 // A leader that is stopped at rest is replaced as soon as somebody wants something,
 // and neither acknowledges nor confirms anything, though it believes for a while to lead.
 func TestLeaderStopsAtRest(t *testing.T) {
-	_, nodes := three(t, func(c *Config) {
+	nodes := three(t, func(c *Config) {
 		restless(c)
 		c.restBeat = 10 * time.Minute
 	})
@@ -343,7 +216,7 @@ func TestLeaderStopsAtRest(t *testing.T) {
 
 // The set of voters changes at rest as ever.
 func TestMembersChangeAtRest(t *testing.T) {
-	_, nodes := three(t, restless)
+	nodes := three(t, restless)
 	leader := atRest(t, nodes...)
 	fourth := others(nodes, leader)[0].admit(t, restless)
 	nodes = append(nodes, fourth)
@@ -364,7 +237,7 @@ func TestMembersChangeAtRest(t *testing.T) {
 // A peer that restarts within a resting cell is sent what it lacks and rests again; it
 // disturbs nobody.
 func TestPeerRestartsAtRest(t *testing.T) {
-	_, nodes := three(t, restless)
+	nodes := three(t, restless)
 	leader := atRest(t, nodes...)
 	term := leader.raft.CurrentTerm()
 	lost := others(nodes, leader)[0]
@@ -381,7 +254,7 @@ func TestPeerRestartsAtRest(t *testing.T) {
 
 // What a peer is told to do by one that doesn't lead it, it doesn't.
 func TestRestIsTheLeadersToOrder(t *testing.T) {
-	_, nodes := three(t, func(c *Config) { c.restAfter = time.Hour })
+	nodes := three(t, func(c *Config) { c.restAfter = time.Hour })
 	leader := leaderOf(t, nodes...)
 	two := others(nodes, leader)
 	term := leader.raft.CurrentTerm()
@@ -423,7 +296,7 @@ func TestRestIsTheLeadersToOrder(t *testing.T) {
 // A peer that agrees to rest at the moment when work comes is told of the work: it would wait
 // long for its leader in a cell that is used.
 func TestWorkOvertakesRest(t *testing.T) {
-	_, nodes := three(t, func(c *Config) { c.restAfter = time.Hour })
+	nodes := three(t, func(c *Config) { c.restAfter = time.Hour })
 	leader := leaderOf(t, nodes...)
 	follower := others(nodes, leader)[0]
 	r := leader.rest

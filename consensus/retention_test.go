@@ -316,7 +316,7 @@ func TestRemovalIsCutOff(t *testing.T) {
 // A replica that was away while others removed records takes their hashes, also in
 // place of what it has removed or not itself, and believes none of a liar's.
 func TestReplicaOfBeforeTheRemoval(t *testing.T) {
-	_, nodes := three(t, snapshotOften)
+	nodes := three(t, snapshotOften)
 	lead := leaderOf(t, nodes...)
 	rest := others(nodes, lead)
 	away, liar := rest[0], rest[1]

@@ -36,7 +36,7 @@ func TestBacklogIsBounded(t *testing.T) {
 // Whoever comes back from far behind is given one snapshot: what is committed while it takes that over
 // stays in the log, however often others take snapshots of their own meanwhile.
 func TestNoSnapshotLoop(t *testing.T) {
-	_, nodes := three(t, snapshotOften)
+	nodes := three(t, snapshotOften)
 	leader := leaderOf(t, nodes...)
 	lost := others(nodes, leader)[0]
 	lost.kill()

@@ -141,10 +141,3 @@ func (s *store) close() error {
 	}
 	return s.closeNow()
 }
-
-// isOpen is for tests.
-func (s *store) isOpen() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.db != nil
-}

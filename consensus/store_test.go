@@ -7,6 +7,12 @@ import (
 	"github.com/jointcloud/pcm"
 )
 
+func (s *store) isOpen() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.db != nil
+}
+
 // The history is closed while nobody needs it, and opened for whoever does.
 func TestStoreClosesWhileItIsIdle(t *testing.T) {
 	n := found(t, &book{}, func(c *Config) { c.storeIdle = 100 * time.Millisecond })

@@ -11,7 +11,7 @@ import (
 // When the leader's process ends, its connections do, and another one leads
 // long before Raft's timeouts are over; also when streams to a voter are left from before its restart.
 func TestSuccession(t *testing.T) {
-	_, nodes := three(t, patient)
+	nodes := three(t, patient)
 	lead := leaderOf(t, nodes...)
 	for range 4 {
 		lead.propose(t, lead.cfg.Self)
@@ -32,7 +32,7 @@ func TestSuccession(t *testing.T) {
 
 // One voter that can't reach the leader deposes nobody: the other one does.
 func TestSuccessionNeedsMajority(t *testing.T) {
-	_, nodes := three(t, patient)
+	nodes := three(t, patient)
 	lead := leaderOf(t, nodes...)
 	rest := others(nodes, lead)
 	alone := rest[0]

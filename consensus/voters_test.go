@@ -16,7 +16,7 @@ import (
 // TestOperatorsSayWhoVotes demotes and promotes by hand: what an operator wants
 // holds across leaders, and the cell keeps three voters.
 func TestOperatorsSayWhoVotes(t *testing.T) {
-	_, nodes := three(t, nil)
+	nodes := three(t, nil)
 	lead := leaderOf(t, nodes...)
 	fourth := lead.admit(t, nil)
 	out := nodes[0]
@@ -77,7 +77,7 @@ func TestOperatorsSayWhoVotes(t *testing.T) {
 // TestReturningVoterDisturbsNobody: with pre-vote, a voter that comes back after
 // many elections of its own doesn't depose the leader.
 func TestReturningVoterDisturbsNobody(t *testing.T) {
-	_, nodes := three(t, nil)
+	nodes := three(t, nil)
 	lead := leaderOf(t, nodes...)
 	away := nodes[0]
 	if away == lead {
@@ -104,7 +104,7 @@ func TestReturningVoterDisturbsNobody(t *testing.T) {
 // TestLostFolderDoesNotVote: a voter whose folder is gone comes back as nobody
 // that votes, is made a replica, and then earns its vote anew.
 func TestLostFolderDoesNotVote(t *testing.T) {
-	_, nodes := three(t, nil)
+	nodes := three(t, nil)
 	lead := leaderOf(t, nodes...)
 	lost := nodes[0]
 	if lost == lead {
