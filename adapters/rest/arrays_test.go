@@ -26,23 +26,11 @@ var manys = map[string][]string{
 	"list": nil,
 	// An array of a size; its jobs are called by its name and their place.
 	"array": append([]string{
-		`request: {method: POST, path: /batch, body: {jobs: "${array.each}"}}`, arrayRequest,
-		`    items: body.results
-    name: item.name
-    id: item.id
-    refused: item.?error
-    full: item.?full.orValue(false)
-`, `    id: 'body.id + (task.array.index < 10 ? ".00" : ".0") + string(task.array.index)'
+		listRequest, arrayRequest, listItems, `    id: 'body.id + (task.array.index < 10 ? ".00" : ".0") + string(task.array.index)'
 `}, byPlace...),
 	// An array whose answer says nothing of its jobs: they are listed.
 	"listed": append([]string{
-		`request: {method: POST, path: /batch, body: {jobs: "${array.each}"}}`, arrayRequest,
-		`    items: body.results
-    name: item.name
-    id: item.id
-    refused: item.?error
-    full: item.?full.orValue(false)
-`, `    list:
+		listRequest, arrayRequest, listItems, `    list:
       request: {path: /jobs}
       items: 'body.jobs.filter(j, j.name.startsWith(array.name + "."))'
       paging: {kind: marker, param: after, size: limit, limit: 500, marker: item.id}
@@ -50,6 +38,17 @@ var manys = map[string][]string{
     id: item.id
 `}, byPlace...),
 }
+
+// What stands in small.yaml, for a list of jobs.
+const (
+	listRequest = `request: {method: POST, path: /batch, body: {jobs: "${array.each}"}}`
+	listItems   = `    items: body.results
+    name: item.name
+    id: item.id
+    refused: item.?error
+    full: item.?full.orValue(false)
+`
+)
 
 const arrayRequest = `request: {method: POST, path: /arrays, body: {name: "${array.name}", size: "${array.count}", width: "${array.width}", jobs: "${array.each}"}}`
 

@@ -461,3 +461,14 @@ func (b *backend) line(ctx context.Context, x description.Expression, vars map[s
 	}
 	return b.clean(expr.Text(v), maxReason), nil
 }
+
+// ids are the names of all jobs that are followed.
+func (p *poller) ids() map[string]bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make(map[string]bool, len(p.tracks))
+	for t := range p.tracks {
+		all[t.id] = true
+	}
+	return all
+}

@@ -17,15 +17,6 @@ const (
 	maxVariants = 16
 )
 
-// API is what an OpenAPI document says, as far as clients need it.
-type API struct {
-	Operations []Operation
-	Types      []Type
-	Logins     []Scheme // what a request shows, all of them
-	Unknown    []string // schemes of log-in that are in use and can't be read here, by name
-	Server     string   // "" where the document doesn't tell, or has a pattern
-}
-
 // Type is an object with named fields.
 type Type struct {
 	Name     string // as the document has it, or where it stands: "Job", "createJob body"
@@ -50,44 +41,12 @@ type Schema struct {
 	Of    []Schema // of a union
 }
 
-// Scheme is a way to show who asks.
-type Scheme struct {
-	Name string // as the document has it
-	Kind string // bearer, basic, header or query
-	As   string // name of the header or parameter
-}
-
 // schemas reads them.
 type schemas struct {
 	doc   openAPI
 	looks int
 	types []Type
 	at    map[string]int // types by reference or place
-}
-
-// resolve follows references; last is the last of them. It is nil where they lead nowhere.
-func (o openAPI) resolve(v any) (m map[string]any, last string) {
-	for range 16 {
-		m, ok := v.(map[string]any)
-		if !ok {
-			return nil, last
-		}
-		ref, ok := m["$ref"].(string)
-		if !ok {
-			return m, last
-		}
-		path, ok := strings.CutPrefix(ref, "#/")
-		if !ok {
-			return nil, ref
-		}
-		last, v = ref, map[string]any(o)
-		for _, part := range strings.Split(path, "/") {
-			part = strings.ReplaceAll(strings.ReplaceAll(part, "~1", "/"), "~0", "~")
-			m, _ := v.(map[string]any)
-			v = m[part]
-		}
-	}
-	return nil, last
 }
 
 var anything = Schema{Kind: "any"}
@@ -301,76 +260,4 @@ func enum(m map[string]any) (words []string) {
 func anyList(v any) []any {
 	list, _ := v.([]any)
 	return list
-}
-
-// login reads what requests show: the first choice of all that can be read here.
-func (o openAPI) login(items []map[string]any) (all []Scheme, unknown []string) {
-	defined := o.object(o.object(o["components"])["securitySchemes"])
-	var choices []any
-	for _, of := range append([]map[string]any{o}, items...) {
-		if list := anyList(of["security"]); len(list) > 0 {
-			choices = list
-			break
-		}
-	}
-	free := false
-	for _, c := range choices {
-		names, _ := c.(map[string]any)
-		if len(names) == 0 {
-			free = true // of a choice that asks for nothing
-			continue
-		}
-		var these []Scheme
-		for _, name := range sorted(names) {
-			s, ok := scheme(name, o.object(defined[name]))
-			if !ok {
-				unknown = append(unknown, name)
-				these = nil
-				break
-			}
-			these = append(these, s)
-		}
-		if these != nil {
-			return these, nil
-		}
-	}
-	if free {
-		return nil, nil
-	}
-	return nil, unknown
-}
-
-func scheme(name string, m map[string]any) (Scheme, bool) {
-	text := func(key string) string { t, _ := m[key].(string); return t }
-	s := Scheme{Name: name, As: text("name")}
-	switch kind, in := text("type"), text("in"); {
-	case kind == "http" && strings.EqualFold(text("scheme"), "bearer"):
-		s.Kind = "bearer"
-	case kind == "http" && strings.EqualFold(text("scheme"), "basic"):
-		s.Kind = "basic"
-	case kind == "apiKey" && in == "query" && s.As != "":
-		s.Kind = "query"
-	case kind == "apiKey" && in == "header" && headerName(s.As):
-		s.Kind = "header"
-	}
-	return s, s.Kind != ""
-}
-
-// headerName tells whether a text can name a header.
-func headerName(s string) bool {
-	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
-		return r <= ' ' || r >= 0x7f || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, r)
-	})
-}
-
-// server is the first address that the document tells.
-func (o openAPI) server() string {
-	for _, s := range anyList(o["servers"]) {
-		m, _ := s.(map[string]any)
-		url, _ := m["url"].(string)
-		if (strings.HasPrefix(url, "https://") || strings.HasPrefix(url, "http://")) && !strings.ContainsAny(url, "{}") {
-			return url
-		}
-	}
-	return ""
 }

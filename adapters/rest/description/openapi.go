@@ -3,9 +3,7 @@ package description
 import (
 	"cmp"
 	"fmt"
-	"io/fs"
 	"maps"
-	"net/http"
 	"slices"
 	"strings"
 
@@ -16,6 +14,15 @@ import (
 
 // MaxOpenAPI bounds an OpenAPI document.
 const MaxOpenAPI = 4 << 20
+
+// API is what an OpenAPI document says, as far as clients need it.
+type API struct {
+	Operations []Operation
+	Types      []Type
+	Logins     []Scheme // what a request shows, all of them
+	Unknown    []string // schemes of log-in that are in use and can't be read here, by name
+	Server     string   // "" where the document doesn't tell, or has a pattern
+}
 
 // Operation is what an OpenAPI document says of one call, as far as it is needed here.
 type Operation struct {
@@ -46,6 +53,13 @@ type Body struct {
 	Needs    []string // of the fields
 	Open     bool     // may have fields that are not named
 	Schema   Schema
+}
+
+// Scheme is a way to show who asks.
+type Scheme struct {
+	Name string // as the document has it
+	Kind string // bearer, basic, header or query
+	As   string // name of the header or parameter
 }
 
 // ParseOpenAPI reads an OpenAPI document, version 3, in YAML or JSON.
@@ -98,6 +112,31 @@ func (o openAPI) object(v any) map[string]any {
 	return m
 }
 
+// resolve follows references; last is the last of them. It is nil where they lead nowhere.
+func (o openAPI) resolve(v any) (m map[string]any, last string) {
+	for range 16 {
+		m, ok := v.(map[string]any)
+		if !ok {
+			return nil, last
+		}
+		ref, ok := m["$ref"].(string)
+		if !ok {
+			return m, last
+		}
+		path, ok := strings.CutPrefix(ref, "#/")
+		if !ok {
+			return nil, ref
+		}
+		last, v = ref, map[string]any(o)
+		for _, part := range strings.Split(path, "/") {
+			part = strings.ReplaceAll(strings.ReplaceAll(part, "~1", "/"), "~0", "~")
+			m, _ := v.(map[string]any)
+			v = m[part]
+		}
+	}
+	return nil, last
+}
+
 func (s *schemas) operation(path, method string, item, op map[string]any) Operation {
 	o := s.doc
 	out := Operation{Method: method, Path: path}
@@ -105,8 +144,7 @@ func (s *schemas) operation(path, method string, item, op map[string]any) Operat
 	out.Summary, _ = op["summary"].(string)
 	place := cmp.Or(out.ID, method+" "+path)
 	for _, list := range []any{item["parameters"], op["parameters"]} {
-		params, _ := list.([]any)
-		for _, raw := range params {
+		for _, raw := range anyList(list) {
 			p := o.object(raw)
 			var param Param
 			param.Name, _ = p["name"].(string)
@@ -188,7 +226,7 @@ func (s *schemas) fields(schema map[string]any, b *Body, depth int) {
 		b.Open = true // more than is read here
 		return
 	}
-	parts, _ := schema["allOf"].([]any)
+	parts := anyList(schema["allOf"])
 	for _, p := range parts {
 		s.fields(s.doc.object(p), b, depth+1)
 	}
@@ -197,109 +235,79 @@ func (s *schemas) fields(schema map[string]any, b *Body, depth int) {
 		b.Open = true
 	}
 	b.Fields = append(b.Fields, slices.Collect(maps.Keys(properties))...)
-	needs, _ := schema["required"].([]any)
-	for _, n := range needs {
+	for _, n := range anyList(schema["required"]) {
 		b.Needs = append(b.Needs, fmt.Sprint(n))
 	}
 }
 
-// operations reads the document that the description names.
-func (c *compiler) operations(dir fs.FS) {
-	if c.d.OpenAPI == "" {
-		return
-	}
-	if dir == nil {
-		c.add("$.openapi", "the document is beside a description in a file; this description is none")
-		return
-	}
-	f, err := dir.Open(c.d.OpenAPI)
-	var api *API
-	if err == nil {
-		defer f.Close()
-		var data []byte
-		if data, err = readAll(f); err == nil {
-			api, err = ParseOpenAPI(data)
+// login reads what requests show: the first choice of all that can be read here.
+func (o openAPI) login(items []map[string]any) (all []Scheme, unknown []string) {
+	defined := o.object(o.object(o["components"])["securitySchemes"])
+	var choices []any
+	for _, of := range append([]map[string]any{o}, items...) {
+		if list := anyList(of["security"]); len(list) > 0 {
+			choices = list
+			break
 		}
 	}
-	if err != nil {
-		c.add("$.openapi", "%v", err)
-		return
+	free := false
+	for _, c := range choices {
+		names, _ := c.(map[string]any)
+		if len(names) == 0 {
+			free = true // of a choice that asks for nothing
+			continue
+		}
+		var these []Scheme
+		for _, name := range sorted(names) {
+			s, ok := scheme(name, o.object(defined[name]))
+			if !ok {
+				unknown = append(unknown, name)
+				these = nil
+				break
+			}
+			these = append(these, s)
+		}
+		if these != nil {
+			return these, nil
+		}
 	}
-	c.ops = map[string]Operation{}
-	for _, op := range api.Operations {
-		c.ops[op.ID] = op
+	if free {
+		return nil, nil
 	}
+	return nil, unknown
 }
 
-// expand puts method and path of an operation in the place of its name.
-func (c *compiler) expand(path string, r *Request) {
-	if r.Operation == "" {
-		if len(r.Params) > 0 {
-			c.add(path+".params", "they are those of an operation, and there is none")
-		}
-		return
+func scheme(name string, m map[string]any) (Scheme, bool) {
+	text := func(key string) string { t, _ := m[key].(string); return t }
+	s := Scheme{Name: name, As: text("name")}
+	switch kind, in := text("type"), text("in"); {
+	case kind == "http" && strings.EqualFold(text("scheme"), "bearer"):
+		s.Kind = "bearer"
+	case kind == "http" && strings.EqualFold(text("scheme"), "basic"):
+		s.Kind = "basic"
+	case kind == "apiKey" && in == "query" && s.As != "":
+		s.Kind = "query"
+	case kind == "apiKey" && in == "header" && headerName(s.As):
+		s.Kind = "header"
 	}
-	if c.d.OpenAPI == "" {
-		c.add(path+".operation", "there is no OpenAPI document: name it by openapi")
-		return
-	}
-	if c.ops == nil {
-		return // said already
-	}
-	op, ok := c.ops[r.Operation]
-	if !ok {
-		c.add(path+".operation", "%s has no operation %q%s", c.d.OpenAPI, r.Operation, near(r.Operation, sorted(c.ops)))
-		return
-	}
-	if r.Method != "" || r.Path.given {
-		c.add(path, "method and path are those of operation %s: leave them out", r.Operation)
-		return
-	}
-	r.Method = op.Method
-	text, given := op.Path, map[string]bool{}
-	for _, name := range sorted(r.Params) {
-		if !strings.Contains(op.Path, "{"+name+"}") {
-			c.add(path+".params."+name, "operation %s has no such parameter in its path %s", r.Operation, op.Path)
-		}
-		text = strings.ReplaceAll(text, "{"+name+"}", fmt.Sprint(r.Params[name].raw))
-		given[name] = true
-	}
-	r.Path = Template{raw: text, given: true}
-	for _, p := range op.Params {
-		missing := p.In == "path" && !given[p.Name] || p.In == "query" && p.Required && !r.Query[p.Name].given
-		if missing {
-			c.add(path, "operation %s needs the parameter %s in its %s", r.Operation, p.Name, p.In)
-		}
-	}
-	for _, name := range sorted(r.Query) {
-		if !slices.ContainsFunc(op.Params, func(p Param) bool { return p.In == "query" && p.Name == name }) {
-			c.warn(path+".query."+name, "operation %s has no such parameter", r.Operation)
-		}
-	}
-	c.body(path, r, op)
+	return s, s.Kind != ""
 }
 
-func (c *compiler) body(path string, r *Request, op Operation) {
-	if op.Body == nil {
-		if r.Body.given && op.Method != http.MethodGet {
-			c.warn(path+".body", "operation %s takes no JSON", r.Operation)
-		}
-		return
-	}
-	fields, isMap := r.Body.raw.(map[string]any)
-	switch {
-	case !r.Body.given && op.Body.Required:
-		c.add(path, "operation %s needs a body", r.Operation)
-	case isMap:
-		for _, name := range op.Body.Needs {
-			if _, ok := fields[name]; !ok {
-				c.add(path+".body", "operation %s needs %s in its body", r.Operation, name)
-			}
-		}
-		for _, name := range sorted(fields) {
-			if !op.Body.Open && !slices.Contains(op.Body.Fields, name) {
-				c.add(path+".body."+name, "operation %s knows no such field%s", r.Operation, near(name, op.Body.Fields))
-			}
+// headerName tells whether a text can name a header.
+func headerName(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
+		return r <= ' ' || r >= 0x7f || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, r)
+	})
+}
+
+// server is the first address that the document tells.
+func (o openAPI) server() string {
+	for _, s := range anyList(o["servers"]) {
+		m, _ := s.(map[string]any)
+		url, _ := m["url"].(string)
+		if (strings.HasPrefix(url, "https://") || strings.HasPrefix(url, "http://")) && !strings.ContainsAny(url, "{}") {
+			return url
 		}
 	}
+	return ""
 }
