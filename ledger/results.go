@@ -129,8 +129,8 @@ func checkResult(r *pcm.Result) error {
 		return err
 	}
 	switch {
-	case len(r.Reason) > maxReason:
-		return pcm.Errorf(pcm.Invalid, "the reason of task %d has more than %d bytes", r.Index, maxReason)
+	case len(r.Reason) > MaxReason:
+		return pcm.Errorf(pcm.Invalid, "the reason of task %d has more than %d bytes", r.Index, MaxReason)
 	case r.Output != "" && !r.Output.Valid():
 		return pcm.Errorf(pcm.Invalid, "the output of task %d has no digest", r.Index)
 	case r.ExitCode < 0 || r.ExitCode > 255:

@@ -10,7 +10,7 @@ import (
 // Bounds of trades and of what sellers say about them.
 const (
 	maxTrades = 200_000
-	maxReason = 256
+	MaxReason = 256 // bytes of the reason of a task, dispute, rejection or stop
 )
 
 // Trade is a trade as its seller's cell sees it.
@@ -344,8 +344,8 @@ func (a *applying) reject(o *pcm.Op) (pcm.Spans, error) {
 	if err := checkTasks(op.Tasks); err != nil {
 		return nil, err
 	}
-	if op.Reason == "" || len(op.Reason) > maxReason {
-		return nil, pcm.Errorf(pcm.Invalid, "a rejection needs a reason of at most %d bytes", maxReason)
+	if op.Reason == "" || len(op.Reason) > MaxReason {
+		return nil, pcm.Errorf(pcm.Invalid, "a rejection needs a reason of at most %d bytes", MaxReason)
 	}
 	skipped, err := t.each(op.Tasks.All, func(i int, at *Attempt) error {
 		if err := a.move(t, i, at, pcm.AttemptRejected); err != nil {
@@ -444,8 +444,8 @@ func (a *applying) dispute(o *pcm.Op) error {
 	if err := a.mayPay(t); err != nil {
 		return err
 	}
-	if op.Reason == "" || len(op.Reason) > maxReason || !op.Tasks.Valid(pcm.MaxTasks) {
-		return pcm.Errorf(pcm.Invalid, "a dispute needs tasks and a reason of at most %d bytes", maxReason)
+	if op.Reason == "" || len(op.Reason) > MaxReason || !op.Tasks.Valid(pcm.MaxTasks) {
+		return pcm.Errorf(pcm.Invalid, "a dispute needs tasks and a reason of at most %d bytes", MaxReason)
 	}
 	for i := range op.Tasks.All {
 		if at := t.attempt(i); at == nil || at.State != pcm.AttemptFinished {
@@ -477,8 +477,8 @@ func (a *applying) stop(o *pcm.Op) (pcm.Spans, error) {
 	if err := checkTasks(op.Tasks); err != nil {
 		return nil, err
 	}
-	if op.Reason == "" || len(op.Reason) > maxReason {
-		return nil, pcm.Errorf(pcm.Invalid, "a stop needs a reason of at most %d bytes", maxReason)
+	if op.Reason == "" || len(op.Reason) > MaxReason {
+		return nil, pcm.Errorf(pcm.Invalid, "a stop needs a reason of at most %d bytes", MaxReason)
 	}
 	skipped, err := t.each(op.Tasks.All, func(i int, at *Attempt) error {
 		if !at.State.Live() || at.Stop != "" {

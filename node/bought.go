@@ -139,15 +139,12 @@ func toldOfBought(id pcm.TradeID, terms pcm.Terms, seller pcm.AccountID, v *ledg
 		if at.Charge < 0 || at.Charge > terms.HoldEach() {
 			return pcm.Errorf(pcm.Invalid, "%s says that task %d of %s costs %s; at most %s can be asked for it", cell, i, id, at.Charge, terms.HoldEach())
 		}
-		if len(at.Reason) > maxToldReason || len(at.Stop) > maxToldReason {
+		if len(at.Reason) > ledger.MaxReason || len(at.Stop) > ledger.MaxReason {
 			return pcm.Errorf(pcm.Invalid, "%s gives an endless reason for task %d of %s", cell, i, id)
 		}
 	}
 	return nil
 }
-
-// maxToldReason is what a cell's ledger takes of a reason.
-const maxToldReason = 256
 
 // placedView is a trade in another cell as its placement tells of it.
 func placedView(p *ledger.Placement, names map[pcm.PeerID]string) api.Trade {

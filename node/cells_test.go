@@ -92,3 +92,16 @@ func deciders(n *Node) (list []pcm.AccountID) {
 	n.cell.View(func() { list = n.state.Deciders() })
 	return list
 }
+
+// TestOrdersInNames: what is refused of an order is said of the names that people know.
+func TestOrdersInNames(t *testing.T) {
+	n := upHere(t, "anna", nil)
+	_, err := n.PromotePeer(t.Context(), "anna", "anna")
+	if err == nil || !strings.Contains(err.Error(), "peer anna ("+pcm.Short(n.self)+") votes already") {
+		t.Errorf("who votes takes a vote: %v", err)
+	}
+	err = n.inNames(pcm.Errorf(pcm.Busy, "wait for %s", pcm.Short(n.id.Mesh.Cell)))
+	if want := "wait for cell " + n.id.Mesh.CellName + " (" + pcm.Short(n.id.Mesh.Cell) + ")"; pcm.ErrorCode(err) != pcm.Busy || err.Error() != want {
+		t.Errorf("%v, not %s", err, want)
+	}
+}

@@ -752,7 +752,7 @@ func (d *driver) cancelRest() []step {
 // clip makes a reason one that commands can hold: UTF-8, or nobody could read the
 // command, and of bounded length. What tasks and back ends say may be neither.
 func clip(reason string) string {
-	const most = 256
+	const most = ledger.MaxReason
 	reason = strings.ToValidUTF8(reason, "?")
 	if len(reason) <= most {
 		return reason

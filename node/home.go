@@ -108,8 +108,11 @@ func noRoomIn(d pcm.Descriptor, all []pcm.Descriptor, now time.Time) error {
 func withRoom(cells []pcm.Descriptor, now time.Time) []pcm.Descriptor {
 	roomy := slices.DeleteFunc(slices.Clone(cells), func(d pcm.Descriptor) bool { return d.Room() == 0 })
 	slices.SortStableFunc(roomy, func(a, b pcm.Descriptor) int {
-		if a.Silent(now) != b.Silent(now) {
-			return map[bool]int{true: 1, false: -1}[a.Silent(now)]
+		if silent := a.Silent(now); silent != b.Silent(now) {
+			if silent {
+				return 1
+			}
+			return -1
 		}
 		if a.Room() != b.Room() {
 			return b.Room() - a.Room()
