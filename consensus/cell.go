@@ -232,6 +232,7 @@ type Cell struct {
 	members   *members
 	memory    memory
 	rest      *rest
+	beats     beats
 	confirmer *confirmer
 	reloading sync.Mutex // held while Raft's settings are changed
 	trailing  uint64     // entries behind a snapshot, by the configuration; 0: as backlog has it

@@ -20,7 +20,7 @@ import (
 // in which that has befallen a majority leads on and commits nothing.
 //
 // It also spares a cell at rest its messages (see rest), and takes a follower that
-// comes back at once ([steadyTransport.AppendEntries]).
+// comes back at once ([steadyTransport.AppendEntries]). What it does about heartbeats is in beats.
 type steadyTransport struct {
 	*raft.NetworkTransport
 	c *Cell
@@ -38,14 +38,11 @@ func (t steadyTransport) AppendEntriesPipeline(id raft.ServerID, target raft.Ser
 	return p, nil
 }
 
-// SetHeartbeatHandler implements raft.Transport.
-func (t steadyTransport) SetHeartbeatHandler(hear func(raft.RPC)) {
-	t.c.rest.hear = hear // before anybody is answered
-	t.NetworkTransport.SetHeartbeatHandler(hear)
-}
-
 // RequestVote implements raft.Transport.
 func (t steadyTransport) RequestVote(id raft.ServerID, to raft.ServerAddress, req *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	if !t.mayAsk(req.Term) {
+		return errNoCandidate
+	}
 	return past(func() error { return t.NetworkTransport.RequestVote(id, to, req, resp) })
 }
 

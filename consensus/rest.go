@@ -48,7 +48,7 @@ type rest struct {
 	beat  time.Duration
 	lasts time.Duration  // see restFor
 	hasty time.Duration  // heartbeat timeout of a peer that doesn't rest
-	hear  func(raft.RPC) // Raft's way for heartbeats
+	hear  func(raft.RPC) // how Raft takes heartbeats, see beats
 	begun atomic.Bool    // Raft is there
 
 	touched atomic.Uint64 // grows with each piece of work
