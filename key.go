@@ -73,6 +73,7 @@ const (
 	DomainInvite   Domain = "pcm/invite/1"
 	DomainSpec     Domain = "pcm/spec/1"
 	DomainCell     Domain = "pcm/cell/1"
+	DomainNotice   Domain = "pcm/notice/1"
 
 	DomainNetting    Domain = "pcm/netting/1"    // two accounts strike what they owe each other
 	DomainResolution Domain = "pcm/resolution/1" // two accounts end a dispute

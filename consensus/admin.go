@@ -87,7 +87,9 @@ func (c *Cell) onLeader(ctx context.Context, method string, req adminRequest, ou
 		var n uint64
 		switch leader {
 		case "":
-			err = retryf("it has no leader now: too few of its voters can reach each other")
+			if err = c.notices.stopped(); err == nil {
+				err = retryf("it has no leader now: too few of its voters can reach each other")
+			}
 		case c.cfg.Self:
 			n, err = c.administer(ctx, c.cfg.Self, method, req)
 		default:

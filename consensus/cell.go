@@ -58,6 +58,13 @@ type Config struct {
 	// a time; nil: no questions are answered.
 	Answer func(from pcm.PeerID, method string, body []byte) ([]byte, error)
 
+	// Seal signs as this peer; nil: those whom a recovery leaves behind are not told.
+	Seal func(pcm.Domain, any) pcm.Signed
+
+	// Head is the signed head of this peer's history, for whom a recovery parted from
+	// it: at most maxHead bytes, of the machine's own form. nil: they get none.
+	Head func() []byte
+
 	// Bootstrap founds the cell with this peer as its one voter, if Dir is
 	// empty. Without it an empty Dir waits until the cell takes this peer in
 	// ([Cell.AddReplica] on any member).
@@ -240,6 +247,7 @@ type Cell struct {
 	ahead     *ahead
 	snaps     raft.SnapshotStore
 	recovered *Recovery // under mu
+	notices   *notices
 	history   *history
 	pruning   sync.Mutex // held by Prune
 
@@ -280,7 +288,7 @@ func Open(cfg Config) (_ *Cell, err error) {
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.hub, c.proposer, c.links, c.watch = newHub(c), newProposer(c), newLinks(cfg.Host, cfg.Cell, c.start), newLeaderWatch(c)
 	c.members, c.history, c.fsm, c.rest = newMembers(c), newHistory(c), newFSM(c, cfg.Machine), newRest(c)
-	c.confirmer = &confirmer{c: c}
+	c.confirmer, c.notices = &confirmer{c: c}, newNotices(c)
 	defer func() {
 		if err != nil {
 			c.release()
@@ -304,9 +312,10 @@ func Open(cfg Config) (_ *Cell, err error) {
 	c.serve(protoAdmin, 32, c.isMember, c.answerAdmin)
 	c.serve(protoRecords, 4, c.isMember, c.answerRecords)
 	c.serve(protoQuery, 64, c.anybody, newQueries(c).answer)
+	c.serve(protoNotice, 2, c.anybody, c.notices.answer)
 	c.handleStreams(protoEvents, c.anybody, c.hub.push)
 	c.unwatch = c.rest.watch()
-	for _, run := range []func(){c.watch.run, newSuccession(c).run, c.proposer.run, c.hub.follow, c.members.run, c.history.run, c.keepTiles, c.keepSnapshots} {
+	for _, run := range []func(){c.watch.run, newSuccession(c).run, c.proposer.run, c.hub.follow, c.members.run, c.notices.run, c.history.run, c.keepTiles, c.keepSnapshots} {
 		c.start(run)
 	}
 	return c, nil
@@ -366,6 +375,9 @@ func (c *Cell) startRaft(logPath string) (err error) {
 	}
 	cache.replace, c.cache, c.snaps = c.mayReplace, cache, snaps
 	if err := c.recover(cache, c.bolt, snaps); err != nil {
+		return err
+	}
+	if err := c.notices.open(rc.HeartbeatTimeout); err != nil {
 		return err
 	}
 	c.layer = newStreamLayer(c.ctx, c.cfg.Host, c.cfg.Self, c.protocol(protoRaft), c.speaksRaft)
@@ -570,6 +582,9 @@ func (c *Cell) LogTime() int64 {
 // Ready tells whether the cell can decide now, as far as this peer knows; if not, why.
 func (c *Cell) Ready() (bool, string) {
 	if err := c.Err(); err != nil {
+		return false, err.Error()
+	}
+	if err := c.notices.stopped(); err != nil {
 		return false, err.Error()
 	}
 	if c.Outside() {

@@ -198,6 +198,7 @@ func (b *book) prepare(t testing.TB, change func(*Config)) *node {
 	n.cfg = Config{
 		Dir: n.dir, Mesh: testMesh, Cell: testCell, Self: n.key.Peer(), Logger: quiet(),
 		Stabilise: 50 * time.Millisecond, memberEvery: 50 * time.Millisecond,
+		Seal: n.key.Seal,
 		tune: func(rc *raft.Config) {
 			rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = 500*time.Millisecond, 500*time.Millisecond, 500*time.Millisecond
 		},

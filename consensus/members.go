@@ -111,6 +111,9 @@ func (c *Cell) connected(id pcm.PeerID) bool {
 // leader from after its last contact, and harms only itself by believing it; a
 // voter believes nobody else.
 func (c *Cell) speaksRaft(id pcm.PeerID) bool {
+	if c.notices.stopped() != nil {
+		return false
+	}
 	return c.isMember(id) || c.members.trusted(id) || !slices.Contains(c.voters(), c.cfg.Self)
 }
 

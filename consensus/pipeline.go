@@ -43,11 +43,17 @@ func (t steadyTransport) RequestVote(id raft.ServerID, to raft.ServerAddress, re
 	if !t.mayAsk(req.Term) {
 		return errNoCandidate
 	}
+	if err := t.c.notices.mute(); err != nil {
+		return err
+	}
 	return past(func() error { return t.NetworkTransport.RequestVote(id, to, req, resp) })
 }
 
 // RequestPreVote implements raft.WithPreVote.
 func (t steadyTransport) RequestPreVote(id raft.ServerID, to raft.ServerAddress, req *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	if err := t.c.notices.mute(); err != nil {
+		return err
+	}
 	return past(func() error { return t.NetworkTransport.RequestPreVote(id, to, req, resp) })
 }
 

@@ -80,6 +80,9 @@ func (c *Cell) Propose(ctx context.Context, cmds ...pcm.Signed) ([]pcm.CommandRe
 func (c *Cell) proposeTo(ctx context.Context, leader pcm.PeerID, changed <-chan struct{}, cmds []pcm.Signed) ([]pcm.CommandResult, error) {
 	switch leader {
 	case "":
+		if err := c.notices.stopped(); err != nil {
+			return nil, err
+		}
 		return nil, retryf("it has no leader now: too few of its voters can reach each other")
 	case c.cfg.Self:
 		type outcome struct {

@@ -98,13 +98,21 @@ func (c *Cell) Survivors(ctx context.Context) []Survivor {
 // ownStatus is what this peer answers when it is asked how it is.
 func (c *Cell) ownStatus() statusAnswer {
 	a := statusAnswer{Applied: c.Applied(), Complete: c.archive.current().Gap == nil, Last: c.raft.LastIndex(), Forgot: c.forgot()}
-	var last raft.Log
-	if err := c.cache.GetLog(a.Last, &last); err == nil {
-		a.Term = last.Term
-	} else if list, err := c.snaps.List(); err == nil && len(list) > 0 && list[0].Index == a.Last {
-		a.Term = list[0].Term
-	}
+	a.Term, _ = c.termOf(a.Last)
 	return a
+}
+
+// termOf is the term of an entry in this peer's log, or of the last one in its snapshot.
+func (c *Cell) termOf(index uint64) (uint64, error) {
+	var l raft.Log
+	err := c.cache.GetLog(index, &l)
+	if err == nil {
+		return l.Term, nil
+	}
+	if list, e := c.snaps.List(); e == nil && len(list) > 0 && list[0].Index == index {
+		return list[0].Term, nil
+	}
+	return 0, err
 }
 
 // PlanRecovery tells whether this peer may go on without those that don't
@@ -113,6 +121,9 @@ func (c *Cell) PlanRecovery(ctx context.Context) ([]Survivor, Recovery, error) {
 	leader, _ := c.watch.current()
 	list := c.Survivors(ctx)
 	r, err := planRecovery(c.cfg.Self, leader, list)
+	if stopped := c.notices.stopped(); stopped != nil {
+		err = stopped
+	}
 	return list, r, err
 }
 

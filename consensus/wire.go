@@ -33,6 +33,7 @@ const (
 	protoAdmin   = "admin"   // requests: status, sync, membership
 	protoRecords = "records" // requests: history
 	protoEvents  = "events"  // pushed: what was committed
+	protoNotice  = "notice"  // requests: whether the cell was recovered, and who is up of those it left behind
 	protoQuery   = "query"   // requests: who leads; questions that the ledger answers. Also of peers outside the cell
 )
 

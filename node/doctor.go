@@ -37,6 +37,9 @@ func (n *Node) Doctor(ctx context.Context) (api.Checkup, error) {
 	for _, w := range n.offer.strays() {
 		list = append(list, api.Finding{Check: "configuration", Status: api.CheckWarn, Text: w, Hint: "'pcm pool list' shows the pools"})
 	}
+	for _, w := range n.partings() {
+		list = append(list, api.Finding{Check: "recovery", Status: api.CheckFail, Text: w, Hint: "agree with the operators of both sides which one goes on"})
+	}
 	for _, w := range n.glass.alarms.warnings() {
 		list = append(list, api.Finding{Check: "evidence", Status: api.CheckFail, Text: w, Hint: "talk to the operators of the peers it names; then move the folder evidence/ away"})
 	}

@@ -113,6 +113,7 @@ type Node struct {
 	renewalIndex atomic.Uint64 // of that renewal's Raft entry, or of a later one's
 
 	voting atomic.Pointer[consensus.Cell] // the cell, for checks that may come before it is open
+	signs  atomic.Pointer[transparency]   // the same as glass, for questions that may come before it is open
 
 	renewed  chan struct{} // a renewed passport is to be enrolled
 	member   chan struct{} // closed when the cell knows this peer
@@ -131,7 +132,7 @@ type Node struct {
 var ErrDown = errors.New("asked to go down")
 
 // ErrRejoin is why a node ends that is to be opened again: it has moved to another
-// mesh, or its cell is to be recovered.
+// mesh, or its cell is to be recovered or rejoined.
 var ErrRejoin = errors.New("to be opened again")
 
 // Open brings the peer up: identity, mesh, cell, store. When it returns, the
@@ -149,6 +150,9 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 		}
 	}()
 	if err := n.openIdentity(ctx); err != nil {
+		return nil, err
+	}
+	if err := n.leaveOldCell(); err != nil {
 		return nil, err
 	}
 	n.self, n.account = n.id.Peer.Peer(), n.id.Account.Account()
@@ -195,7 +199,8 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	n.cell, err = consensus.Open(consensus.Config{
 		Dir: filepath.Join(cfg.Dir, "cell"), Cell: member.Cell, Mesh: member.Mesh, Self: n.self,
 		Host: n.mesh.Host(), Machine: n.state, Bootstrap: member.Founded && !member.Begun, Profile: consensus.Profile(cfg.Profile),
-		Check: n.checkCommand, Answer: n.answerQuery, Trust: member.vouched(), Eligible: n.eligible, Owner: n.owner, Site: n.site, Settled: n.state.MaxVoters, Logger: n.log,
+		Check: n.checkCommand, Answer: n.answerQuery, Trust: member.vouched(), Eligible: n.eligible, Owner: n.owner, Site: n.site, Settled: n.state.MaxVoters,
+		Seal: n.id.Peer.Seal, Head: n.head, Logger: n.log,
 	})
 	if err != nil {
 		return nil, err
@@ -212,6 +217,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	if n.glass, err = openTransparency(n); err != nil {
 		return nil, err
 	}
+	n.signs.Store(n.glass)
 	if n.deals, err = openDeals(n); err != nil {
 		return nil, err
 	}
@@ -262,6 +268,8 @@ func (n *Node) Run(ctx context.Context) error {
 		{"peers", n.watchPeers},
 		{"transparency", n.glass.run},
 		{"recovery", n.tellRecovery},
+		{"partings", n.keepPartings},
+		{"rejoin", n.askInAgain},
 		{"levels", n.raiseLevel},
 		{"retention", n.retention.run},
 		{"agreements", n.deals.run},

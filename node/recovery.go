@@ -43,7 +43,7 @@ func (n *Node) planRecovery(ctx context.Context) (api.CellRecovery, consensus.Re
 	if refused == nil {
 		v.Warnings = append(v.Warnings,
 			"what was acknowledged by the lost voters alone, after entry "+strconv.FormatUint(plan.Index, 10)+", is lost: trades, results and payments since then",
-			"the lost peers must never come up again with their old folders: two histories would go on, and each side would call the other false")
+			"should a lost peer come up again with its old folder, it is told, and stops; run 'pcm cell rejoin' there. While it can't reach this side, it can't know")
 	}
 	return v, plan, nil
 }

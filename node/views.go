@@ -91,6 +91,7 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 	if low := n.diskLow(); low != "" {
 		s.Warnings = append(s.Warnings, "the disk is nearly full: "+low)
 	}
+	s.Warnings = append(s.Warnings, n.partings()...)
 	s.Warnings = append(s.Warnings, n.glass.alarms.warnings()...)
 	s.Warnings = append(s.Warnings, n.retention.warnings()...)
 	s.Warnings = append(s.Warnings, n.offer.warnings()...)

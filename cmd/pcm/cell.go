@@ -73,7 +73,7 @@ peer in again.`, exactly(1, peer),
 			return c.RemovePeer(ctx, args[0])
 		})
 	remove.Flags().BoolVar(&yes, "yes", false, "don't ask: what the cell can lose then is known")
-	return []*cobra.Command{members, transfer, promote, demote, add, remove, a.cellRecoverCommand(), a.snapshotCommand()}
+	return []*cobra.Command{members, transfer, promote, demote, add, remove, a.cellRecoverCommand(), a.cellRejoinCommand(), a.snapshotCommand()}
 }
 
 // confirmRemoval has a person confirm that a voter is taken out of the cell.

@@ -19,11 +19,19 @@ person confirms it, this node goes on alone with all that it has, as the one
 voter, and the other survivors follow it. It refuses where the cell has a
 leader, where a majority answers, and where another survivor has more.
 
-What only the lost voters knew is lost. They must never come up again with their
-old folders. That the cell was recovered, by whom and why, stands in the ledger.`
+What only the lost voters knew is lost. That the cell was recovered, by whom and
+why, stands in the ledger. Should the lost ones come up again with their old
+folders, they are told, and take no part in the cell any more; 'pcm cell rejoin'
+on each of them joins the recovered cell. If the recovery was a mistake, --refuse
+on each of them has them go on with the old cell: then there are two.`
+
+const rejoinLong = `A peer that was left behind when its cell was recovered takes no part in it any
+more. This command puts aside what it has of the old cell, restarts it, and has
+those who went on take it in as a newcomer; it keeps its name, its account and
+its passport. What only the old cell knew is not in the recovered one.`
 
 func (a *app) cellRecoverCommand() *cobra.Command {
-	var yes, dry bool
+	var yes, dry, refuse bool
 	var reason string
 	c := &cobra.Command{
 		Use: "recover", Short: "Go on without a majority of the voters that is gone for good", Long: recoverLong, Args: noArgs,
@@ -31,6 +39,9 @@ func (a *app) cellRecoverCommand() *cobra.Command {
 			c, err := a.client()
 			if err != nil {
 				return err
+			}
+			if refuse {
+				return a.refuseRecovery(cmd.Context(), c, yes)
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), viewTimeout)
 			v, err := c.CellRecovery(ctx)
@@ -62,7 +73,7 @@ func (a *app) cellRecoverCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if !a.restarted(ctx, before) {
+			if !a.restarted(ctx, before, func(st api.Status) bool { return st.Ready }) {
 				return pcm.Errorf(pcm.Unavailable, "the cell is being recovered, but the node was not ready again within %s; its log says why", recoverWait)
 			}
 			ack.Text = "this peer goes on as the one voter of its cell; others follow as they are ready"
@@ -76,21 +87,93 @@ func (a *app) cellRecoverCommand() *cobra.Command {
 	c.Flags().BoolVar(&yes, "yes", false, "don't ask: what is lost is known")
 	c.Flags().BoolVar(&dry, "dry-run", false, "only show what each survivor has")
 	c.Flags().StringVar(&reason, "reason", "", "why; it stands in the ledger")
+	c.Flags().BoolVar(&refuse, "refuse", false, "on a peer that another one's recovery left behind: go on with the old cell all the same")
+	return c
+}
+
+// refuseRecovery has a peer go on with the old cell, though it was recovered without it.
+func (a *app) refuseRecovery(ctx context.Context, c *api.Client, yes bool) error {
+	ctx, cancel := context.WithTimeout(ctx, viewTimeout)
+	defer cancel()
+	if !yes {
+		st, err := c.Status(ctx)
+		if err != nil {
+			return err
+		}
+		a.showWarnings(st)
+		if err := a.confirm("go on with the old cell", st.CellName); err != nil {
+			return err
+		}
+	}
+	ack, err := c.RefuseRecovery(ctx)
+	if err != nil {
+		return err
+	}
+	if err := a.print(ack, func(t *table) { t.text("%s: %s", pcm.Short(ack.ID), ack.Text) }); err != nil {
+		return err
+	}
+	a.hint("Next: %s cell members; and --refuse on the others that were left behind", a.self())
+	return nil
+}
+
+// showWarnings has a person read what status warns of.
+func (a *app) showWarnings(st api.Status) {
+	for _, w := range st.Warnings {
+		fmt.Fprintln(a.errOut, plain(w))
+	}
+}
+
+func (a *app) cellRejoinCommand() *cobra.Command {
+	var yes bool
+	c := &cobra.Command{
+		Use: "rejoin", Short: "Join the cell anew that was recovered without this node", Long: rejoinLong, Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), recoverWait)
+			defer cancel()
+			before, err := c.Status(ctx)
+			if err != nil {
+				return err
+			}
+			if !yes {
+				a.showWarnings(before)
+				if err := a.confirm("give the old cell up", before.CellName); err != nil {
+					return err
+				}
+			}
+			ack, err := c.RejoinCell(ctx)
+			if err != nil {
+				return err
+			}
+			if !a.restarted(ctx, before, func(api.Status) bool { return true }) {
+				return pcm.Errorf(pcm.Unavailable, "the old cell is given up, but the node was not up again within %s; its log says why", recoverWait)
+			}
+			if err := a.print(ack, func(t *table) { t.text("%s: %s", pcm.Short(ack.ID), ack.Text) }); err != nil {
+				return err
+			}
+			a.hint("Next: %s status; the recovered cell takes this peer in as soon as it is reached", a.self())
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&yes, "yes", false, "don't ask: what only the old cell knew is given up")
 	return c
 }
 
 // recoverWait bounds how long 'pcm cell recover' waits for the node to be back.
 const recoverWait = 90 * time.Second
 
-// restarted waits until the node is another run than it was, and ready.
-func (a *app) restarted(ctx context.Context, before api.Status) bool {
+// restarted waits until the node is another run than it was, and so far.
+func (a *app) restarted(ctx context.Context, before api.Status, far func(api.Status) bool) bool {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		if c, err := a.client(); err == nil { // the API may have moved
 			st, err := c.Status(ctx)
 			c.Close()
-			if err == nil && st.Ready && !st.StartedAt.Equal(before.StartedAt) {
+			if err == nil && far(st) && !st.StartedAt.Equal(before.StartedAt) {
 				return true
 			}
 		}

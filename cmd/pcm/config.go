@@ -382,7 +382,7 @@ func checkArchive(dir, data string) error {
 	if !filepath.IsAbs(dir) {
 		return pcm.Errorf(pcm.Invalid, "%q is not the full path of a folder, like /srv/pcm-archive", dir)
 	}
-	for _, own := range []string{"cell", "specs", "artifacts", "tasks", "cache", "checkpoints", "evidence", "audit"} {
+	for _, own := range []string{"cell", "specs", "artifacts", "tasks", "cache", "checkpoints", "evidence", "recoveries", "audit"} {
 		if rel, err := filepath.Rel(filepath.Join(data, own), dir); err == nil && rel != ".." && !strings.HasPrefix(rel, ".."+string(filepath.Separator)) {
 			return pcm.Errorf(pcm.Invalid, "%s is within a folder of the node's own: name another one", dir)
 		}

@@ -76,6 +76,8 @@ type CellOperator interface {
 	RemovePeer(ctx context.Context, who string) (CellHealth, error)
 	CellRecovery(ctx context.Context) (CellRecovery, error)
 	RecoverCell(ctx context.Context, lost []string, reason string) (Ack, error)
+	RefuseRecovery(ctx context.Context) (Ack, error)
+	RejoinCell(ctx context.Context) (Ack, error)
 	// SaveCell writes a snapshot file of the cell, with its whole history.
 	SaveCell(ctx context.Context, w io.Writer) error
 	// Backup writes a backup of the peer; root says whether the mesh's root key is to be in it.
@@ -153,6 +155,12 @@ func (s *Server) recoveryRoutes() {
 	route(s, true, http.MethodPost, "/v1/cell/recovery", "recover-cell", "Go on without a majority of the voters; what only those knew is lost", func(ctx context.Context, in *recovery) (Ack, error) {
 		return s.node.RecoverCell(ctx, in.Body.Lost, in.Body.Reason)
 	})
+	route(s, true, http.MethodPost, "/v1/cell/recovery/refuse", "refuse-recovery", "Go on with the old cell, though it was recovered without this peer", func(ctx context.Context, _ *none) (Ack, error) {
+		return s.node.RefuseRecovery(ctx)
+	})
+	route(s, true, http.MethodPost, "/v1/cell/rejoin", "rejoin-cell", "Join the cell anew that was recovered without this peer; what this peer has of the old one is put aside", func(ctx context.Context, _ *none) (Ack, error) {
+		return s.node.RejoinCell(ctx)
+	})
 }
 
 // CellRecovery tells what is left of the cell.
@@ -163,6 +171,16 @@ func (c *Client) CellRecovery(ctx context.Context) (CellRecovery, error) {
 // RecoverCell has the node's peer go on without those that are lost.
 func (c *Client) RecoverCell(ctx context.Context, lost []string, reason string) (Ack, error) {
 	return post[Ack](ctx, c, "/v1/cell/recovery", RecoverRequest{Lost: lost, Reason: reason})
+}
+
+// RefuseRecovery has the node's peer go on with the old cell.
+func (c *Client) RefuseRecovery(ctx context.Context) (Ack, error) {
+	return post[Ack](ctx, c, "/v1/cell/recovery/refuse", nil)
+}
+
+// RejoinCell has the node's peer join the recovered cell anew.
+func (c *Client) RejoinCell(ctx context.Context) (Ack, error) {
+	return post[Ack](ctx, c, "/v1/cell/rejoin", nil)
 }
 
 // CellHealth tells how the peers of the node's cell are.

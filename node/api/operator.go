@@ -157,7 +157,7 @@ type NoteRequest struct {
 type AuditEntry struct {
 	ID       string        `json:"id"`
 	At       time.Time     `json:"at"`
-	Event    string        `json:"event"`             // awarded, adopted, started, ended, refused, killed, lost; of the operator: kill, cordon, uncordon, drain, cap, price, allow, deny, unrule, and about the cell: transfer-leader, promote, demote, add, remove, recover-cell
+	Event    string        `json:"event"`             // awarded, adopted, started, ended, refused, killed, lost; of the operator: kill, cordon, uncordon, drain, cap, price, allow, deny, unrule, and about the cell: transfer-leader, promote, demote, add, remove, recover-cell, refuse-recovery, rejoin-cell
 	Who      string        `json:"who,omitempty"`     // who did it at the API, e.g. "uid 1000"
 	Subject  string        `json:"subject,omitempty"` // account or peer that a rule is about
 	Buyer    pcm.AccountID `json:"buyer,omitempty"`

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jointcloud/pcm/node/nodetest"
 )
@@ -19,12 +20,7 @@ func TestCellRecoveredFromLostQuorum(t *testing.T) {
 	t.Parallel()
 	m, anna, bert, carl := three(t)
 	anna.Done(anna.Send(nodetest.Command(1, "true"), "").ID)
-	nodetest.Eventually(t, "three peers vote", func(context.Context) error {
-		if r := anna.PCM("cell", "members"); strings.Count(r.Stdout, "votes")+strings.Count(r.Stdout, "leads") < 3 {
-			return errors.New(r.Stdout + r.Stderr)
-		}
-		return nil
-	})
+	threeVote(t, anna)
 	if r := anna.PCM("cell", "recover", "--yes"); r.Code != 3 || !strings.Contains(r.Stderr, "nothing to recover") {
 		t.Fatalf("a cell that is well: %+v", r)
 	}
@@ -66,6 +62,117 @@ func TestCellRecoveredFromLostQuorum(t *testing.T) {
 	})
 	anna.Done(anna.Send(nodetest.Command(1, "true"), "").ID)
 	m.Verify()
+}
+
+// TestLeftBehindByRecovery: two of three voters are lost, the third goes on. The two come up
+// with their old folders after all: they take no part any more, both sides say so, and nothing that was
+// done on the recovered side is lost. Then they join it, and what they had stays as evidence.
+func TestLeftBehindByRecovery(t *testing.T) {
+	t.Parallel()
+	for _, together := range []bool{true, false} {
+		t.Run(fmt.Sprintf("together=%t", together), func(t *testing.T) {
+			t.Parallel()
+			m, anna, bert, carl := three(t)
+			anna.Done(anna.Send(nodetest.Command(1, "true"), "").ID)
+			threeVote(t, anna)
+			bert.Kill()
+			carl.Kill()
+			nodetest.Eventually(t, "anna may go on alone", func(context.Context) error {
+				if r := anna.PCM("cell", "recover", "--dry-run"); !strings.Contains(r.Stdout, "Goes on") {
+					return errors.New(r.Stdout + r.Stderr)
+				}
+				return nil
+			})
+			if r := anna.PCM("cell", "recover", "--yes", "--reason", "both halls burnt"); r.Code != 0 {
+				t.Fatalf("recover: %+v", r)
+			}
+			since := anna.Done(anna.Send(nodetest.Command(1, "true"), "").ID)
+
+			stopped := func(p *nodetest.Peer) {
+				t.Helper()
+				began := time.Now()
+				nodetest.Eventually(t, p.Name+" takes no part any more", func(ctx context.Context) error {
+					st, err := p.Client.Status(ctx)
+					if err == nil && (st.Ready || st.Leader != "" || !strings.Contains(st.Reason, "recovered without this peer") || !strings.Contains(strings.Join(st.Warnings, " "), "ALARM: anna recovered this cell")) {
+						err = fmt.Errorf("it is ready %t: %s; %q", st.Ready, st.Reason, st.Warnings)
+					}
+					return err
+				})
+				t.Logf("%s: %s after its start", p.Name, time.Since(began))
+			}
+			for _, p := range []*nodetest.Peer{bert, carl} {
+				if err := p.Start(); err != nil {
+					t.Fatal(err)
+				}
+				if !together {
+					stopped(p)
+				}
+			}
+			for _, p := range []*nodetest.Peer{bert, carl} {
+				stopped(p)
+				if r := p.PCM("cell", "set", "max_members", "9"); r.Code == 0 || !strings.Contains(r.Stderr, "pcm cell rejoin") {
+					t.Errorf("a command at %s: %+v", p.Name, r)
+				}
+				if r := p.PCM("cell", "recover", "--yes"); r.Code != 3 || !strings.Contains(r.Stderr, "--refuse") {
+					t.Errorf("another recovery at %s: %+v", p.Name, r)
+				}
+			}
+			nodetest.Eventually(t, "anna raises the alarm about both", func(ctx context.Context) error {
+				st, err := anna.Status(ctx)
+				if all := strings.Join(st.Warnings, "\n"); err == nil && (!st.Ready || !strings.Contains(all, "ALARM: bert is up") || !strings.Contains(all, "ALARM: carl is up")) {
+					err = fmt.Errorf("it warns of %q", st.Warnings)
+				}
+				return err
+			})
+			if r := anna.PCM("doctor"); r.Code == 0 || !strings.Contains(r.Stdout, "bert is up with its old folder") {
+				t.Errorf("doctor: %+v", r)
+			}
+			for _, p := range m.Peers {
+				nodetest.Eventually(t, p.Name+" keeps what proves it", func(context.Context) error {
+					notices, _ := filepath.Glob(filepath.Join(p.Dir, "recoveries", "*", "notice.json"))
+					if heads, _ := filepath.Glob(filepath.Join(p.Dir, "recoveries", "*", "*.checkpoint")); len(notices) != 1 || len(heads) < 2 {
+						return fmt.Errorf("it has %q, %q", notices, heads)
+					}
+					return nil
+				})
+			}
+			if got := anna.Done(since.ID); got.Paid != since.Paid {
+				t.Errorf("what was done since is %+v, was %+v", got, since)
+			}
+
+			for _, p := range []*nodetest.Peer{bert, carl} {
+				if r := p.PCM("cell", "rejoin", "--yes"); r.Code != 0 {
+					t.Fatalf("rejoin: %+v", r)
+				}
+			}
+			threeVote(t, anna)
+			for _, p := range m.Peers {
+				nodetest.Eventually(t, p.Name+" is well", func(ctx context.Context) error {
+					st, err := p.Status(ctx)
+					if err == nil && (!st.Ready || strings.Contains(strings.Join(st.Warnings, " "), "ALARM")) {
+						err = fmt.Errorf("ready %t: %s; %q", st.Ready, st.Reason, st.Warnings)
+					}
+					return err
+				})
+			}
+			bert.Done(bert.Send(nodetest.Command(1, "true"), "").ID)
+			if kept, _ := filepath.Glob(filepath.Join(carl.Dir, "recoveries", "left-*", "cell", "raft.db")); len(kept) != 1 {
+				t.Errorf("of the old folder there is %q", kept)
+			}
+			m.Verify()
+		})
+	}
+}
+
+// threeVote waits until three peers vote.
+func threeVote(t *testing.T, p *nodetest.Peer) {
+	t.Helper()
+	nodetest.Eventually(t, "three peers vote", func(context.Context) error {
+		if r := p.PCM("cell", "members"); strings.Count(r.Stdout, "votes")+strings.Count(r.Stdout, "leads") < 3 {
+			return errors.New(r.Stdout + r.Stderr)
+		}
+		return nil
+	})
 }
 
 // TestRestoredVoterIsTakenInAgain: a voter that comes back from a backup, older

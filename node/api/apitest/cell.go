@@ -72,6 +72,21 @@ func (n *Node) RecoverCell(_ context.Context, lost []string, reason string) (api
 	return api.Ack{ID: string(n.RecoveryView.ID), Text: "restarts"}, n.Err
 }
 
+func (n *Node) RefuseRecovery(context.Context) (api.Ack, error) {
+	n.Lock()
+	defer n.Unlock()
+	n.Operations = append(n.Operations, "refuse the recovery")
+	return api.Ack{ID: string(n.RecoveryView.ID), Text: "goes on with the old cell"}, n.Err
+}
+
+func (n *Node) RejoinCell(context.Context) (api.Ack, error) {
+	n.Lock()
+	defer n.Unlock()
+	n.Operations = append(n.Operations, "rejoin the cell")
+	n.StatusView.StartedAt = n.StatusView.StartedAt.Add(time.Second) // as after a restart
+	return api.Ack{ID: string(n.RecoveryView.ID), Text: "restarts without the old folder"}, n.Err
+}
+
 func (n *Node) SaveCell(_ context.Context, w io.Writer) error { return n.save(w) }
 
 func (n *Node) Backup(_ context.Context, _ bool, w io.Writer) error { return n.save(w) }
