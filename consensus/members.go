@@ -130,7 +130,6 @@ type members struct {
 	vouch  map[pcm.PeerID]bool
 	poke   chan struct{}
 	rounds uint64 // of the leader's loop; for tests
-	last   plan   // of the last round
 	holds  holds
 
 	changing sync.Mutex // held while the set of voters is changed

@@ -103,9 +103,6 @@ func (m *members) mend(servers []raft.Server) (calm bool) {
 	}
 	defer m.changing.Unlock()
 	p := planVoters(m.view(servers), m.c.maxVoters())
-	m.mu.Lock()
-	m.last = p
-	m.mu.Unlock()
 	if p.Transfer != "" {
 		ctx, cancel := context.WithTimeout(m.c.ctx, changeTimeout)
 		defer cancel()
@@ -233,10 +230,14 @@ func (m *members) report() Health {
 	view, held := m.view(servers), m.held()
 	leader, _ := m.c.watch.current()
 	applied, last := m.c.Applied(), m.c.raft.LastIndex()
+	p := planVoters(view, m.c.maxVoters()) // of now: a setting may have changed since the last round
+	if p.Transfer != "" || len(p.Changes) > 0 {
+		m.wake()
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now()
-	r := Health{Leader: leader, MaxVoters: m.c.maxVoters(), Plan: m.last.Why}
+	r := Health{Leader: leader, MaxVoters: m.c.maxVoters(), Plan: p.Why}
 	for _, s := range view {
 		h := MemberHealth{
 			Peer: s.Peer, Role: RoleReplica, Answers: s.Answers, Ready: s.Ready, Eligible: s.Eligible || held.has(s.Peer),

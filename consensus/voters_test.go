@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/hashicorp/raft"
@@ -200,5 +201,22 @@ func TestHoldsOutliveTheFolderBeingOpened(t *testing.T) {
 	n.open() // nothing worth stopping for
 	if h := n.members.held(); len(h.Peers) > 0 {
 		t.Errorf("held: %+v", h)
+	}
+}
+
+// What is told of the leader's plan follows from how the cell is now, not when it was last looked after.
+func TestHealthTellsThePlanOfNow(t *testing.T) {
+	var most atomic.Int64
+	most.Store(3)
+	nodes := three(t, func(c *Config) { c.Settled = func() int { return int(most.Load()) } })
+	leader := leaderOf(t, nodes...)
+	leader.members.changing.Lock() // nothing is looked after
+	defer leader.members.changing.Unlock()
+	most.Store(1)
+	for _, n := range nodes {
+		h, err := n.Health(t.Context())
+		if err != nil || h.MaxVoters != 1 || !strings.Contains(h.Plan, "at most 1 may") {
+			t.Errorf("%d voters at most, and the plan is %q, %v", h.MaxVoters, h.Plan, err)
+		}
 	}
 }
