@@ -2,7 +2,9 @@ package slurm
 
 import (
 	"bytes"
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -149,6 +151,24 @@ func TestPlantedLinks(t *testing.T) {
 	case <-done:
 	case <-time.After(10 * time.Second):
 		t.Error("a pipe is waited for")
+	}
+}
+
+// Without a working folder nothing is run: the shell's cd to none stays where Slurm has begun.
+func TestNoFolder(t *testing.T) {
+	s := spool(t.TempDir())
+	task := adaptertest.NewTask()
+	mark := filepath.Join(t.TempDir(), "ran")
+	task.Command = []string{"touch", mark}
+	if err := errors.Join(s.open(), os.Mkdir(s.attempt(task.Key.String()), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	exec.Command("/bin/sh", "-c", wrapper(s, task, 1, "", nil)).Run()
+	if o, ok := s.readOver(task.Key.String(), 1); !ok || o.Fault == "" {
+		t.Errorf("%+v, %v", o, ok)
+	}
+	if _, err := os.Stat(mark); err == nil {
+		t.Error("it has run")
 	}
 }
 

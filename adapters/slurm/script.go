@@ -20,12 +20,13 @@ var devices = []string{"CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVI
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 // batchScript is what Slurm is given. The attempts' own scripts stand in the
-// shared folder; an array's tasks find theirs by their index.
+// shared folder; an array's tasks find theirs by their index. The shell that
+// Slurm has begun reads them: another one costs each task as much as starting `true`.
 func batchScript(s spool, b batch, keys []string, gen int) string {
 	if b.Count <= 1 {
-		return fmt.Sprintf("#!/bin/sh\nexec /bin/sh %s\n", quote(s.script(keys[0], gen)))
+		return fmt.Sprintf("#!/bin/sh\n. %s\n", quote(s.script(keys[0], gen)))
 	}
-	return fmt.Sprintf("#!/bin/sh\nexec /bin/sh %s/\"$SLURM_ARRAY_TASK_ID\"/run.%d\n", quote(s.array(b.Name)), gen)
+	return fmt.Sprintf("#!/bin/sh\n. %s/\"$SLURM_ARRAY_TASK_ID\"/run.%d\n", quote(s.array(b.Name)), gen)
 }
 
 // environment is the words that run what follows them in the task's environment,
@@ -111,7 +112,7 @@ leave() { # CODE LINES
 	[ -z "$watcher" ] || wait "$watcher" # Slurm looks for what is left of a job, which takes it time
 	exit "$1"
 }
-cd "$work" || leave 75 "fault=its working folder can't be entered on ${SLURMD_NODENAME:-its node}"
+[ -n "$work" ] && cd "$work" || leave 75 "fault=its working folder can't be entered on ${SLURMD_NODENAME:-its node}"
 
 # The memory group that Slurm made for this job, if it did.
 group=
