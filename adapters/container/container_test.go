@@ -122,6 +122,7 @@ func (r *rig) instance(t *testing.T) adaptertest.Instance {
 
 // conformance runs the suite on one shared engine, and what disturbs engines on others.
 func conformance(t *testing.T, name string, start func(context.Context) (*server.Engine, error), change func(*adaptertest.Subject)) {
+	t.Parallel()
 	shared := newRig(t, name, start)
 	s := adaptertest.Subject{
 		Name: "container (" + name + ")", Long: name == "podman",

@@ -70,6 +70,7 @@ func TestClusterAway(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes minutes")
 	}
+	t.Parallel()
 	k, _ := withNode(t)
 	in := instance(t, k)
 	ctx := within5(t)
@@ -117,6 +118,7 @@ func TestKubeletLost(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes minutes")
 	}
+	t.Parallel()
 	k, n := withNode(t)
 	in := instance(t, k)
 	ctx := within5(t)

@@ -176,6 +176,7 @@ func starts(t *testing.T, k *server.Kubernetes, key adapters.Key) int {
 }
 
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	k, _ := withNode(t)
 	adaptertest.Run(t, adaptertest.Subject{
 		Name: Name, Remote: true,

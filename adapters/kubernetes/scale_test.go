@@ -38,6 +38,7 @@ func resident(t *testing.T, pid int) int {
 // Pools by kind of accelerator, on nodes that only seem to be there, and what
 // quotas leave of them.
 func TestPools(t *testing.T) {
+	t.Parallel()
 	k := cluster0(t)
 	ctx := within5(t)
 	if err := k.AddFakeNodes(ctx, 2, "32", "256Gi", "110", map[string]string{"nvidia.com/gpu": "8"}); err != nil {

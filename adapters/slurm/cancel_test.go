@@ -188,7 +188,6 @@ func (f *fault) stop(k adapters.Key) {
 func TestStopSomeOfArray(t *testing.T) {
 	for _, rest := range []bool{false, true} {
 		t.Run("rest="+strconv.FormatBool(rest), func(t *testing.T) {
-			t.Parallel()
 			f := newFault(t, server.SlurmOptions{Nodes: 1, REST: rest})
 			const n, width = 6, 2
 			keys, release := f.held(n, width)

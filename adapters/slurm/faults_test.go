@@ -16,7 +16,7 @@ import (
 	"github.com/jointcloud/pcm/adapters/adaptertest/server"
 )
 
-// fault is a cluster of its own and an adapter on it.
+// fault is a cluster of its own and an adapter on it. Its test is one of several at once.
 type fault struct {
 	*testing.T
 	s   *server.Slurm
@@ -27,6 +27,7 @@ type fault struct {
 
 func newFault(t *testing.T, o server.SlurmOptions) *fault {
 	t.Helper()
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
 	s := cluster(t, o)
@@ -283,40 +284,42 @@ func TestToken(t *testing.T) {
 // Each partition is a pool, and a task runs in that of its pool.
 func TestPartitions(t *testing.T) {
 	for _, rest := range []bool{false, true} {
-		f := newFault(t, server.SlurmOptions{Nodes: 2, REST: rest})
-		pools, err := f.ins.Adapter.Pools(f.ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		byID := map[pcm.PoolID]pcm.Pool{}
-		for _, p := range pools {
-			byID[p.ID] = p
-		}
-		main, short := byID["slurm-main"], byID["slurm-short"]
-		if len(pools) != 3 || main.Capacity != (pcm.Resources{CPU: 16000, Memory: 32000 << 20, GPU: 8}) || short.Capacity.CPU != 8000 || short.MaxTime != 60_000 || main.MaxTime != 0 {
-			t.Errorf("pools %+v", pools)
-		}
-		if l := main.Labels; l["partition"] != "main" || l["slurm"] != "22.05.8" && l["slurm"] == "" || l["gpu"] != "fake" || l["site"] != "test" || l["arch"] == "" || !main.OwnOnly {
-			t.Errorf("pool %+v", main)
-		}
-		task := f.task("out", "ready", "sleep", "1m")
-		task.Pool, task.Limit = "slurm-short", 50*time.Second
-		task.Resources = pcm.Resources{CPU: 2500, Memory: 300 << 20, GPU: 3}
-		f.begin(task)
-		if out := f.command("squeue", "-h", "-o", "%P %C %m %b %l"); out != "short 3 300M gres:gpu:fake:3 1:00" {
-			t.Errorf("submitted as %q", out)
-		}
-		// What it has is still ours.
-		if pools, err := f.ins.Adapter.Pools(f.ctx); err != nil || pools[0].Capacity.CPU != main.Capacity.CPU-3000 || pools[1].Capacity != short.Capacity {
-			t.Errorf("while a task runs: %+v, %v", pools, err)
-		}
-		wrong := f.task("out", "x")
-		wrong.Pool = "slurm-nowhere"
-		f.start(wrong)
-		f.expect(f.end(wrong.Key), pcm.OutcomeSeller, "", "slurm-nowhere")
-		if err := f.ins.Adapter.Stop(f.ctx, task.Key, 0, "enough"); err != nil {
-			t.Fatal(err)
-		}
-		f.expect(f.end(task.Key), pcm.OutcomeStopped, "", "enough")
+		t.Run("rest="+strconv.FormatBool(rest), func(t *testing.T) {
+			f := newFault(t, server.SlurmOptions{Nodes: 2, REST: rest})
+			pools, err := f.ins.Adapter.Pools(f.ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			byID := map[pcm.PoolID]pcm.Pool{}
+			for _, p := range pools {
+				byID[p.ID] = p
+			}
+			main, short := byID["slurm-main"], byID["slurm-short"]
+			if len(pools) != 3 || main.Capacity != (pcm.Resources{CPU: 16000, Memory: 32000 << 20, GPU: 8}) || short.Capacity.CPU != 8000 || short.MaxTime != 60_000 || main.MaxTime != 0 {
+				t.Errorf("pools %+v", pools)
+			}
+			if l := main.Labels; l["partition"] != "main" || l["slurm"] != "22.05.8" && l["slurm"] == "" || l["gpu"] != "fake" || l["site"] != "test" || l["arch"] == "" || !main.OwnOnly {
+				t.Errorf("pool %+v", main)
+			}
+			task := f.task("out", "ready", "sleep", "1m")
+			task.Pool, task.Limit = "slurm-short", 50*time.Second
+			task.Resources = pcm.Resources{CPU: 2500, Memory: 300 << 20, GPU: 3}
+			f.begin(task)
+			if out := f.command("squeue", "-h", "-o", "%P %C %m %b %l"); out != "short 3 300M gres:gpu:fake:3 1:00" {
+				t.Errorf("submitted as %q", out)
+			}
+			// What it has is still ours.
+			if pools, err := f.ins.Adapter.Pools(f.ctx); err != nil || pools[0].Capacity.CPU != main.Capacity.CPU-3000 || pools[1].Capacity != short.Capacity {
+				t.Errorf("while a task runs: %+v, %v", pools, err)
+			}
+			wrong := f.task("out", "x")
+			wrong.Pool = "slurm-nowhere"
+			f.start(wrong)
+			f.expect(f.end(wrong.Key), pcm.OutcomeSeller, "", "slurm-nowhere")
+			if err := f.ins.Adapter.Stop(f.ctx, task.Key, 0, "enough"); err != nil {
+				t.Fatal(err)
+			}
+			f.expect(f.end(task.Key), pcm.OutcomeStopped, "", "enough")
+		})
 	}
 }

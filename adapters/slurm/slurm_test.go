@@ -223,5 +223,5 @@ func subject(t *testing.T, rest bool) adaptertest.Subject {
 	return sub
 }
 
-func TestConformanceByCommands(t *testing.T) { adaptertest.Run(t, subject(t, false)) }
-func TestConformanceByREST(t *testing.T)     { adaptertest.Run(t, subject(t, true)) }
+func TestConformanceByCommands(t *testing.T) { t.Parallel(); adaptertest.Run(t, subject(t, false)) }
+func TestConformanceByREST(t *testing.T)     { t.Parallel(); adaptertest.Run(t, subject(t, true)) }
