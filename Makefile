@@ -26,7 +26,7 @@ SMALL = github.com/antlr4-go/... github.com/danielgtaylor/huma/... github.com/go
 	github.com/jointcloud/pcm/adapters/slurm github.com/jointcloud/pcm/adapters/supervisor \
 	github.com/jointcloud/pcm/cmd/pcm github.com/jointcloud/pcm/node/api
 
-.PHONY: all build test test-backends test-plugins judge race lint verify generate bench chaos chaos-teeth demo demo-backends demo-describe clean
+.PHONY: all build test test-backends backends-adapters backends-suites backends-peers test-plugins judge race lint verify generate bench chaos chaos-teeth demo demo-backends demo-describe clean
 
 all: build
 
@@ -46,13 +46,25 @@ MATRIX =
 COMMA := ,
 SPACE := $(subst ,, )
 
+# What needs servers is tested whole, of other adapters only the suite: 'make test' has the rest. Most
+# of these tests wait for servers, so that more run at once than there are cores.
+SERVED = ./adapters/adaptertest/server ./adapters/container ./adapters/kubernetes ./adapters/slurm
+UNSERVED = ./adapters/generate ./adapters/plugin ./adapters/process ./adapters/rest ./adapters/wasm
+
 test-backends:
 	.ci/backends sandbox $(BACKENDS) $(LONG)
 	@mkdir -p bin && rm -f bin/matrix.json
-	export PCM_TEST_REQUIRE=bubblewrap,$(subst $(SPACE),$(COMMA),$(strip $(BACKENDS) $(LONG))); \
-	PCM_TEST_MATRIX=$(CURDIR)/bin/matrix.json $(call gotest,-count=1 -timeout 20m,./adapters/...); tests=$$?; \
-	$(call gotest,-count=1 -timeout 20m -parallel 3 -run '^Test(Docker|Slurm|Kube)',./node/nodetest) || tests=$$?; \
-		$(GO) run ./adapters/adaptertest/matrix -run bin/matrix.json $(MATRIX) && exit $$tests
+	PCM_TEST_REQUIRE=bubblewrap,$(subst $(SPACE),$(COMMA),$(strip $(BACKENDS) $(LONG))) \
+	PCM_TEST_MATRIX=$(CURDIR)/bin/matrix.json $(MAKE) --no-print-directory -k -j3 backends-adapters backends-suites backends-peers; \
+	tests=$$?; $(GO) run ./adapters/adaptertest/matrix -run bin/matrix.json $(MATRIX) && exit $$tests
+
+# The parts of test-backends, which runs them at once.
+backends-adapters:
+	$(call gotest,-count=1 -timeout 20m -p 2 -parallel 3,$(SERVED))
+backends-suites:
+	$(call gotest,-count=1 -timeout 20m -p 1 -parallel 2 -run '^Test(Conformance|Keystone)',$(UNSERVED))
+backends-peers:
+	$(call gotest,-count=1 -timeout 20m -parallel 3 -run '^Test(Docker|Slurm|Kube)',./node/nodetest)
 
 # Generated plug-ins in Python and TypeScript, by their own languages' tools: fetches some packages of theirs. One of them
 # is tested with a server of OpenSSH on loopback.
