@@ -142,6 +142,25 @@ func (f *fault) pending() string {
 	return f.command("squeue", "-h", "-t", "pending", "-o", "%K")
 }
 
+// together waits until Slurm has the first of them, and tells whether it has all as one array: else
+// the others wait until there is room for them.
+func (f *fault) together(keys []adapters.Key) bool {
+	f.Helper()
+	name := ""
+	until(f, "a job has a number", func() bool {
+		for _, k := range keys {
+			if in, _ := spool(f.cfg.root()).loadIntent(k.String()); in.ID > 0 {
+				name = in.Name
+			}
+		}
+		return name != ""
+	})
+	return !slices.ContainsFunc(keys, func(k adapters.Key) bool {
+		in, _ := spool(f.cfg.root()).loadIntent(k.String())
+		return in.Name != name
+	})
+}
+
 // held starts an array whose tasks run until release is called, and waits until as
 // many do as may.
 func (f *fault) held(n, width int) (keys []adapters.Key, release func()) {
@@ -149,19 +168,13 @@ func (f *fault) held(n, width int) (keys []adapters.Key, release func()) {
 	for range 10 {
 		gate := filepath.Join(f.TempDir(), "go")
 		keys = f.array(n, width, "clock", "await", gate, "clock")
-		names := map[string]bool{}
-		for _, k := range keys {
-			f.number(k)
-			in, _ := spool(f.cfg.root()).loadIntent(k.String())
-			names[in.Name] = true
-		}
 		release = func() {
 			f.Helper()
 			if err := os.WriteFile(gate, nil, 0o600); err != nil {
 				f.Fatal(err)
 			}
 		}
-		if len(names) == 1 {
+		if f.together(keys) {
 			waits := fmt.Sprintf("%d-%d", width, n-1)
 			until(f, "as many of the array run as may", func() bool { p, _, _ := strings.Cut(f.pending(), "%"); return p == waits })
 			return keys, release
