@@ -24,7 +24,7 @@ var leaves = []string{
 
 // arrowsBesides are the imports between leaves that are allowed.
 var arrowsBesides = map[string][]string{
-	"consensus":           {"consensus/wal", "consensus/records"},
+	"consensus":           {"consensus/wal", "consensus/records", "consensus/frames"},
 	"consensus/wal":       {"consensus/frames"},
 	"consensus/records":   {"consensus/frames"},
 	"adapters/*":          {"adapters", "adapters/supervisor"},

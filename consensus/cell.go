@@ -340,9 +340,9 @@ func (c *Cell) startRaft(logPath string) (err error) {
 	}
 	cache := newLogCache(c.logs, cacheEntries, cacheBytes)
 	cache.stored, cache.storing = c.stored, c.ahead.storing
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(c.cfg.Dir, 2, rlog.hclog())
+	snaps, err := newSnapshots(c.cfg.Dir, 2, rlog)
 	if err != nil {
-		return pcm.Errorf(pcm.Internal, "can't use %s: %w", filepath.Join(c.cfg.Dir, dirSnapshots), err)
+		return pcm.Errorf(pcm.Internal, "can't use %s: %w: %s", filepath.Join(c.cfg.Dir, dirSnapshots), err, boltAdvice)
 	}
 	list, err := snaps.List()
 	if err != nil {

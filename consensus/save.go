@@ -404,7 +404,7 @@ func rebuildHistory(dir string, r io.Reader, of RootOf, log *slog.Logger) (info 
 
 // rebuildRaft writes Raft's snapshot, with this peer as the one voter, and its term.
 func rebuildRaft(dir string, info SavedInfo, self pcm.PeerID, state []byte, log *slog.Logger) error {
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(dir, 1, newRaftLogger(log).hclog())
+	snaps, err := newSnapshots(dir, 1, newRaftLogger(log))
 	if err != nil {
 		return pcm.Errorf(pcm.Internal, "can't use %s: %w", dir, err)
 	}

@@ -2,13 +2,18 @@ package consensus
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/consensus/frames"
 )
 
 // Raft counts entries, but what a restart costs are the commands in them, to be
@@ -118,4 +123,86 @@ func (c *Cell) snapshotAtEnd(ctx context.Context) {
 		}
 	case <-ctx.Done():
 	}
+}
+
+// Files of a snapshot: what Raft says of it, and a checksum of that.
+const (
+	fileMeta = "meta.json"
+	fileSum  = "meta.sum"
+)
+
+// summedSnapshots adds to each snapshot a checksum of what Raft says of it. Raft has one
+// of the state alone, and would believe another index: the entries up to there would
+// never be applied, and this peer would answer with values of long ago.
+type summedSnapshots struct {
+	raft.SnapshotStore
+	dir string
+}
+
+func newSnapshots(dir string, keep int, log *raftLogger) (raft.SnapshotStore, error) {
+	store, err := raft.NewFileSnapshotStoreWithLogger(dir, keep, log.hclog())
+	if err != nil {
+		return nil, err
+	}
+	s := &summedSnapshots{store, filepath.Join(dir, dirSnapshots)}
+	return s, s.check()
+}
+
+// check holds what Raft says of each snapshot against its checksum. Snapshots of older
+// releases have none.
+func (s *summedSnapshots) check() error {
+	sums, err := filepath.Glob(filepath.Join(s.dir, "*", fileSum))
+	if err != nil {
+		return err
+	}
+	for _, path := range sums {
+		want, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		meta := filepath.Join(filepath.Dir(path), fileMeta)
+		have, err := sumOf(meta)
+		if errors.Is(err, fs.ErrNotExist) {
+			return frames.Damaged(meta, "the file is gone")
+		}
+		if err != nil {
+			return err
+		}
+		if string(want) != string(have) {
+			return frames.Damaged(meta, "its checksum is not that of its content")
+		}
+	}
+	return nil
+}
+
+func sumOf(path string) ([]byte, error) {
+	data, err := os.ReadFile(path)
+	return binary.LittleEndian.AppendUint32(nil, frames.Checksum(data)), err
+}
+
+// Create implements raft.SnapshotStore.
+func (s *summedSnapshots) Create(version raft.SnapshotVersion, index, term uint64, servers raft.Configuration, at uint64, trans raft.Transport) (raft.SnapshotSink, error) {
+	sink, err := s.SnapshotStore.Create(version, index, term, servers, at, trans)
+	if err != nil {
+		return nil, err
+	}
+	return &summedSink{sink, s.dir}, nil
+}
+
+type summedSink struct {
+	raft.SnapshotSink
+	dir string
+}
+
+// Close implements io.Closer: the snapshot is whole. It has no checksum if a crash comes now.
+func (k *summedSink) Close() error {
+	if err := k.SnapshotSink.Close(); err != nil {
+		return err
+	}
+	dir := filepath.Join(k.dir, k.ID())
+	sum, err := sumOf(filepath.Join(dir, fileMeta))
+	if err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(dir, fileSum), sum)
 }

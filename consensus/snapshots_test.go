@@ -1,6 +1,11 @@
 package consensus
 
 import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
 	"sync"
 	"testing"
 
@@ -110,5 +115,54 @@ func TestSnapshotAtEnd(t *testing.T) {
 	n.await("the state", func() bool { return n.digest() == want })
 	if len(n.m.stamps) > 3 {
 		t.Errorf("%d entries were applied again", len(n.m.stamps))
+	}
+}
+
+// What Raft says of a snapshot is held against a checksum: with another index, entries
+// would never be applied here, and nobody would know.
+func TestChangedMeta(t *testing.T) {
+	n := found(t, &book{}, nil)
+	for range 12 {
+		n.propose(t, n.cfg.Self)
+	}
+	if err := n.raft.Snapshot().Error(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.close(); err != nil {
+		t.Fatal(err)
+	}
+	path := largest(t, filepath.Join(n.dir, dirSnapshots, "*", fileMeta))
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := regexp.MustCompile(`"Index":1(\d)`).ReplaceAll(whole, []byte(`"Index":3$1`))
+	if bytes.Equal(changed, whole) {
+		t.Fatalf("no index in %s", whole)
+	}
+	for name, harm := range map[string]func() error{
+		"another index": func() error { return os.WriteFile(path, changed, 0o600) },
+		"gone":          func() error { return os.Remove(path) },
+	} {
+		if err := harm(); err != nil {
+			t.Fatal(err)
+		}
+		n.connect()
+		n.cfg.Machine = newTally()
+		c, err := Open(n.cfg)
+		if err == nil {
+			c.Close(t.Context())
+		}
+		if pcm.ErrorCode(err) != pcm.Internal || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "backup") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := os.WriteFile(path, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.connect()
+	n.open()
+	if got := n.count(); got != 12 {
+		t.Errorf("%d records", got)
 	}
 }
