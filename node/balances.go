@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jointcloud/pcm"
@@ -67,6 +68,8 @@ func (n *Node) answerAccount(from pcm.PeerID) ([]byte, error) {
 // owedAbroad remembers what other cells have said: for a moment, so as not to ask
 // for each look; of a cell that is silent, what it said last.
 type owedAbroad struct {
+	stale atomic.Bool // this peer has changed what is owed since
+
 	mu   sync.Mutex
 	at   time.Time
 	rows map[pcm.CellID][]api.Balance
@@ -84,7 +87,7 @@ func (o *owedAbroad) list() (all []api.Balance) {
 func (n *Node) balancesAbroad(ctx context.Context) []api.Balance {
 	n.owed.mu.Lock() // who comes meanwhile waits for the same answers
 	defer n.owed.mu.Unlock()
-	if time.Since(n.owed.at) < balanceFresh {
+	if !n.owed.stale.Swap(false) && time.Since(n.owed.at) < balanceFresh {
 		return n.owed.list()
 	}
 	cells, _ := n.cellsTraded(n.account)
@@ -111,6 +114,7 @@ func (n *Node) balancesAbroad(ctx context.Context) []api.Balance {
 	}
 	wg.Wait()
 	if caller.Err() != nil { // it has gone: that says nothing of the cells
+		n.owed.stale.Store(true)
 		return n.owed.list()
 	}
 	rows := map[pcm.CellID][]api.Balance{}

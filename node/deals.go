@@ -342,6 +342,7 @@ func (d *deals) carry(ctx context.Context, id string) {
 		return
 	}
 	k.learn(cells, errs, d.n.cellName)
+	d.n.owed.stale.Store(true)
 	if err := d.save(); err != nil {
 		d.n.log.Warn("can't keep what became of an agreement", "id", id, "error", err)
 	}

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -175,6 +176,12 @@ func TestDealsAbroad(t *testing.T) {
 	if f := found[east]; len(found) != 2 || f.From != "0.17" || f.To != "0" || f.Silent != "" || f.Name != "east" {
 		t.Errorf("it was found that %+v", g.Found)
 	}
+	if _, err := a.Balances(ctx); err != nil {
+		t.Fatal(err)
+	}
+	a.owed.mu.Lock()
+	a.owed.at = time.Now().Add(time.Hour) // as if they had just been asked for
+	a.owed.mu.Unlock()
 	if got, err := b.Agree(ctx, askedFor(t, b, api.AgreeNetting)); err != nil || got.State != api.AgreementDone {
 		t.Fatalf("%+v: %v", got, err)
 	}
@@ -183,6 +190,10 @@ func TestDealsAbroad(t *testing.T) {
 		if owed := b.state.BalanceOf(ledger.BalanceKey{Buyer: a.account, Seller: b.account, Unit: pcm.DefaultUnit}).Owed; owed != 0 {
 			t.Errorf("%s is owed after all was struck", owed)
 		}
+	})
+	until(t, "balances that are asked for anew, as something was struck", func() bool {
+		all, err := a.Balances(ctx)
+		return err == nil && !slices.ContainsFunc(all, func(b api.Balance) bool { return b.Cell == east && b.Owed != "0" })
 	})
 }
 

@@ -74,6 +74,7 @@ func (n *Node) acted(ctx context.Context, t soldIn, op pcm.Op) (api.Trade, error
 	if err := n.mustIn(ctx, t.cell, op); err != nil {
 		return api.Trade{}, err
 	}
+	n.owed.stale.Store(true)
 	n.fresh(ctx)
 	after, cell, err := n.tradeAnywhere(ctx, t.ID)
 	if err != nil { // the operation took effect all the same: who hears of an error would try it again

@@ -54,9 +54,13 @@ its place. The peer doesn't vote again until 'pcm cell promote PEER'.`, exactly(
 		})
 	demote.Flags().BoolVar(&force, "force", false, "also where no replica takes its place: then one voter remains of three")
 	add := order("add PEER", "Take a peer with a passport into the cell, as a replica", `Takes a peer that is in the mesh, and was in the cell before, into the cell
-again. New peers join with a token from 'pcm invite' instead.`, exactly(1, peer),
+again. A vote that 'pcm cell demote' took stays taken. New peers join with a token from 'pcm invite' instead.`, exactly(1, peer),
 		func(ctx context.Context, c *api.Client, args []string) (api.CellHealth, error) {
-			return c.AddPeer(ctx, args[0])
+			h, err := c.AddPeer(ctx, args[0])
+			if name := stillHeld(h, args[0]); name != "" {
+				a.hint("An operator took %s's vote before, and that still holds: '%s cell promote %s' gives it back.", name, a.self(), name)
+			}
+			return h, err
 		})
 	var yes bool
 	remove := order("remove PEER", "Take a peer out of the cell", `Takes a peer that is gone for good out of the cell. It gets no more of the
@@ -74,6 +78,16 @@ peer in again.`, exactly(1, peer),
 		})
 	remove.Flags().BoolVar(&yes, "yes", false, "don't ask: what the cell can lose then is known")
 	return []*cobra.Command{members, transfer, promote, demote, add, remove, a.cellRecoverCommand(), a.cellRejoinCommand(), a.snapshotCommand()}
+}
+
+// stillHeld is the name of the peer that was typed, if an operator took its vote; else "".
+func stillHeld(h api.CellHealth, who string) string {
+	for _, m := range h.Members {
+		if who != "" && m.Held && (m.Name == who || string(m.ID) == who || pcm.Short(m.ID) == who) {
+			return or(plain(m.Name), pcm.Short(m.ID))
+		}
+	}
+	return ""
 }
 
 // confirmRemoval has a person confirm that a voter is taken out of the cell.
@@ -160,7 +174,7 @@ func drawPeerHealth(h api.CellHealth, m api.PeerHealth) string {
 	case !m.Answers:
 		return "silent for " + silent
 	case m.Forgot:
-		return "its folder is new: it takes no part in elections yet"
+		return "gets the ledger: it has just come, or has lost its own, and takes no part in elections until it has it"
 	case m.Role == "voter":
 		return "votes"
 	case !m.Complete:

@@ -218,7 +218,7 @@ func drawRecovery(t *table, v api.CellRecovery) {
 			history := "whole"
 			switch {
 			case s.Forgot:
-				history = "none: its folder is new"
+				history = "none yet"
 			case !s.Complete:
 				history = "not whole"
 			}

@@ -3,6 +3,7 @@ package main
 import (
 	"testing"
 
+	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/node/api"
 )
 
@@ -25,6 +26,19 @@ func TestRemovalCost(t *testing.T) {
 	} {
 		if name, cost := removalCost(c.of, c.who); name != c.name || cost != c.cost {
 			t.Errorf("%s: %q, %q", c.who, name, cost)
+		}
+	}
+}
+
+func TestStillHeld(t *testing.T) {
+	h := api.CellHealth{Members: []api.PeerHealth{
+		{ID: "12D3KooWAbcdefghijk", Name: "alpha", Role: "leader"}, {ID: "12D3KooWXbcdefghijk", Name: "beta", Role: "replica", Held: true, Forgot: true}, {ID: "12D3KooWYbcdefghijk", Held: true},
+	}}
+	for who, want := range map[string]string{
+		"alpha": "", "beta": "beta", "12D3KooWXbcdefghijk": "beta", "12D3KooWYbcdefghijk": pcm.Short(h.Members[2].ID), "nobody": "", "": "",
+	} {
+		if got := stillHeld(h, who); got != want {
+			t.Errorf("of %q: %q, want %q", who, got, want)
 		}
 	}
 }

@@ -194,7 +194,7 @@ func (a *app) recordsCommand() *cobra.Command {
 					if r.By != "" {
 						by = id(t, r.By)
 					}
-					t.row(fmt.Sprint(r.Number), r.Time.UTC().Format("2006-01-02 15:04:05.000"), by, strings.Join(r.Kinds, " "), hash)
+					t.row(fmt.Sprint(r.Number), r.Time.UTC().Format("2006-01-02 15:04:05.000"), by, whatFor(r.Kinds), hash)
 				}
 			})(cmd, args)
 		},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/node/api"
@@ -124,4 +125,13 @@ func factLine(f pcm.Fact) recordLine {
 		return recordLine{Kind: "based", Text: fmt.Sprintf("%d records come to a state with digest %x", f.Based.Size, f.Based.Digest)}
 	}
 	return recordLine{}
+}
+
+// whatFor are the kinds of a record, for a person: who acts in another cell shows its passport with
+// each command, which is told of only where it is all there is.
+func whatFor(kinds []string) string {
+	if len(kinds) > 1 && kinds[0] == "enroll" {
+		kinds = kinds[1:]
+	}
+	return strings.Join(kinds, " ")
 }

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sort"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -404,6 +403,6 @@ func drawProof(t *table, v proofVerdict) {
 	}
 	t.row("RECORD", "TIME", "BY", "WHAT", "HASH")
 	for _, r := range v.Records {
-		t.row(fmt.Sprint(r.Number), r.Time.UTC().Format(time.RFC3339), or(id(t, r.By), "time"), strings.Join(r.Kinds, " "), r.Hash[:12])
+		t.row(fmt.Sprint(r.Number), r.Time.UTC().Format(time.RFC3339), or(id(t, r.By), "time"), whatFor(r.Kinds), r.Hash[:12])
 	}
 }
