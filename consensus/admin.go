@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -261,6 +262,9 @@ func (c *Cell) transfer(ctx context.Context, to pcm.PeerID) error {
 		f = c.raft.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to))
 	}
 	if err := wait(ctx, f); err != nil {
+		if errors.Is(err, raft.ErrNotLeader) && to != "" { // another one leads now, and can do it
+			return retryCause(err)
+		}
 		return pcm.Errorf(pcm.Unavailable, "leadership of %s could not be handed over: %w", pcm.Short(c.cfg.Cell), err)
 	}
 	return nil

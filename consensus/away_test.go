@@ -104,7 +104,7 @@ func TestAwayExactlyOnceAcrossLeaderKill(t *testing.T) {
 		}
 		return ids
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if _, err := a.Locate(ctx); err != nil {
 		t.Fatal(err)

@@ -74,7 +74,7 @@ func TestCommitsAreAnnounced(t *testing.T) {
 		}
 		for range 3 {
 			_, result := lead.propose(t, n.cfg.Self)
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			if err := n.WaitApplied(ctx, result.Index); err != nil {
 				t.Error(err)
 			}

@@ -236,12 +236,14 @@ func (n *node) open() *node {
 		n.t.Fatal(err)
 	}
 	n.Cell = c
-	n.t.Cleanup(func() { n.close() })
+	n.t.Cleanup(func() { n.closeWithin(5 * time.Second) }) // there may be nobody left to hand over to
 	return n
 }
 
-func (n *node) close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+func (n *node) close() error { return n.closeWithin(patience) }
+
+func (n *node) closeWithin(d time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
 	defer cancel()
 	return n.Cell.Close(ctx)
 }
@@ -278,7 +280,10 @@ func three(t testing.TB, change func(*Config)) (nodes []*node) {
 	return nodes
 }
 
-// patient has timeouts far longer than a test would wait for an election.
+// patience bounds what hangs: on a busy machine an election takes many seconds.
+const patience = 90 * time.Second
+
+// patient has timeouts longer than a test would wait for an election.
 func patient(c *Config) {
 	c.tune = func(rc *raft.Config) {
 		rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = 120*time.Second, 120*time.Second, 120*time.Second
@@ -303,7 +308,7 @@ func (n *node) await(what string, ok func() bool) {
 // await polls a condition that has no channel of its own.
 func await(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(60 * time.Second)
+	deadline := time.Now().Add(patience)
 	for !ok() {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain for %s", what)
@@ -324,7 +329,7 @@ func (n *node) command(to pcm.PeerID) (pcm.CommandID, pcm.Signed) {
 func (n *node) propose(t testing.TB, to pcm.PeerID) (pcm.CommandID, pcm.CommandResult) {
 	t.Helper()
 	id, s := n.command(to)
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	r, err := n.Propose(ctx, s)
 	if err != nil {

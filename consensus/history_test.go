@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/hashicorp/raft"
@@ -382,7 +381,7 @@ func TestReplicaHalts(t *testing.T) {
 				t.Error("Run returned no error")
 			}
 			_, s := n.command(n.cfg.Self)
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			if _, err := n.Propose(ctx, s); pcm.ErrorCode(err) != pcm.Internal {
 				t.Errorf("propose afterwards: %v", err)

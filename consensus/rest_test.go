@@ -214,8 +214,14 @@ func stopAtRest(t *testing.T, nodes []*node) (leader *node, rest []*node) {
 		leader = atRest(t, nodes...)
 		rest = others(nodes, leader)
 		leader.gate.shut()
-		t.Cleanup(leader.gate.lift) // ahead of what closes the cell
-		rest[0].propose(t, rest[1].cfg.Self)
+		t.Cleanup(leader.gate.lift)                                  // ahead of what closes the cell
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // then they would be patient no more
+		_, s := rest[0].command(rest[1].cfg.Self)
+		_, err := rest[0].Propose(ctx, s)
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
 		if leader.leads() > 0 {
 			return leader, rest
 		}
