@@ -389,6 +389,30 @@ func (m *Mesh) compareCells(p peer.ID) {
 	}
 }
 
+// maxAskedCells bounds the neighbours that are asked at once.
+const maxAskedCells = 16
+
+// AskCells compares this peer's book of cells with those of its neighbours, at most
+// until ctx ends.
+func (m *Mesh) AskCells(ctx context.Context) {
+	var wg sync.WaitGroup
+	asked := 0
+	for _, p := range m.Peers() {
+		id, err := peer.Decode(string(p.Passport.Peer))
+		if err != nil || !p.Connected || asked == maxAskedCells {
+			continue
+		}
+		asked++
+		wg.Go(func() { m.compareCells(id) })
+	}
+	done := make(chan struct{})
+	go func() { wg.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
 // AddrsOf is where a peer can be dialled, as far as is known, without /p2p/.
 func (m *Mesh) AddrsOf(id pcm.PeerID) []string {
 	p, err := peer.Decode(string(id))

@@ -11,7 +11,8 @@ import (
 // The protocols of this package. The version is part of the path.
 const (
 	ProtoHello  protocol.ID = "/pcm/hello/1.0.0"
-	ProtoJoin   protocol.ID = "/pcm/join/1.0.0"
+	ProtoJoin   protocol.ID = "/pcm/join/1.1.0"
+	protoJoin10 protocol.ID = "/pcm/join/1.0.0" // of newcomers that don't say which rules of the ledger they speak
 	ProtoRenew  protocol.ID = "/pcm/renew/1.0.0"
 	ProtoOffers protocol.ID = "/pcm/offers/1.0.0"
 	ProtoCells  protocol.ID = "/pcm/cells/1.0.0"

@@ -76,7 +76,7 @@ func TestStrangerReachesOnlyHelloAndJoin(t *testing.T) {
 	h, id := stranger(t, a)
 	for _, proto := range a.base.Mux().Protocols() {
 		switch {
-		case proto == ProtoHello, proto == ProtoJoin, strings.HasPrefix(string(proto), "/ipfs/id/"):
+		case proto == ProtoHello, proto == ProtoJoin, proto == protoJoin10, strings.HasPrefix(string(proto), "/ipfs/id/"):
 			continue
 		}
 		if resp, err := knock(t, h, id, proto, []byte{0, 0}); err == nil {

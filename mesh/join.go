@@ -26,6 +26,10 @@ type JoinRequest struct {
 	// Cell is where it wants to go: a cell's ID or name, or "new:NAME" to found one
 	// of its own; "": wherever the issuer sends it.
 	Cell string `cbor:"8,keyasint,omitempty"`
+
+	// Level is up to which level of the ledger's rules its release speaks; 0: it is
+	// of one that doesn't say.
+	Level int `cbor:"9,keyasint,omitempty"`
 }
 
 // Statement is the passport that the request asks for, ready for pcm.IssuePassport.
@@ -105,7 +109,7 @@ func (m *Mesh) mayInvite(issuer pcm.PeerID) error {
 // message is what the newcomer sees. At most 8 joins run at once, one for each peer.
 func (m *Mesh) ServeJoin(issue func(ctx context.Context, r JoinRequest, inv pcm.Invite, from pcm.PeerID) (JoinReply, error)) {
 	total, each := make(chan struct{}, maxJoins), newSlots(1)
-	m.base.SetStreamHandler(ProtoJoin, func(s network.Stream) {
+	serve := func(s network.Stream) {
 		defer s.Close()
 		from := s.Conn().RemotePeer()
 		s.SetDeadline(time.Now().Add(joinTimeout + 5*time.Second))
@@ -129,7 +133,9 @@ func (m *Mesh) ServeJoin(issue func(ctx context.Context, r JoinRequest, inv pcm.
 			return
 		}
 		m.answerJoin(s, reply, err)
-	})
+	}
+	m.base.SetStreamHandler(ProtoJoin, serve)
+	m.base.SetStreamHandler(protoJoin10, serve)
 }
 
 // serveJoin reads one join, checks it and has it issued. The error has code
@@ -199,6 +205,7 @@ type JoinConfig struct {
 	Labels  pcm.Labels
 	Token   string // as 'pcm invite' printed it
 	Cell    string // see [JoinRequest]
+	Level   int    // likewise
 	Logger  *slog.Logger
 	Now     func() time.Time // nil: time.Now
 }
@@ -220,7 +227,7 @@ func Join(ctx context.Context, cfg JoinConfig) (JoinReply, error) {
 	}
 	request := JoinRequest{
 		Invite: token.Invite, Secret: token.Secret, Peer: cfg.Key.Peer(), Account: cfg.Account.Account(),
-		AccountSig: pcm.SignJoin(cfg.Account, inv.Mesh, cfg.Key.Peer()), Name: cfg.Name, Labels: cfg.Labels, Cell: cfg.Cell,
+		AccountSig: pcm.SignJoin(cfg.Account, inv.Mesh, cfg.Key.Peer()), Name: cfg.Name, Labels: cfg.Labels, Cell: cfg.Cell, Level: cfg.Level,
 	}
 	targets := joinTargets(inv.Addrs)
 	if len(targets) == 0 {
@@ -277,7 +284,7 @@ func joinAt(ctx context.Context, h *baseHost, t peer.AddrInfo, r JoinRequest) (J
 	if err := h.Connect(dialCtx, t); err != nil {
 		return JoinReply{}, pcm.Errorf(pcm.Unavailable, "can't reach peer %s: %w", short(t.ID), err)
 	}
-	s, err := h.NewStream(network.WithNoDial(dialCtx, "connected"), t.ID, ProtoJoin)
+	s, err := h.NewStream(network.WithNoDial(dialCtx, "connected"), t.ID, ProtoJoin, protoJoin10)
 	if err != nil {
 		if isUnsupported(err) {
 			return JoinReply{}, pcm.Errorf(pcm.Unavailable, "peer %s does not serve joins", short(t.ID))
@@ -288,6 +295,9 @@ func joinAt(ctx context.Context, h *baseHost, t peer.AddrInfo, r JoinRequest) (J
 	stop := context.AfterFunc(ctx, func() { s.Reset() })
 	defer stop()
 	s.SetDeadline(time.Now().Add(joinTimeout + 5*time.Second))
+	if s.Protocol() == protoJoin10 {
+		r.Level = 0 // it would not know the field
+	}
 	if err := writeFrame(s, pcm.MustMarshal(r)); err != nil {
 		s.Reset()
 		return JoinReply{}, frameError(t.ID, "join", err)

@@ -16,6 +16,7 @@ type inviter struct {
 	s      *site
 	mu     sync.Mutex
 	burned map[pcm.Digest]pcm.PeerID
+	level  int // that the last newcomer said
 }
 
 func (s *site) inviter(name string) *inviter {
@@ -27,7 +28,7 @@ func (s *site) inviter(name string) *inviter {
 		if by, used := in.burned[inv.Hash]; used && by != from {
 			return JoinReply{}, pcm.Errorf(pcm.Refused, "this token was used by another peer")
 		}
-		in.burned[inv.Hash] = from
+		in.burned[inv.Hash], in.level = from, r.Level
 		passport, err := pcm.IssuePassport(in.key, s.root.Public(), in.Signed(), r.Statement(s.mesh, inv.Roles), time.Now())
 		return JoinReply{Passport: passport, Cell: cell, CellName: "first", Root: s.root.Public(), Peers: in.Addrs()}, err
 	})
@@ -127,6 +128,38 @@ func TestJoinRefusals(t *testing.T) {
 	}
 	if len(in.burned) != 0 {
 		t.Errorf("refused joins reached the ledger: %v", in.burned)
+	}
+}
+
+// TestJoinOfOlderReleases: newcomers say how far they speak the ledger's rules; those of a
+// release that does not know how are served, and so are those who ask a peer of one.
+func TestJoinOfOlderReleases(t *testing.T) {
+	s := newSite(t)
+	in := s.inviter("in")
+	h, id := stranger(t, in.testPeer)
+	account, tok := pcm.NewKey(), in.token(in.key, nil)
+	self := pcm.PeerID(h.ID().String())
+	framed, err := knock(t, h, id, protoJoin10, appendFrame(nil, pcm.MustMarshal(JoinRequest{
+		Invite: tok.Invite, Secret: tok.Secret, Peer: self, Account: account.Account(), AccountSig: pcm.SignJoin(account, s.mesh, self), Name: "x",
+	})))
+	if err == nil {
+		err = joinRefusal(t, framed)
+	}
+	if err != nil {
+		t.Errorf("a newcomer of an older release: %v", err)
+	}
+	join := func(level int) error {
+		_, err := Join(ctxFor(t, 20*time.Second), JoinConfig{
+			Key: pcm.NewKey(), Account: pcm.NewKey(), Name: "newcomer", Token: in.token(in.key, nil).String(), Level: level, Logger: in.cfg.Logger,
+		})
+		return err
+	}
+	if err := join(3); err != nil || in.level != 3 {
+		t.Errorf("it is said that level %d is spoken: %v", in.level, err)
+	}
+	in.base.RemoveStreamHandler(ProtoJoin)
+	if err := join(3); err != nil || in.level != 0 {
+		t.Errorf("at a peer of an older release, level %d: %v", in.level, err)
 	}
 }
 

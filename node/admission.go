@@ -79,7 +79,7 @@ func (n *Node) join(ctx context.Context, token string) (err error) {
 // of the mesh, or in one of this peer's own, which is then to be founded.
 func (n *Node) redeem(ctx context.Context, token, cell string) (membership, error) {
 	reply, err := mesh.Join(ctx, mesh.JoinConfig{
-		Key: n.id.Peer, Account: n.id.Account, Name: n.cfg.Name, Labels: n.cfg.Labels, Token: token, Cell: cell, Logger: n.log,
+		Key: n.id.Peer, Account: n.id.Account, Name: n.cfg.Name, Labels: n.cfg.Labels, Token: token, Cell: cell, Level: pcm.LedgerLevel, Logger: n.log,
 	})
 	if err != nil {
 		return membership{}, err
@@ -169,7 +169,10 @@ func (n *Node) admit(ctx context.Context, req mesh.JoinRequest, inv pcm.Invite, 
 	if !n.mesh.Own().Has(pcm.RoleIssuer) || inv.Issuer != n.self {
 		return none, pcm.Errorf(pcm.Refused, "the token was made by peer %s and is redeemed there", pcm.Short(inv.Issuer))
 	}
-	homes, err := n.homesFor(req) // what can be refused is refused before the token is used
+	homes, err := n.homesOf(ctx, req) // what can be refused is refused before the token is used
+	if err == nil {
+		homes, err = n.followable(ctx, homes, req.Level)
+	}
 	if err != nil {
 		return none, err
 	}

@@ -143,6 +143,7 @@ func (n *Node) mustIn(ctx context.Context, cell pcm.CellID, op pcm.Op) error {
 const (
 	queryTrades  = "trades"
 	querySummary = "summary"
+	queryLevel   = "level" // of the cell's rules
 
 	queryBalances = "balances"
 )
@@ -201,6 +202,8 @@ func (n *Node) answerQuery(from pcm.PeerID, method string, body []byte) ([]byte,
 		return pcm.Marshal(n.summary())
 	case queryAccount:
 		return n.answerAccount(from)
+	case queryLevel:
+		return pcm.Marshal(levelAnswer{n.level()})
 	}
 	return nil, pcm.Errorf(pcm.NotFound, "the question %.40q is not known to this release of pcm: update the peers of %s", method, n.id.Mesh.CellName)
 }

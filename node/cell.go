@@ -175,7 +175,12 @@ func (n *Node) DemotePeer(ctx context.Context, who string, force bool) (api.Cell
 
 // AddPeer takes a peer that the ledger knows into the cell.
 func (n *Node) AddPeer(ctx context.Context, who string) (api.CellHealth, error) {
-	return n.orderCell(ctx, "add", who, n.cell.AddReplica)
+	return n.orderCell(ctx, "add", who, func(ctx context.Context, id pcm.PeerID) error {
+		if err := n.followsHere(ctx, id); err != nil {
+			return err
+		}
+		return n.cell.AddReplica(ctx, id)
+	})
 }
 
 // RemovePeer takes a peer out of the cell. Its own part goes on without news.

@@ -47,6 +47,36 @@ func (n *Node) homesFor(req mesh.JoinRequest) ([]home, error) {
 	return homesAmong(req.Cell, req.Name, own, n.otherCells(), time.Now())
 }
 
+// A cell that was just founded is not known everywhere yet: the inviter asks its
+// neighbours, and waits a moment.
+const (
+	cellWait  = 6 * time.Second
+	cellRetry = time.Second
+)
+
+// homesOf is homesFor, with patience for a cell that is not known here yet.
+func (n *Node) homesOf(ctx context.Context, req mesh.JoinRequest) ([]home, error) {
+	ctx, cancel := context.WithTimeout(ctx, cellWait)
+	defer cancel()
+	for {
+		changed := n.mesh.CellsChanged()
+		homes, err := n.homesFor(req)
+		if pcm.ErrorCode(err) != pcm.NotFound {
+			return homes, err
+		}
+		n.mesh.AskCells(ctx)
+		retry := time.NewTimer(cellRetry)
+		select {
+		case <-changed:
+		case <-retry.C:
+		case <-ctx.Done():
+			retry.Stop()
+			return homes, err
+		}
+		retry.Stop()
+	}
+}
+
 // maxHomes is how many other cells are asked to take a newcomer that has no wish.
 const maxHomes = 3
 
@@ -81,7 +111,7 @@ func homesAmong(wish, newcomer string, own pcm.Descriptor, others []pcm.Descript
 	}
 	switch {
 	case len(found) == 0:
-		return nil, pcm.Errorf(pcm.NotFound, "the mesh has no cell %s, as far as the inviting peer knows; it knows %s; of a new one it hears within minutes; or found it with --cell new:%s", wish, cellList(all), wish)
+		return nil, pcm.Errorf(pcm.NotFound, "the mesh has no cell %s, as far as the inviting peer knows; it knows %s, and its neighbours no more; try again in a minute if it was just founded, or found it with --cell new:%s", wish, cellList(all), wish)
 	case len(found) > 1:
 		return nil, pcm.Errorf(pcm.Conflict, "%d cells are called %s: name the one by its ID: %s", len(found), wish, cellList(found))
 	case found[0].Room() == 0:
@@ -280,6 +310,11 @@ func (n *Node) serveCellJoin(ctx context.Context, from pcm.Passport, raw []byte)
 		d := pcm.Descriptor{Cell: n.id.Mesh.Cell, Name: n.id.Mesh.CellName, Members: len(members), MaxMembers: most, Open: open}
 		if d.Room() == 0 {
 			return nil, noRoomIn(d, n.otherCells(), time.Now())
+		}
+		if p.Peer == from.Peer {
+			if err := n.followsHere(ctx, p.Peer); err != nil {
+				return nil, err
+			}
 		}
 		if _, err := n.must(ctx, pcm.Op{Enroll: &pcm.Enroll{Passport: req.Passport}}); err != nil {
 			return nil, err

@@ -30,6 +30,77 @@ func serveLevel(context.Context, pcm.Passport, []byte) ([]byte, error) {
 	return pcm.Marshal(levelAnswer{pcm.LedgerLevel})
 }
 
+// levelUnsaid is the highest level that releases speak which don't say theirs when they join.
+const levelUnsaid = 2
+
+// level is that of the rules by which this node's cell judges.
+func (n *Node) level() (level int) {
+	n.cell.View(func() { level = n.state.Level() })
+	return level
+}
+
+// mayFollow refuses a peer of a release that would stop at the first entry of a cell.
+func mayFollow(cell string, at, speaks int) error {
+	if speaks == 0 {
+		speaks = levelUnsaid
+	}
+	if speaks < at {
+		return pcm.Errorf(pcm.Refused, "this release of pcm speaks the ledger's rules up to level %d, and cell %s is at level %d: update it, then join with the same token", speaks, cell, at)
+	}
+	return nil
+}
+
+// followable are those of some homes whose rules a newcomer speaks; an error if there are
+// none. A cell of which that can't be found out stays: its peers may be of releases
+// that don't tell, which know no level that a newcomer of today doesn't.
+func (n *Node) followable(ctx context.Context, homes []home, speaks int) (can []home, err error) {
+	for _, h := range homes {
+		at := 0
+		switch {
+		case h.cell == n.id.Mesh.Cell:
+			at = n.level()
+		case h.cell != "" && speaks < pcm.LedgerLevel:
+			at = n.levelAway(ctx, h.cell)
+		}
+		if no := mayFollow(h.name, at, speaks); no != nil {
+			err = no
+			continue
+		}
+		can = append(can, h)
+	}
+	if len(can) > 0 {
+		err = nil
+	}
+	return can, err
+}
+
+// levelAway is the level of another cell's rules; 0 if it doesn't tell.
+func (n *Node) levelAway(ctx context.Context, cell pcm.CellID) int {
+	ctx, cancel := context.WithTimeout(ctx, levelWait)
+	defer cancel()
+	var l levelAnswer
+	away, err := n.aways.to(cell)
+	if err == nil {
+		err = away.Query(ctx, queryLevel, nil, &l)
+	}
+	if err != nil {
+		n.log.Debug("a cell doesn't tell the level of its rules", "cell", pcm.Short(cell), "error", err)
+	}
+	return l.Level
+}
+
+// followsHere refuses to take a peer in that says it doesn't speak this cell's rules.
+func (n *Node) followsHere(ctx context.Context, id pcm.PeerID) error {
+	ctx, cancel := context.WithTimeout(ctx, levelWait)
+	defer cancel()
+	var l levelAnswer
+	raw, err := n.mesh.Call(ctx, id, protoLevel, nil)
+	if err != nil || pcm.Unmarshal(raw, &l) != nil || l.Level >= n.level() {
+		return nil // it can't be reached now, or follows
+	}
+	return pcm.Errorf(pcm.Refused, "peer %s speaks the ledger's rules up to level %d, and cell %s is at level %d: update pcm there first", pcm.Short(id), l.Level, n.id.Mesh.CellName, n.level())
+}
+
 // raiseLevel has the cell go to the level of this release as soon as all its
 // voters and replicas speak it. The leader sees to that; a cell that is founded
 // is raised at once.

@@ -3,9 +3,12 @@ package nodetest
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 
+	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/mesh"
 	"github.com/jointcloud/pcm/node/api"
 )
 
@@ -16,9 +19,30 @@ func TestTwoCells(t *testing.T) {
 	anna := m.Peer("anna")
 	carl := m.Add(Spec{Name: "carl", Config: Seller("0.001")})
 	carl.Up("--join", anna.Token(), "--cell", "new:east")
-	Eventually(t, "anna knows carl's cell", func(ctx context.Context) error { return knows(ctx, anna, "east", 1) })
-	// A cell that nobody knows is refused before the token is used.
+	for _, p := range m.Peers {
+		Eventually(t, p.Name+"'s cell has the rules of this release", func(context.Context) error {
+			if r := p.PCM("ledger", "records", "--limit", "0"); !strings.Contains(r.Stdout, "upgrade") {
+				return fmt.Errorf("its records are %s", r.Stdout)
+			}
+			return nil
+		})
+	}
+	// A release that doesn't speak the rules of a cell is refused before its token is used.
 	token := anna.Token()
+	older := func(cell string) error {
+		_, err := mesh.Join(t.Context(), mesh.JoinConfig{
+			Key: pcm.NewKey(), Account: pcm.NewKey(), Name: "old", Token: token, Cell: cell, Level: pcm.LedgerLevel - 1, Logger: slog.New(slog.DiscardHandler),
+		})
+		return err
+	}
+	if err := older(""); pcm.ErrorCode(err) != pcm.Refused || !strings.Contains(err.Error(), "update it") {
+		t.Errorf("an older release joins: %v", err)
+	}
+	// Nor into another cell, whose level the inviter asks for; it may have to wait to hear of that cell.
+	if err := older("east"); pcm.ErrorCode(err) != pcm.Refused || !strings.Contains(err.Error(), "cell east is at level") {
+		t.Errorf("an older release joins the other cell: %v", err)
+	}
+	// A cell that nobody knows is refused before the token is used.
 	dora := m.Add(Spec{Name: "dora", Config: Buyer})
 	if r := dora.PCM("up", "--config", dora.Config, "--name", "dora", "--api", "127.0.0.1:0", "--listen", "/ip4/127.0.0.1/tcp/0", "--join", token, "--cell", "nowhere"); r.Code != 3 || !strings.Contains(r.Stderr, "new:nowhere") {
 		t.Fatalf("joining a cell that isn't there: %+v", r)
