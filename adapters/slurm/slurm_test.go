@@ -123,6 +123,14 @@ func instance(t *testing.T, s *server.Slurm, cfg Config) adaptertest.Instance {
 func saved(t *testing.T, s *server.Slurm) {
 	t.Helper()
 	told := time.Now()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	// Without a change since then it may have nothing to write down.
+	for _, command := range [][]string{{"sbatch", "--hold", "--job-name=change", "--output=/dev/null", "--wrap=true"}, {"scancel", "--name=change"}} {
+		if _, err := s.Command(ctx, command[0], command[1:]...); err != nil {
+			t.Fatal(err)
+		}
+	}
 	until(t, "the controller has saved its jobs", func() bool {
 		info, err := os.Stat(s.Path("state/job_state"))
 		return err == nil && info.ModTime().After(told)
@@ -135,7 +143,7 @@ func fill(t *testing.T, s *server.Slurm) (release func()) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	for range s.Nodes {
-		if _, err := s.Command(ctx, "sbatch", "--job-name=fill", "--exclusive", "--mem=1M", "--output=/dev/null", "--wrap=sleep 300"); err != nil {
+		if _, err := s.Command(ctx, "sbatch", "--job-name=fill", "--exclusive", "--mem=64M", "--output=/dev/null", "--wrap=sleep 300"); err != nil {
 			t.Fatal(err)
 		}
 	}
