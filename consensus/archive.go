@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -233,6 +234,9 @@ func (a *archive) run() {
 	for op := range a.queue {
 		batch = a.gather(append(batch[:0], op))
 		err := awaitRoom(a.dir, a.closing, a.log)
+		if err == nil && a.opens(batch) {
+			err = awaitFiles(a.dir, a.closing, a.log)
+		}
 		if err == nil {
 			err = a.write(batch)
 		}
@@ -260,6 +264,11 @@ func (a *archive) run() {
 			batch[i] = nil
 		}
 	}
+}
+
+// opens tells whether the store has to be opened to write a batch.
+func (a *archive) opens(batch []*archiveOp) bool {
+	return !a.store.opened() && slices.ContainsFunc(batch, func(op *archiveOp) bool { return op.sync || op.writes() })
 }
 
 // gather takes what else is queued, and what comes within archiveDelay.

@@ -96,6 +96,12 @@ func (s *store) take(room bool) (_ *badger.DB, err error) {
 	return s.db, nil
 }
 
+func (s *store) opened() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.db != nil
+}
+
 // rest closes a store that was not used lately.
 func (s *store) rest() {
 	s.mu.Lock()

@@ -1,24 +1,23 @@
 package consensus
 
 import (
+	"bytes"
+	"log/slog"
+	"sync"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/jointcloud/pcm"
 )
-
-func (s *store) isOpen() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.db != nil
-}
 
 // The history is closed while nobody needs it, and opened for whoever does.
 func TestStoreClosesWhileItIsIdle(t *testing.T) {
 	n := found(t, &book{}, func(c *Config) { c.storeIdle = 100 * time.Millisecond })
 	shut := func() {
 		t.Helper()
-		n.await("a closed store", func() bool { return !n.archive.store.isOpen() })
+		n.await("a closed store", func() bool { return !n.archive.store.opened() })
 	}
 	var want []pcm.CommandID
 	for i := range 3 {
@@ -29,10 +28,10 @@ func TestStoreClosesWhileItIsIdle(t *testing.T) {
 		if got := n.ids(t); len(got) != i+1 || got[i] != id {
 			t.Fatalf("records %v, proposed %v", got, want)
 		}
-		if n.archive.store.isOpen() {
+		if n.archive.store.opened() {
 			t.Error("reading records has opened the store")
 		}
-		if _, err := n.Document("cmd/" + id.String()); err != nil || !n.archive.store.isOpen() {
+		if _, err := n.Document("cmd/" + id.String()); err != nil || !n.archive.store.opened() {
 			t.Errorf("it was read closed: %v", err)
 		}
 		shut()
@@ -44,7 +43,7 @@ func TestStoreClosesWhileItIsIdle(t *testing.T) {
 		n.RecordCount() // what was applied is written
 		return n.Applied() > before && n.archive.current().Applied >= n.Applied()
 	})
-	if n.archive.store.isOpen() {
+	if n.archive.store.opened() {
 		t.Error("an entry without records has opened the store")
 	}
 	if err := n.SyncHistory(); err != nil {
@@ -105,9 +104,9 @@ func TestStoreOpensWhereThereIsRoom(t *testing.T) {
 		s.room = func(string) bool { return ok }
 	}
 	n.RecordCount() // it is written
-	n.await("a closed store", func() bool { return !s.isOpen() })
+	n.await("a closed store", func() bool { return !s.opened() })
 	room(false)
-	if _, err := n.Document("cmd/" + id.String()); err == nil || s.isOpen() {
+	if _, err := n.Document("cmd/" + id.String()); err == nil || s.opened() {
 		t.Errorf("it was opened without room: %v", err)
 	}
 	room(true)
@@ -116,5 +115,49 @@ func TestStoreOpensWhereThereIsRoom(t *testing.T) {
 	}
 	if err := n.Err(); err != nil {
 		t.Error(err)
+	}
+}
+
+// waits is a log that notes that the history waits.
+type waits chan struct{}
+
+func (w waits) Write(line []byte) (int, error) {
+	if bytes.Contains(line, []byte("the history waits")) {
+		select {
+		case w <- struct{}{}:
+		default:
+		}
+	}
+	return len(line), nil
+}
+
+// A store for which there are no file descriptors is opened when there are some again: the cell goes on meanwhile.
+func TestStoreWaitsForDescriptors(t *testing.T) {
+	told := make(waits, 1)
+	n := found(t, &book{}, func(c *Config) { c.storeIdle, c.Logger = 50*time.Millisecond, slog.New(slog.NewTextHandler(told, nil)) })
+	if err := n.SyncHistory(); err != nil {
+		t.Fatal(err)
+	}
+	n.await("a closed store", func() bool { return !n.archive.store.opened() })
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	none := limit
+	none.Cur = 3
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &none); err != nil {
+		t.Fatal(err)
+	}
+	restore := sync.OnceFunc(func() { unix.Setrlimit(unix.RLIMIT_NOFILE, &limit) })
+	defer restore()
+	id, _ := n.propose(t, n.cfg.Self)
+	n.await("the history to wait", func() bool { return len(told) > 0 || n.Err() != nil })
+	n.propose(t, n.cfg.Self)
+	restore()
+	if err := n.SyncHistory(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Document("cmd/" + id.String()); err != nil || n.Err() != nil {
+		t.Errorf("%v, %v", err, n.Err())
 	}
 }
