@@ -85,6 +85,7 @@ type Op struct {
 
 	Recovered *Recovered `json:"recovered,omitempty" cbor:"27,keyasint,omitempty"`
 	Base      *Base      `json:"base,omitempty" cbor:"28,keyasint,omitempty"`
+	Succeed   *Succeed   `json:"succeed,omitempty" cbor:"29,keyasint,omitempty"`
 }
 
 // Kind names the operation, e.g. "award"; "" if none or more than one is set.
@@ -103,7 +104,7 @@ func (o Op) Kind() string {
 		{"note_key", o.NoteKey != nil}, {"scale", o.Scale != nil},
 		{"void", o.Void != nil}, {"clear", o.Clear != nil},
 		{"net", o.Net != nil}, {"resolve", o.Resolve != nil}, {"set", o.Set != nil}, {"upgrade", o.Upgrade != nil},
-		{"recovered", o.Recovered != nil}, {"base", o.Base != nil},
+		{"recovered", o.Recovered != nil}, {"base", o.Base != nil}, {"succeed", o.Succeed != nil},
 	} {
 		if k.set {
 			kind, n = k.name, n+1
@@ -164,7 +165,8 @@ type Submit struct {
 	Takeover Takeover `json:"takeover" cbor:"8,keyasint"`
 
 	// What it has cost stays unpaid for so long after its end, so that a person can dispute it; 0: paid at once.
-	PayAfterMS int64 `json:"pay_after_ms,omitempty" cbor:"9,keyasint,omitempty"`
+	PayAfterMS int64   `json:"pay_after_ms,omitempty" cbor:"9,keyasint,omitempty"`
+	Mandate    *Signed `json:"mandate,omitempty" cbor:"10,keyasint,omitempty"` // with takeover any: for drivers of other accounts in other cells
 }
 
 // Drive takes the job over for a term. Term is the current one plus one; it is
@@ -184,6 +186,8 @@ type Place struct {
 // Award binds the seller to the terms, or is refused.
 type Award struct {
 	Terms Terms `json:"terms" cbor:"1,keyasint"`
+
+	Attest *Attested `json:"attest,omitempty" cbor:"2,keyasint,omitempty"` // by a driver of another account, abroad: that the terms are placed
 }
 
 // Reject is the seller's veto on tasks of a trade.
@@ -218,6 +222,8 @@ type Accept struct {
 	Term    uint64   `json:"term" cbor:"2,keyasint"`
 	Trade   TradeID  `json:"trade" cbor:"3,keyasint"`
 	Results []Result `json:"results" cbor:"4,keyasint"`
+
+	Receipt []byte `json:"receipt,omitempty" cbor:"5,keyasint,omitempty"` // abroad, by a driver of another account: see [ReceiptOf]
 }
 
 // Abandon gives attempts up: the tasks wait for a place again or, if no try is
@@ -231,9 +237,10 @@ type Abandon struct {
 	Reason string  `json:"reason" cbor:"6,keyasint"`
 
 	// Of a trade abroad, of which the job's cell knows nothing:
-	Results []Result `json:"results,omitempty" cbor:"7,keyasint,omitempty"` // with FaultTask: what is paid for
-	Over    bool     `json:"over,omitempty" cbor:"8,keyasint,omitempty"`    // with FaultSeller: nothing will be paid; else the hold stays until Clear
-	Unsold  bool     `json:"unsold,omitempty" cbor:"9,keyasint,omitempty"`  // with Over: it was never awarded, so the attempt is not counted
+	Results []Result `json:"results,omitempty" cbor:"7,keyasint,omitempty"`  // with FaultTask: what is paid for
+	Over    bool     `json:"over,omitempty" cbor:"8,keyasint,omitempty"`     // with FaultSeller: nothing will be paid; else the hold stays until Clear
+	Unsold  bool     `json:"unsold,omitempty" cbor:"9,keyasint,omitempty"`   // with Over: it was never awarded, so the attempt is not counted
+	Receipt []byte   `json:"receipt,omitempty" cbor:"10,keyasint,omitempty"` // by a driver of another account: see [ReceiptOf]
 }
 
 // Void has the seller's cell refuse every award on terms of a trade abroad from

@@ -77,6 +77,10 @@ const (
 
 	DomainNetting    Domain = "pcm/netting/1"    // two accounts strike what they owe each other
 	DomainResolution Domain = "pcm/resolution/1" // two accounts end a dispute
+
+	DomainMandate Domain = "pcm/mandate/1" // a buyer lets its job's drivers act for it in other cells
+	DomainAttest  Domain = "pcm/attest/1"  // a voter says who drives a job, and what is placed
+	DomainReceipt Domain = "pcm/receipt/1" // a seller says what became of a trade
 )
 
 func (d Domain) message(payload []byte) []byte {

@@ -130,7 +130,7 @@ type Set struct {
 //
 //	1: the first
 //	2: netting, resolution, settings, trade across cells, recovery of the cell
-//	3: what was bought in other cells stays on record; resolutions that end; a quota of nettings; bases; pay after a job's end
+//	3: what was bought in other cells stays on record; resolutions that end; a quota of nettings; bases; pay after a job's end; mandates
 const LedgerLevel = 3
 
 // Upgrade raises the level of the cell's rules. It is proposed when all its
@@ -142,7 +142,11 @@ type Upgrade struct {
 // Level is the first level at which the operation may be proposed.
 func (o Op) Level() int {
 	switch {
-	case o.Base != nil, o.Resolve != nil && o.Resolve.Timed, o.Submit != nil && o.Submit.PayAfterMS != 0:
+	case o.Base != nil, o.Resolve != nil && o.Resolve.Timed, o.Succeed != nil:
+		return 3
+	case o.Submit != nil && (o.Submit.PayAfterMS != 0 || o.Submit.Mandate != nil), o.Award != nil && o.Award.Attest != nil:
+		return 3
+	case o.Accept != nil && len(o.Accept.Receipt) > 0, o.Abandon != nil && len(o.Abandon.Receipt) > 0:
 		return 3
 	case o.Net != nil, o.Resolve != nil, o.Set != nil, o.Recovered != nil, o.Void != nil, o.Clear != nil:
 		return 2

@@ -74,8 +74,10 @@ func (a *applying) mayPlaceAbroad(j *Job, t *pcm.Terms) error {
 		return nil
 	case t.Cell == a.genesis.Cell || t.Home != a.genesis.Cell:
 		return pcm.Errorf(pcm.Invalid, "%s is in %s; the terms name %.40q as its cell, and %s as the seller's", j.ID, a.genesis.Cell, t.Home, t.Cell)
-	case a.by.Account != j.Buyer:
+	case a.by.Account != j.Buyer && j.Mandate == "":
 		return pcm.Errorf(pcm.Forbidden, "peer %s drives %s for another account and may not buy in other cells for it", pcm.Short(a.by.Peer), j.ID)
+	case a.by.Account != j.Buyer && j.Budget == 0:
+		return pcm.Errorf(pcm.Forbidden, "peer %s drives %s for another account and may not buy in other cells for it, as the job has no budget", pcm.Short(a.by.Peer), j.ID)
 	case j.abroad() >= maxAbroadEach:
 		return pcm.Errorf(pcm.Busy, "%s has %d placements in other cells that are not cleared, which is its bound: retry when some are", j.ID, maxAbroadEach)
 	case a.abroad >= maxAbroad:
@@ -90,7 +92,7 @@ func (a *applying) awardAbroad(o *pcm.Op, id pcm.TradeID) error {
 	t := &o.Award.Terms
 	_, void := a.voids[id]
 	switch {
-	case a.by.Account != t.Buyer:
+	case a.by.Account != t.Buyer && !a.actsFor(t):
 		return pcm.Errorf(pcm.Forbidden, "peer %s is not of account %s and can't buy for it in %s", pcm.Short(a.by.Peer), pcm.Short(t.Buyer), pcm.Short(a.genesis.Cell))
 	case t.Step < 0 || t.Step >= pcm.MaxSteps || !t.Tasks.Valid(pcm.MaxTasks) || !t.Job.Valid():
 		return pcm.Errorf(pcm.Invalid, "the terms name tasks that no job has")
@@ -101,11 +103,22 @@ func (a *applying) awardAbroad(o *pcm.Op, id pcm.TradeID) error {
 	case t.AwardBy > a.stamp+pcm.CommandWindow:
 		return pcm.Errorf(pcm.Invalid, "%s may be awarded until log time %d, it is %d now: at most %d ms ahead", id, t.AwardBy, a.stamp, pcm.CommandWindow)
 	}
+	if a.by.Account != t.Buyer {
+		if err := a.mayBuy(o.Award); err != nil {
+			return err
+		}
+	}
 	p, seller, err := a.sellable(t)
 	if err != nil {
 		return err
 	}
-	return a.bind(o, p, seller)
+	if err := a.bind(o, p, seller); err != nil {
+		return err
+	}
+	if a.by.Account != t.Buyer {
+		a.spend(a.trades[id])
+	}
+	return nil
 }
 
 // barAgain keeps a trade abroad that has closed from being awarded once more.
@@ -148,7 +161,7 @@ func (a *applying) void(op *pcm.Void) (bool, error) {
 	switch {
 	case !t.Abroad() || t.Cell != a.genesis.Cell:
 		return false, pcm.Errorf(pcm.Invalid, "%s is not a trade of another cell's job in %s", id, a.genesis.Cell)
-	case a.by.Account != t.Buyer:
+	case a.by.Account != t.Buyer && !a.actsFor(t):
 		return false, pcm.Errorf(pcm.Forbidden, "%s is for its buyer %s to make void", id, pcm.Short(t.Buyer))
 	case a.trades[id] != nil:
 		return false, pcm.Errorf(pcm.Conflict, "%s was awarded and is open", id)
@@ -203,6 +216,9 @@ func (a *applying) acceptAbroad(o *pcm.Op, j *Job, p *Placement) (pcm.Spans, err
 	if err != nil {
 		return nil, err
 	}
+	if err := a.believes(o, j, p, op.Receipt); err != nil {
+		return nil, err
+	}
 	skipped, err := each(indexesOf(op.Results), func(i int) error {
 		tk, err := j.placedBy(p.Trade, p.Step, i)
 		if err != nil {
@@ -234,6 +250,9 @@ func (a *applying) abandonAbroad(o *pcm.Op, j *Job, p *Placement) (pcm.Spans, er
 	}
 	results, err := byIndex(op.Results)
 	if err != nil {
+		return nil, err
+	}
+	if err := a.believes(o, j, p, op.Receipt); err != nil {
 		return nil, err
 	}
 	skipped, err := each(op.Tasks.All, func(i int) error {

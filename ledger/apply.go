@@ -260,6 +260,8 @@ func (a *applying) op(peer pcm.PeerID, op *pcm.Op) (pcm.OpResult, bool) {
 		err = a.recovered(op.Recovered)
 	case op.Base != nil:
 		err = a.makeBase(op.Base)
+	case op.Succeed != nil:
+		worth, err = a.succeed(op)
 	}
 	if err != nil {
 		return pcm.OpResult{Err: pcm.AsError(err)}, false

@@ -74,6 +74,9 @@ func (s *State) Check() error {
 			held[BalanceKey{t.Terms.Buyer, t.SellerAccount, t.Terms.Price.Unit}] += t.Held
 		}
 	}
+	if err := s.checkDeputies(broken); err != nil {
+		return err
+	}
 	for _, k := range slices.SortedFunc(maps.Keys(reserved), PoolKey.compare) {
 		if s.pools[k] == nil && reserved[k].slots > 0 {
 			return broken("pool %s of peer %s is gone while trades reserve it", k.Pool, k.Peer)
@@ -126,6 +129,22 @@ func (s *State) Check() error {
 	for _, m := range s.Members() {
 		if m.Live != liveAt[m.Peer] || m.Drives != drives[m.Peer] || m.Tasks != tasks[m.Peer] {
 			return broken("peer %s counts %d live attempts, %d driven jobs and %d tasks; there are %d, %d and %d", m.Peer, m.Live, m.Drives, m.Tasks, liveAt[m.Peer], drives[m.Peer], tasks[m.Peer])
+		}
+	}
+	return nil
+}
+
+// checkDeputies tests that drivers of other accounts keep within their mandates.
+func (s *State) checkDeputies(broken func(string, ...any) error) error {
+	bought := map[DeputyKey]pcm.Micro{}
+	for _, t := range s.Trades() {
+		if d := s.deputy(&t.Terms); d != nil && d.Mandate == t.Mandate {
+			bought[deputyKeyOf(&t.Terms)] += pcm.MulMicro(t.Terms.HoldEach(), len(t.Attempts))
+		}
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(s.deputies), DeputyKey.compare) {
+		if d := s.deputies[k]; d.Bought < bought[k] || d.Bought > d.Budget {
+			return broken("the deputies for %s of %s count %s as bought of a budget of %s; their open trades may cost %s", k.Job, k.Home, d.Bought, d.Budget, bought[k])
 		}
 	}
 	return nil

@@ -47,6 +47,7 @@ type Job struct {
 	Trades      int           `cbor:"22,keyasint"`           // open ones
 	Places      []Placement   `cbor:"23,keyasint,omitempty"` // with undecided tasks, oldest first
 	PayAfterMS  int64         `cbor:"24,keyasint,omitempty"` // what it has cost is paid so long after its end
+	Mandate     pcm.Digest    `cbor:"25,keyasint,omitempty"` // of the one for drivers of other accounts in other cells
 }
 
 // Placement is what the buyer's cell keeps of a Place while a task of it is undecided.
@@ -151,6 +152,10 @@ func (a *applying) submit(o *pcm.Op) (bool, error) {
 	if total > pcm.MaxTasks {
 		return false, pcm.Errorf(pcm.Invalid, "%d tasks are too many: at most %d in one job", total, pcm.MaxTasks)
 	}
+	mandate, err := a.checkMandate(op)
+	if err != nil {
+		return false, err
+	}
 	if len(a.jobs) >= maxJobs {
 		return false, pcm.Errorf(pcm.Busy, "%s has %d open jobs, which is its bound", pcm.Short(a.genesis.Cell), len(a.jobs))
 	}
@@ -163,7 +168,10 @@ func (a *applying) submit(o *pcm.Op) (bool, error) {
 	j := &Job{
 		ID: op.Job, Name: op.Name, Buyer: a.by.Account, Submitter: a.by.Peer, Spec: op.Spec,
 		Takeover: op.Takeover, Unit: op.Unit, Budget: op.Budget, SubmittedAt: a.stamp,
-		State: pcm.JobOpen, Driver: a.by.Peer, Term: 1, DrivenAt: a.stamp, Fence: a.fence(), PayAfterMS: op.PayAfterMS,
+		State: pcm.JobOpen, Driver: a.by.Peer, Term: 1, DrivenAt: a.stamp, Fence: a.fence(), PayAfterMS: op.PayAfterMS, Mandate: mandate,
+	}
+	if mandate != "" {
+		a.document(MandateKey(j.ID), op.Mandate)
 	}
 	for _, st := range op.Steps {
 		tasks := make([]Task, st.Count)
@@ -239,7 +247,7 @@ func (j *Job) MayDrive(peer pcm.PeerID, account pcm.AccountID) error {
 		return pcm.Errorf(pcm.Forbidden, "%s allows no takeover", j.ID)
 	case account != j.Buyer && j.Takeover != pcm.TakeoverAny:
 		return pcm.Errorf(pcm.Forbidden, "%s may be taken over by peers of its own account only", j.ID)
-	case account != j.Buyer && j.abroad() > 0:
+	case account != j.Buyer && j.abroad() > 0 && j.Mandate == "":
 		return pcm.Errorf(pcm.Forbidden, "%s has work in other cells, which only peers of its own account can go on with", j.ID)
 	}
 	return nil

@@ -36,6 +36,9 @@ type snapshot struct {
 	Level    int                               `cbor:"19,keyasint,omitempty"`
 	Netters  []pair[pcm.NettingID, parties]    `cbor:"20,keyasint,omitempty"`
 	Base     *Base                             `cbor:"21,keyasint,omitempty"`
+	Deputies []pair[DeputyKey, *Deputy]        `cbor:"22,keyasint,omitempty"`
+
+	DeputyFloor int64 `cbor:"23,keyasint,omitempty"`
 }
 
 type pair[K, V any] struct {
@@ -69,6 +72,7 @@ func (s *State) encoded() snapshot {
 		Nettings: pairs(s.nettings, cmp.Compare[pcm.NettingID]), NetFloor: s.netFloor,
 		Netters:  pairs(s.netters, cmp.Compare[pcm.NettingID]),
 		Settings: byKey(s.settings, cmp.Compare[string]), Level: s.level, Base: s.base,
+		Deputies: pairs(s.deputies, DeputyKey.compare), DeputyFloor: s.deputyFloor,
 	}
 }
 
@@ -136,6 +140,10 @@ func (s *State) Restore(data []byte) error {
 	for _, x := range in.Settings {
 		n.settings[x.Key] = x
 	}
+	for _, x := range in.Deputies {
+		n.deputies[x.Key] = x.Value
+	}
+	n.deputyFloor = in.DeputyFloor
 	for _, r := range in.Seen {
 		n.seen[r.Key] = r.Value
 		n.buckets[bucketOf(r.Value.NotAfter)] = append(n.buckets[bucketOf(r.Value.NotAfter)], r.Key)
@@ -164,6 +172,11 @@ func (in *snapshot) whole() error {
 	for _, b := range in.Balances {
 		if b.Value == nil {
 			return damaged("balances")
+		}
+	}
+	for _, d := range in.Deputies {
+		if d.Value == nil {
+			return damaged("deputies")
 		}
 	}
 	if slices.Contains(in.Settings, nil) {

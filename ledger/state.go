@@ -51,9 +51,13 @@ type State struct {
 	netters  map[pcm.NettingID]parties // of those applied since level 3
 	netFloor int64                     // nettings up to this NotAfter may have been forgotten
 	settings map[string]*Setting
-	base     *Base // the last one; nil: none
-	level    int   // of the rules; 0: 1
-	speaks   int   // tests: level of an older release; 0: that of this one
+
+	deputies    map[DeputyKey]*Deputy // who act for buyers of other cells' jobs
+	deputyFloor int64                 // mandates up to this NotAfter may have been forgotten
+
+	base   *Base // the last one; nil: none
+	level  int   // of the rules; 0: 1
+	speaks int   // tests: level of an older release; 0: that of this one
 }
 
 var treeFactory = &compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}
@@ -79,6 +83,7 @@ func New(g Genesis) *State {
 		nettings: map[pcm.NettingID]int64{},
 		netters:  map[pcm.NettingID]parties{},
 		settings: map[string]*Setting{},
+		deputies: map[DeputyKey]*Deputy{},
 	}
 }
 

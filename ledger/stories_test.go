@@ -52,12 +52,14 @@ type story struct {
 	words   map[string]string // for identifiers, in full and abbreviated
 	cells   map[string]*cell  // those that the story tells of, beside the one that it is in now
 	in      string            // its name
+
+	mandates map[pcm.JobID]pcm.Signed // with which jobs were submitted
 }
 
 func newStory() *story {
 	s := &story{
 		cell: newCell(), jobs: map[string]pcm.JobID{}, trades: map[string]pcm.Terms{},
-		words: map[string]string{}, cells: map[string]*cell{}, in: "home", results: map[string]map[int]pcm.Result{}, invites: map[string]pcm.Signed{}, named: map[string]pcm.CommandID{},
+		words: map[string]string{}, cells: map[string]*cell{}, in: "home", results: map[string]map[int]pcm.Result{}, invites: map[string]pcm.Signed{}, named: map[string]pcm.CommandID{}, mandates: map[pcm.JobID]pcm.Signed{},
 	}
 	s.name(string(s.genesis.Cell), "cell-home")
 	s.name(string(s.genesis.Mesh), "mesh-one")
@@ -404,7 +406,9 @@ func (s *story) ops(l line) []pcm.Op {
 		_, t := l.trade()
 		t.Price.PerTask = l.micro("per-task", t.Price.PerTask.String())
 		t.Width = l.num("width", t.Width)
-		return []pcm.Op{{Award: &pcm.Award{Terms: t}}}
+		return []pcm.Op{{Award: &pcm.Award{Terms: t, Attest: s.attested(l, t.Job, pcm.DigestOf(pcm.MustMarshal(t)))}}}
+	case "succeed":
+		return []pcm.Op{s.succeed(l)}
 	case "reject":
 		_, t := l.trade()
 		return []pcm.Op{{Reject: &pcm.Reject{Trade: t.Trade(), Tasks: l.spans(), Reason: reason}}}
@@ -429,10 +433,14 @@ func (s *story) ops(l line) []pcm.Op {
 			}
 			results = append(results, r)
 		}
-		return []pcm.Op{{Accept: &pcm.Accept{Job: l.job(), Term: term(l.job()), Trade: t.Trade(), Results: results}}}
+		op := pcm.Op{Accept: &pcm.Accept{Job: l.job(), Term: term(l.job()), Trade: t.Trade(), Results: results}}
+		op.Accept.Receipt = s.receipt(l, op)
+		return []pcm.Op{op}
 	case "abandon":
 		_, t := l.trade()
-		return []pcm.Op{{Abandon: &pcm.Abandon{Job: l.job(), Term: term(l.job()), Trade: t.Trade(), Tasks: l.spans(), Fault: pcm.Fault(l.str("fault", "seller")), Reason: reason, Over: l.HasArg("over"), Unsold: l.HasArg("unsold"), Results: s.told(l)}}}
+		op := pcm.Op{Abandon: &pcm.Abandon{Job: l.job(), Term: term(l.job()), Trade: t.Trade(), Tasks: l.spans(), Fault: pcm.Fault(l.str("fault", "seller")), Reason: reason, Over: l.HasArg("over"), Unsold: l.HasArg("unsold"), Results: s.told(l)}}
+		op.Abandon.Receipt = s.receipt(l, op)
+		return []pcm.Op{op}
 	case "stop":
 		_, t := l.trade()
 		return []pcm.Op{{Stop: &pcm.Stop{Trade: t.Trade(), Tasks: l.spans(), Reason: reason}}}
@@ -508,6 +516,9 @@ func (s *story) submit(l line) pcm.Op {
 		count, err := strconv.Atoi(n)
 		l.must(err)
 		sub.Steps = append(sub.Steps, pcm.Shape{Count: count, Retries: l.num("retries", 0), Service: l.HasArg("service"), Scale: l.num("scale", 0)})
+	}
+	if l.HasArg("mandate") {
+		sub.Mandate = s.mandate(l, sub)
 	}
 	return pcm.Op{Submit: sub}
 }
@@ -596,6 +607,8 @@ func (s *story) show(l line) string {
 		s.showJob(&b, jobID(l.CmdArgs[1].Key))
 	case "trade":
 		s.showTrade(&b, s.trades[l.CmdArgs[1].Key].Trade())
+	case "deputy":
+		s.showDeputy(&b, s.trades[l.CmdArgs[1].Key])
 	case "bought":
 		s.showBought(&b, s.trades[l.CmdArgs[1].Key].Trade())
 	case "balances":

@@ -25,7 +25,8 @@ type Trade struct {
 	Open          int           `cbor:"8,keyasint"` // attempts that are not in a final state
 	Held          pcm.Micro     `cbor:"9,keyasint"`
 	Paid          pcm.Micro     `cbor:"10,keyasint"`
-	WallMS        int64         `cbor:"11,keyasint"` // run time that its results are charged for, all together
+	WallMS        int64         `cbor:"11,keyasint"`           // run time that its results are charged for, all together
+	Mandate       pcm.Digest    `cbor:"12,keyasint,omitempty"` // by which a driver of another account than the buyer's has bought it
 }
 
 // Attempt is one attempt of a trade.
@@ -150,10 +151,14 @@ func (a *applying) sold(id pcm.TradeID) (*Trade, error) {
 	return t, nil
 }
 
-// driver is who should hear of a trade's news: whoever drives its job now.
+// driver is who should hear of a trade's news: whoever drives its job now, as far as
+// this cell knows.
 func (a *applying) driver(t *Trade) pcm.PeerID {
 	if j := a.jobOf(t); j != nil {
 		return j.Driver
+	}
+	if d := a.deputy(&t.Terms); d != nil {
+		return d.Peer
 	}
 	return t.Terms.Driver
 }
@@ -327,6 +332,7 @@ func (a *applying) close(t *Trade) {
 	delete(a.trades, t.ID)
 	if t.Terms.Abroad() {
 		a.barAgain(t)
+		a.unspend(t)
 	}
 	if j := a.jobOf(t); j != nil {
 		j.Trades--
@@ -390,6 +396,9 @@ func (a *applying) start(o *pcm.Op) (pcm.Spans, error) {
 func (a *applying) mayPay(t *Trade) error {
 	if a.by.Account != t.Terms.Buyer && a.by.Peer != a.driver(t) {
 		return pcm.Errorf(pcm.Forbidden, "%s is for its buyer %s or its driver to settle", t.ID, pcm.Short(t.Terms.Buyer))
+	}
+	if t.Terms.Abroad() && a.by.Account != t.Terms.Buyer && a.by.Account == t.SellerAccount {
+		return pcm.Errorf(pcm.Forbidden, "peer %s drives %s for another account, and its own sells %s: only the buyer can settle it", pcm.Short(a.by.Peer), t.Terms.Job, t.ID)
 	}
 	return nil
 }

@@ -155,6 +155,7 @@ func (s *State) SameAs(o *State) error {
 		{"note keys", s.NoteKeys(), o.NoteKeys()},
 		{"nettings", pairs(s.nettings, cmp.Compare[pcm.NettingID]), pairs(o.nettings, cmp.Compare[pcm.NettingID])},
 		{"settings", byKey(s.settings, cmp.Compare[string]), byKey(o.settings, cmp.Compare[string])},
+		{"deputies", pairs(s.deputies, DeputyKey.compare), pairs(o.deputies, DeputyKey.compare)},
 		{"rules' levels", s.Level(), o.Level()},
 		{"used tokens", pairs(s.burned, cmp.Compare[pcm.Digest]), pairs(o.burned, cmp.Compare[pcm.Digest])},
 	} {
