@@ -128,6 +128,13 @@ func (a *applying) barAgain(t *Trade) {
 	}
 }
 
+// Barred tells whether an award on terms of a trade abroad, if there was none, is refused
+// from now on.
+func (s *State) Barred(t *pcm.Terms) bool {
+	_, void := s.voids[t.Trade()]
+	return void || t.AwardBy < s.stamp
+}
+
 func (s *State) setVoid(id pcm.TradeID, until int64) {
 	if len(s.voids) == 0 || until < s.voidsDue {
 		s.voidsDue = until

@@ -20,6 +20,11 @@ type abroadTrade struct {
 	since time.Time // when this peer placed it or learned of it, or when it was awarded, if its cell can be believed
 	first time.Time // when home had it placed: it can't have been awarded before that, whatever its cell says
 
+	// own is the driver's account, if that is another than the buyer's: home believes it
+	// nothing that the seller has not signed.
+	own      pcm.AccountID
+	warrants warrants
+
 	// As home has it.
 	due     map[int]bool // results taken, to be paid
 	counted pcm.Micro    // for them
@@ -110,7 +115,7 @@ func (t *abroadTrade) learnResult(r errandResult) *pcm.Error {
 	case op.Award != nil:
 		t.fresh = false // if it isn't certain what became of it, a Void finds out
 		t.awarded = certain && refusal == nil
-		if certain {
+		if certain && t.own == "" { // else the seller has to sign that it was never sold: a Void comes first
 			t.refused = refusal
 		}
 	case op.Void != nil && certain:
@@ -182,7 +187,7 @@ func (t *abroadTrade) wants(j abroadJob) []pcm.Result {
 // there are the commands that are to be proposed in the trade's cell now.
 func (t *abroadTrade) there(j abroadJob, now time.Time) []pcm.Op {
 	switch {
-	case t.over() || t.seen == nil && (t.awarded || t.void):
+	case t.over() || t.seen == nil && (t.awarded || t.void) || t.sellsItself():
 		return nil
 	case t.seen == nil && t.fresh:
 		return []pcm.Op{{Award: &pcm.Award{Terms: t.terms}}}
@@ -236,11 +241,29 @@ func (t *abroadTrade) there(j abroadJob, now time.Time) []pcm.Op {
 	return ops[:min(len(ops), pcm.MaxOps-1)] // one more may go ahead of them
 }
 
+// sellsItself tells whether the driver, of another account than the buyer's, drives what
+// its own account sells: that is for the buyer alone to settle.
+func (t *abroadTrade) sellsItself() bool {
+	return t.own != "" && t.seen != nil && t.seen.SellerAccount == t.own
+}
+
+// left tells whether nothing of it is left to do for a driver of another account than the
+// buyer's: what it has cost is for the buyer to say, and what is in dispute to end.
+func (t *abroadTrade) left(j abroadJob, now time.Time) bool {
+	if t.own == "" || t.open(j) {
+		return false
+	}
+	if t.over() || t.sellsItself() {
+		return true
+	}
+	return t.seen != nil && t.seen.Live == 0 && len(t.there(j, now)) == 0
+}
+
 // home is the command that is to be proposed in the job's cell now; silent says why
 // the trade's cell counts as gone, "" if it doesn't.
 func (t *abroadTrade) home(j abroadJob, silent string) []pcm.Op {
 	if !t.open(j) {
-		if t.over() {
+		if t.over() && t.own == "" {
 			return []pcm.Op{t.clear(j)}
 		}
 		return nil
@@ -269,7 +292,7 @@ func (t *abroadTrade) home(j abroadJob, silent string) []pcm.Op {
 		}
 		op := abandon(all, why)
 		op.Abandon.Over, op.Abandon.Unsold = t.over(), t.over()
-		if ops = append(ops, op); t.over() {
+		if ops = append(ops, op); t.over() && t.own == "" {
 			ops = append(ops, t.clear(j))
 		}
 		return ops

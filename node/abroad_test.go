@@ -21,8 +21,9 @@ type twoCells struct {
 	home  *simCell
 	away  *simCell
 	wall  int64
-	buyer [2]*simPeer // of one account
+	buyer [3]*simPeer // those who may drive: two of one account, and one of another
 	sells *simPeer
+	dora  *simPeer // who attests, and does nothing else
 	job   pcm.JobID
 
 	driver  int // which of buyer drives
@@ -34,6 +35,11 @@ type twoCells struct {
 	given   int // attempts given up for silence
 	voided  int
 	unsold  int
+
+	mandate  pcm.Signed
+	shown    bool // the driver acts in the other cell
+	foreign  int  // rounds of a driver of another account in which it had something to do
+	mandated int  // trades that such a one has bought
 }
 
 type simPeer struct {
@@ -93,8 +99,8 @@ func newTwoCells(t *testing.T, seed uint64) *twoCells {
 		}
 		return p
 	}
-	w.buyer = [2]*simPeer{peer("anna", "anna"), peer("abel", "anna")}
-	w.sells = peer("bert", "bert")
+	w.buyer = [3]*simPeer{peer("anna", "anna"), peer("abel", "anna"), peer("carl", "carl")}
+	w.sells, w.dora = peer("bert", "bert"), peer("dora", "dora")
 	for _, p := range w.buyer {
 		w.must(w.home, p, pcm.Op{Enroll: &pcm.Enroll{Passport: p.passport}})
 		w.must(w.away, p, pcm.Op{Enroll: &pcm.Enroll{Passport: p.passport}})
@@ -106,9 +112,18 @@ func newTwoCells(t *testing.T, seed uint64) *twoCells {
 	w.must(w.away, w.sells, pcm.Op{Capacity: &pcm.Capacity{Offer: 1, Credit: 1_000_000_000, Pools: []pcm.Pool{{
 		ID: "local", Adapter: "process", Capacity: each.Times(3), Slots: 3, Price: pcm.Price{Unit: pcm.DefaultUnit, PerTask: 100_000, PerCPUHour: 3_600_000},
 	}}}})
-	w.must(w.home, w.buyer[0], pcm.Op{Submit: &pcm.Submit{
-		Job: w.job, Name: "far", Spec: pcm.DigestOf([]byte("far")), Steps: []pcm.Shape{{Count: 6, Retries: 2}}, Unit: pcm.DefaultUnit, Takeover: pcm.TakeoverAccount, Budget: 2_500_000,
-	}})
+	sub := &pcm.Submit{
+		Job: w.job, Name: "far", Spec: pcm.DigestOf([]byte("far")), Steps: []pcm.Shape{{Count: 6, Retries: 2}}, Unit: pcm.DefaultUnit, Takeover: pcm.TakeoverAny, Budget: 2_500_000,
+	}
+	var err error
+	if w.mandate, err = pcm.NewMandate(w.buyer[0].key, pcm.Mandate{
+		Mesh: w.home.genesis.Mesh, Home: w.home.genesis.Cell, Job: w.job, Spec: sub.Spec, Buyer: w.buyer[0].account, Unit: sub.Unit, Budget: sub.Budget, Passport: w.buyer[0].passport,
+	}, []pcm.PeerID{w.buyer[0].id, w.buyer[2].id, w.dora.id}, time.UnixMilli(w.wall)); err != nil {
+		t.Fatal(err)
+	}
+	sub.Mandate = &w.mandate
+	w.must(w.home, w.buyer[0], pcm.Op{Submit: sub})
+	w.shown = true
 	return w
 }
 
@@ -235,7 +250,7 @@ func (w *twoCells) place() {
 	if r := w.do(w.home, w.buyer[w.driver], pcm.Op{Place: &pcm.Place{Term: w.term, Terms: terms}}); r.First() == nil {
 		w.placed++
 		t := newAbroadTrade(terms.Trade(), terms)
-		t.fresh = true
+		t.fresh, t.own = true, w.own()
 		w.trades[t.id] = t
 	}
 }
@@ -243,18 +258,22 @@ func (w *twoCells) place() {
 // drive is one round of the driver: what it wants to be done there flies off, what is to
 // be committed at home is.
 func (w *twoCells) drive(silence bool) {
+	w.show()
 	for _, id := range sortedKeys(w.trades) {
 		t := w.trades[id]
 		j := w.abroadJob(t)
 		asked := slices.ContainsFunc(w.flying, func(f flyingCommand) bool { return f.knows == t })
-		if ops := t.there(j, time.Now().Add(24*time.Hour)); len(ops) > 0 && !asked {
+		if ops := w.attested(t.there(j, time.Now().Add(24*time.Hour))); len(ops) > 0 && !asked && w.shown {
 			w.flying = append(w.flying, flyingCommand{id, w.seal(w.away, w.buyer[w.driver], ops...), ops, t})
 		}
 		silent := ""
 		if silence && w.chance(10) {
 			silent = "nothing was heard of it"
 		}
-		ops := t.home(j, silent)
+		ops := w.warranted(t, t.home(j, silent), silent)
+		if t.left(j, time.Now().Add(24*time.Hour)) {
+			delete(w.trades, id)
+		}
 		if len(ops) == 0 {
 			continue
 		}
@@ -276,13 +295,110 @@ func (w *twoCells) drive(silence bool) {
 	}
 }
 
+// own is the driver's account, if it is not the buyer's.
+func (w *twoCells) own() pcm.AccountID {
+	if a := w.buyer[w.driver].account; a != w.buyer[0].account {
+		return a
+	}
+	return ""
+}
+
+// attest is what the voters of the job's cell sign for the driver; nil if it isn't so.
+func (w *twoCells) attest(terms pcm.Digest) *pcm.Attested {
+	at := pcm.Attestation{
+		Mesh: w.home.genesis.Mesh, Home: w.home.genesis.Cell, Mandate: pcm.DigestOf(w.mandate.Payload), Job: w.job, Term: w.term,
+		Driver: w.buyer[w.driver].id, Terms: terms, NotAfter: w.wall + 60_000,
+	}
+	if trueOf(w.home.state, at) != nil {
+		return nil
+	}
+	m, err := pcm.OpenMandate(w.mandate)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	out := &pcm.Attested{Payload: pcm.MustMarshal(at), Sigs: make([][]byte, len(m.Attesters))}
+	for i, peer := range m.Attesters {
+		for _, p := range []*simPeer{w.buyer[2], w.dora} {
+			if p.id == peer {
+				out.Sigs[i] = p.key.Sign(pcm.DomainAttest, out.Payload)
+			}
+		}
+	}
+	return out
+}
+
+// show has the driver act in the other cell; that may get lost.
+func (w *twoCells) show() {
+	if w.shown || w.chance(30) {
+		return
+	}
+	op := &pcm.Succeed{Job: w.job, Home: w.home.genesis.Cell, Term: w.term}
+	if w.own() != "" {
+		op.Mandate, op.Attest = &w.mandate, w.attest("")
+		if op.Attest == nil {
+			return // the job is over at home
+		}
+	}
+	r := w.do(w.away, w.buyer[w.driver], pcm.Op{Enroll: &pcm.Enroll{Passport: w.buyer[w.driver].passport}}, pcm.Op{Succeed: op})
+	if err := r.First(); err != nil {
+		w.t.Fatalf("the other cell refuses the driver of the current term: %v", err)
+	}
+	w.shown = true
+}
+
+func (w *twoCells) attested(ops []pcm.Op) []pcm.Op {
+	if len(ops) == 0 || w.own() == "" || ops[0].Award == nil {
+		return ops
+	}
+	at := w.attest(pcm.DigestOf(pcm.MustMarshal(ops[0].Award.Terms)))
+	if at == nil {
+		return nil
+	}
+	return []pcm.Op{{Award: &pcm.Award{Terms: ops[0].Award.Terms, Attest: at}}}
+}
+
+// warranted is what the driver can have committed at home: a driver of another account
+// needs the seller's signature, which it may not get.
+func (w *twoCells) warranted(t *abroadTrade, ops []pcm.Op, silent string) (out []pcm.Op) {
+	if w.own() == "" {
+		return ops
+	}
+	for _, op := range ops {
+		r, needed := pcm.ReceiptOf(op, w.home.genesis.Mesh, t.terms.Cell)
+		if needed {
+			var v *ledger.Trade
+			if open, ok := w.away.state.Trade(t.id); ok {
+				v = open
+			} else if doc := w.away.docs[ledger.TradeKey(t.id)]; doc != nil {
+				v = new(ledger.Trade)
+				if err := pcm.UnmarshalLarge(doc, v); err != nil {
+					w.t.Fatal(err)
+				}
+			}
+			switch err := trueReceipt(w.away.state, v, &t.terms, r); {
+			case err == nil && silent == "":
+				receiptFor(&op, r.Sign(w.sells.key))
+			case silent != "":
+				op = unwarranted(op, fmt.Errorf("%s", silent))
+			default:
+				continue
+			}
+		}
+		w.foreign++
+		out = append(out, op)
+	}
+	return out
+}
+
 // reread brings what the driver knows in line with its home, as load does.
 func (w *twoCells) reread() {
 	old := w.trades
 	w.trades = map[pcm.TradeID]*abroadTrade{}
 	if j := w.jobNow(); j != nil {
 		for k := range j.Places {
-			w.trades[j.Places[k].Trade] = readAbroad(&j.Places[k], old[j.Places[k].Trade], 0)
+			t := readAbroad(&j.Places[k], old[j.Places[k].Trade], 0)
+			t.own = w.own()
+			w.trades[t.id] = t
 		}
 	}
 }
@@ -296,16 +412,17 @@ func (w *twoCells) crash() {
 	}
 	if j.EndedAt == 0 {
 		next := w.driver
-		if w.chance(50) {
-			next = 1 - w.driver
+		if w.chance(66) {
+			next = w.r.IntN(len(w.buyer))
 			w.pass(13_000)
 		}
 		if r := w.do(w.home, w.buyer[next], pcm.Op{Drive: &pcm.Drive{Job: w.job, Term: w.term + 1}}); r.First() == nil {
 			w.driver, w.term = next, w.term+1
 		}
-	} else if w.chance(50) {
-		w.driver = 1 - w.driver
+	} else {
+		w.driver = w.r.IntN(2) // what is left is for the buyer
 	}
+	w.shown = false
 	w.trades = map[pcm.TradeID]*abroadTrade{}
 	w.reread()
 }
@@ -376,12 +493,12 @@ func (w *twoCells) work(faults bool) {
 	}
 }
 
-// TestAbroadRandom has drivers buy in another cell while commands and answers are lost
-// or late, drivers crash between any two steps, and cells are thought silent that are
+// TestAbroadRandom has drivers, of the buyer's account and of another one by its mandate, buy
+// in another cell while commands and answers are lost or late, drivers crash between any two steps, and cells are thought silent that are
 // not. In the end the job is over at home with one result for each task, nothing is open
 // in the other cell, what was paid there is what home has counted, and both ledgers verify.
 func TestAbroadRandom(t *testing.T) {
-	var crashes, given, voided, unsold int
+	var crashes, given, voided, unsold, foreign, mandated int
 	for seed := range uint64(50) {
 		w := newTwoCells(t, seed)
 		steps := 0
@@ -421,6 +538,10 @@ func TestAbroadRandom(t *testing.T) {
 			if steps > 5000 {
 				t.Fatalf("seed %d: the job does not end: %s, %d trades, %d on their way", seed, pcm.MustMarshal(w.jobNow()), len(w.trades), len(w.flying))
 			}
+			if j := w.jobNow(); j != nil && w.own() != "" && (j.EndedAt != 0 || steps%400 == 399) {
+				w.crash() // the buyer is back
+				continue
+			}
 			w.place()
 			w.drive(false)
 			w.arrive(false)
@@ -434,9 +555,10 @@ func TestAbroadRandom(t *testing.T) {
 		}
 		w.check(seed)
 		crashes, given, voided, unsold = crashes+w.crashes, given+w.given, voided+w.voided, unsold+w.unsold
+		foreign, mandated = foreign+w.foreign, mandated+w.mandated
 	}
-	t.Logf("%d crashes, %d attempts given up, %d awards made void, %d never sold", crashes, given, voided, unsold)
-	if crashes < 30 || given < 30 || voided < 20 || unsold < 10 {
+	t.Logf("%d crashes, %d attempts given up, %d awards made void, %d never sold, %d decisions and %d trades of drivers of another account", crashes, given, voided, unsold, foreign, mandated)
+	if crashes < 30 || given < 30 || voided < 20 || unsold < 10 || foreign < 30 || mandated < 20 {
 		t.Errorf("too little happened for a good test")
 	}
 }
@@ -473,6 +595,9 @@ func (w *twoCells) check(seed uint64) {
 			w.t.Fatal(err)
 		}
 		paid += tr.Paid
+		if tr.Mandate != "" {
+			w.mandated++
+		}
 		for i, at := range tr.All {
 			if at.State == pcm.AttemptSettled && at.Result.Outcome == pcm.OutcomeOK {
 				if accepted[i]++; accepted[i] > 1 {

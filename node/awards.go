@@ -49,12 +49,12 @@ func (a *awards) after(index uint64) []latestAward {
 }
 
 // freshSites are the sites with this peer's latest awards taken into account, as a
-// buyer sees them.
-func (n *Node) freshSites(buyer pcm.AccountID) []placement.Site {
+// buyer sees them; of other cells those whose rules are at a level, none if it is 0.
+func (n *Node) freshSites(buyer pcm.AccountID, abroad int) []placement.Site {
 	index := n.cell.Applied()
 	sites := n.sites()
-	if buyer == n.account { // a driver of another account can't buy in other cells
-		sites = append(sites, n.sitesAbroad()...)
+	if abroad > 0 {
+		sites = append(sites, n.sitesAbroad(abroad)...)
 	}
 	for _, l := range n.awards.after(index) {
 		for i := range sites {

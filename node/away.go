@@ -229,7 +229,7 @@ func (n *Node) answerTrades(from pcm.PeerID, ids []pcm.TradeID) ([]byte, error) 
 		if err := pcm.UnmarshalLarge(raw, t); err != nil {
 			return nil, err
 		}
-		if from != t.Terms.Driver && (account == "" || account != t.Terms.Buyer && account != t.SellerAccount) {
+		if from != t.Terms.Driver && !n.actsHere(from, &t.Terms) && (account == "" || account != t.Terms.Buyer && account != t.SellerAccount) {
 			return nil, pcm.Errorf(pcm.Forbidden, "trade %s concerns neither peer %s nor its account", id, pcm.Short(from))
 		}
 		if size += len(raw); size > maxAnswerBytes && len(answer.Trades) > 0 {

@@ -33,13 +33,16 @@ type driver struct {
 
 	mu      sync.Mutex
 	inbox   []pcm.Event
-	arrived []arrival                     // results whose outputs are here, or can't be had
-	news    []tidings                     // of other cells
-	told    map[pcm.TradeID]*ledger.Trade // trades as other cells told them last; not to be changed
-	shares  map[pcm.PeerID]bool           // sellers, who may read the job's inputs
-	noRoom  string                        // why results can't be fetched: this peer's own store is full
-	why     string                        // why tasks wait
-	wake    chan struct{}
+	arrived []arrival // results whose outputs are here, or can't be had
+	news    []tidings // of other cells
+
+	warranted []warranted // what sellers in other cells have signed, or not
+
+	told   map[pcm.TradeID]*ledger.Trade // trades as other cells told them last; not to be changed
+	shares map[pcm.PeerID]bool           // sellers, who may read the job's inputs
+	noRoom string                        // why results can't be fetched: this peer's own store is full
+	why    string                        // why tasks wait
+	wake   chan struct{}
 
 	index    uint64 // Raft index up to which the model stands
 	model    jobModel
@@ -52,6 +55,7 @@ type driver struct {
 	began  time.Time
 	abroad map[pcm.TradeID]*abroadTrade
 	envoys map[pcm.CellID]*envoy
+	deputy *deputy          // with which it acts in other cells; nil: by itself
 	turned map[placeKey]int // how often a site abroad has refused, one time after another
 }
 
@@ -335,6 +339,7 @@ func (d *driver) load(ctx context.Context, index uint64) error {
 		return err
 	}
 	var err error
+	var snapshot ledger.Job
 	d.n.cell.View(func() {
 		j, ok := d.n.state.Job(d.job)
 		if !ok {
@@ -353,7 +358,11 @@ func (d *driver) load(ctx context.Context, index uint64) error {
 		err = nil
 		d.index = max(index, d.n.cell.Applied())
 		d.read(j)
+		snapshot = *j
 	})
+	if err == nil && d.deputy == nil && snapshot.ID != "" {
+		d.deputy, err = d.n.deputyFor(&snapshot, d.term)
+	}
 	if err == nil {
 		d.fetchAll(ctx)
 	}
@@ -614,8 +623,8 @@ func (d *driver) reload(ctx context.Context) error {
 // absorb takes events into the model. It tells whether the driver is deposed.
 func (d *driver) absorb(ctx context.Context) (deposed bool) {
 	d.mu.Lock()
-	events, arrived, news := d.inbox, d.arrived, d.news
-	d.inbox, d.arrived, d.news = nil, nil, nil
+	events, arrived, news, signed := d.inbox, d.arrived, d.news, d.warranted
+	d.inbox, d.arrived, d.news, d.warranted = nil, nil, nil, nil
 	d.mu.Unlock()
 	for i := range events {
 		e := &events[i]
@@ -642,6 +651,11 @@ func (d *driver) absorb(ctx context.Context) (deposed bool) {
 	}
 	for _, t := range news {
 		d.hear(t)
+	}
+	for _, w := range signed {
+		if t := d.abroad[w.trade]; t != nil {
+			t.takeWarrants(w, time.Now())
+		}
 	}
 	return false
 }

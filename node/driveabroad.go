@@ -36,11 +36,32 @@ func (d *driver) readAbroad(j *ledger.Job) {
 				placed = j.SubmittedAt
 			}
 			d.abroad[p.Trade] = readAbroad(p, old[p.Trade], age(placed, d.n.cell.LogTime(), time.Now()))
+			d.abroad[p.Trade].own = d.foreign()
 			d.mu.Lock()
 			d.shares[p.Terms.Seller] = true
 			d.mu.Unlock()
 		}
 	}
+}
+
+// foreign is this peer's account, if it drives for a buyer of another one; else "".
+func (d *driver) foreign() pcm.AccountID {
+	if d.model.buyer == d.n.account {
+		return ""
+	}
+	return d.n.account
+}
+
+// abroadLevel is the level of the rules from which on it can buy in other cells; 0: it
+// can't.
+func (d *driver) abroadLevel() int {
+	switch {
+	case d.foreign() == "":
+		return levelAbroad
+	case d.deputy == nil || !d.deputy.mayBuy():
+		return 0
+	}
+	return levelMandate
 }
 
 // placeAbroad makes the command that places tasks at a seller of another cell. The
@@ -61,7 +82,7 @@ func (d *driver) placeAbroad(t pcm.Terms) step {
 			}
 			d.sendSpec(t.Seller)
 			at := newAbroadTrade(t.Trade(), t)
-			at.fresh = true
+			at.fresh, at.own = true, d.foreign()
 			d.abroad[at.id] = at
 			for i := range t.Tasks.All {
 				d.set(t.Step, i, pcm.TaskPlaced)
@@ -99,7 +120,7 @@ func (d *driver) sendEnvoys() {
 	for cell := range watched {
 		e := d.envoys[cell]
 		if e == nil {
-			e = d.n.newEnvoy(d.n.run, d.job, cell, d.hearFrom)
+			e = d.n.newEnvoy(d.n.run, d.job, cell, d.deputy, d.hearFrom)
 			d.envoys[cell] = e
 		}
 		e.want(errands[cell], watched[cell])
@@ -247,8 +268,8 @@ func (d *driver) silent(t *abroadTrade, now time.Time) string {
 	if most := time.Duration(int64(rounds)*t.terms.LimitMS)*time.Millisecond + abroadGrace; t.ran(now) > most {
 		return fmt.Sprintf("its cell, %s, has not ended it in the %s that the trade can take", pcm.Short(t.terms.Cell), most)
 	}
-	heard := d.began
-	if away, err := d.n.aways.to(t.terms.Cell); err == nil && away.Heard().After(heard) {
+	heard, barred := d.began, d.envoys[t.terms.Cell].barred()
+	if away, err := d.n.aways.to(t.terms.Cell); err == nil && away.Heard().After(heard) && barred == "" {
 		heard = away.Heard()
 	}
 	if t.since.After(heard) {
@@ -257,6 +278,9 @@ func (d *driver) silent(t *abroadTrade, now time.Time) string {
 	quiet := now.Sub(heard)
 	if quiet <= pcm.LeaseFor(t.ran(now))+pcm.LeaseMargin {
 		return ""
+	}
+	if barred != "" {
+		return fmt.Sprintf("its cell, %s, doesn't let this peer act for the buyer: %s", pcm.Short(t.terms.Cell), barred)
 	}
 	return fmt.Sprintf("nothing was heard of its cell, %s, for %s", pcm.Short(t.terms.Cell), quiet.Round(time.Second))
 }
@@ -273,6 +297,11 @@ func (d *driver) decideAbroad() []step {
 		t := d.abroad[id]
 		silent := d.silent(t, now)
 		ops := t.home(d.abroadJob(t), silent)
+		if t.own != "" {
+			if ops = d.warrant(t, ops, now); t.left(d.abroadJob(t), now) {
+				delete(d.abroad, id)
+			}
+		}
 		if len(ops) == 0 {
 			continue
 		}

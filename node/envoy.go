@@ -30,6 +30,10 @@ type envoy struct {
 	heard int // the cycle of which the driver has the news; the driver's own
 
 	hold time.Time // until when errands wait, after some that failed; run's own
+
+	as     *deputy // that has to be shown there first; nil: none
+	shown  bool    // it was; run's own
+	refuse string  // why it is not taken there; "": it is, or that isn't known
 }
 
 // errand is a command for the other cell.
@@ -61,8 +65,8 @@ const (
 	envoyMost     = 3 * time.Second
 )
 
-func (n *Node) newEnvoy(ctx context.Context, job pcm.JobID, cell pcm.CellID, tell func(tidings)) *envoy {
-	e := &envoy{n: n, job: job, cell: cell, tell: tell, wake: make(chan struct{}, 1)}
+func (n *Node) newEnvoy(ctx context.Context, job pcm.JobID, cell pcm.CellID, as *deputy, tell func(tidings)) *envoy {
+	e := &envoy{n: n, job: job, cell: cell, as: as, tell: tell, wake: make(chan struct{}, 1)}
 	ctx, e.stop = context.WithCancel(ctx)
 	n.ears.open(e)
 	go func() {
@@ -104,7 +108,10 @@ func (e *envoy) run(ctx context.Context) {
 	told := map[pcm.TradeID]pcm.Digest{}
 	for ctx.Err() == nil {
 		errands, watched := e.take()
-		if len(errands)+len(watched) > 0 {
+		if err := e.show(ctx); err != nil && ctx.Err() == nil {
+			e.n.log.Info("another cell does not let this peer act for a job's buyer yet", "job", e.job, "cell", e.cell, "reason", err)
+			wait = envoyMost // what it is to do there is not done, as if the cell was silent
+		} else if len(errands)+len(watched) > 0 {
 			news := tidings{from: e}
 			err := e.send(ctx, errands, &news)
 			for _, er := range errands {
@@ -141,6 +148,56 @@ func (e *envoy) run(ctx context.Context) {
 	}
 }
 
+// show has this peer act there for the job's buyer, if it doesn't by itself.
+func (e *envoy) show(ctx context.Context) error {
+	if e.as == nil || e.shown {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, envoyPatience)
+	defer cancel()
+	op, why := e.as.succession(ctx)
+	if why == nil {
+		results, err := e.n.commitIn(ctx, e.cell, [][]pcm.Op{{op}})
+		if err != nil {
+			return err // nothing is heard of it
+		}
+		why = results[0].First()
+	}
+	if e.as.signed == nil { // of the buyer's account: it acts there in any case
+		why = nil
+	}
+	e.shown = why == nil
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.refuse = ""; why != nil {
+		e.refuse = clip(why.Error())
+	}
+	return why
+}
+
+// barred says why the cell doesn't let this peer act for the job's buyer; "" if it does,
+// or nobody has asked yet.
+func (e *envoy) barred() string {
+	if e == nil || e.as == nil || e.as.signed == nil {
+		return ""
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.refuse
+}
+
+// attested puts on an award by a driver of another account what it has to show.
+func (e *envoy) attested(ctx context.Context, ops []pcm.Op) ([]pcm.Op, error) {
+	if e.as == nil || e.as.signed == nil || ops[0].Award == nil {
+		return ops, nil
+	}
+	at, err := e.as.attested(ctx, pcm.DigestOf(pcm.MustMarshal(ops[0].Award.Terms)))
+	if err != nil {
+		return nil, err
+	}
+	return []pcm.Op{{Award: &pcm.Award{Terms: ops[0].Award.Terms, Attest: at}}}, nil
+}
+
 // failed tells whether there are errands that will be tried again as they are.
 func failed(results map[pcm.TradeID]errandResult) bool {
 	for _, r := range results {
@@ -158,15 +215,25 @@ func (e *envoy) send(ctx context.Context, errands []errand, news *tidings) error
 	if len(errands) == 0 {
 		return nil
 	}
-	commands := make([][]pcm.Op, len(errands))
-	for i, er := range errands {
-		commands[i] = er.ops
+	news.results = map[pcm.TradeID]errandResult{}
+	var commands [][]pcm.Op
+	var unattested error
+	sent := errands[:0:0]
+	for _, er := range errands {
+		ops, err := e.attested(ctx, er.ops)
+		if err != nil { // as if it got lost
+			unattested, news.results[er.trade] = err, errandResult{ops: er.ops, err: err}
+			continue
+		}
+		sent, commands = append(sent, er), append(commands, ops)
+	}
+	if len(sent) == 0 {
+		return unattested
 	}
 	try, cancel := context.WithTimeout(ctx, envoyPatience)
 	defer cancel()
 	results, err := e.n.commitIn(try, e.cell, commands)
-	news.results = map[pcm.TradeID]errandResult{}
-	for i, er := range errands {
+	for i, er := range sent {
 		r := errandResult{ops: er.ops, err: err}
 		if i < len(results) {
 			r.result, r.err = results[i], nil

@@ -236,6 +236,8 @@ func (n *Node) serve() {
 	n.mesh.HandleCall(protoAsk, mesh.Limits{Request: maxAsk, Concurrent: 4}, n.serveAsk)
 	n.mesh.HandleCall(protoClock, mesh.Limits{Concurrent: 8}, serveClock)
 	n.mesh.HandleCall(protoAgree, mesh.Limits{Request: maxAgreement, Concurrent: 4}, n.deals.serve)
+	n.mesh.HandleCall(protoAttest, mesh.Limits{Request: maxAttest, Concurrent: 32}, n.serveAttest)
+	n.mesh.HandleCall(protoReceipt, mesh.Limits{Request: maxReceipt, Concurrent: 32}, n.serveReceipt)
 	n.mesh.HandleCall(protoLevel, mesh.Limits{Concurrent: 4}, serveLevel)
 	n.mesh.HandleCall(protoCheckpoint, mesh.Limits{Request: maxCheckpointRequest, Concurrent: 8}, n.glass.serve)
 }

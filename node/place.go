@@ -39,7 +39,7 @@ func (d *driver) place(most int) ([]step, time.Duration) {
 			continue
 		}
 		if sites == nil {
-			sites = d.n.freshSites(d.model.buyer)
+			sites = d.n.freshSites(d.model.buyer, d.abroadLevel())
 		}
 		active = true
 		r, ranked, err := d.match(s, sites)

@@ -45,8 +45,8 @@ var levelAbroad = (pcm.Op{Void: &pcm.Void{}}).Level()
 
 func newRooms(n *Node) *rooms { return &rooms{n: n, by: map[pcm.CellID]*cellRoom{}} }
 
-// look tells of a pool in another cell; why says why it can't be bought from just now.
-func (r *rooms) look(cell pcm.CellID, k placeKey, offer uint64) (p summaryPool, why string) {
+// look tells of a pool in another cell, whose rules must be at a level; why says why it can't be bought from just now.
+func (r *rooms) look(cell pcm.CellID, k placeKey, offer uint64, need int) (p summaryPool, why string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c := r.by[cell]
@@ -73,8 +73,8 @@ func (r *rooms) look(cell pcm.CellID, k placeKey, offer uint64) (p summaryPool, 
 		return p, "its cell has not said yet what is free"
 	case time.Since(c.at) > roomGood:
 		return p, "its cell does not answer"
-	case c.level < levelAbroad:
-		return p, fmt.Sprintf("its cell is at level %d of the ledger's rules, and trade across cells needs %d: its peers are yet to be updated", c.level, levelAbroad)
+	case c.level < need:
+		return p, fmt.Sprintf("its cell is at level %d of the ledger's rules, and trade across cells needs %d: its peers are yet to be updated", c.level, need)
 	}
 	p, ok := c.pools[k]
 	switch {
@@ -160,18 +160,19 @@ func (r *rooms) await() {
 	}
 }
 
-// sitesAbroad are the pools of other cells, as offers and those cells tell of them.
-func (n *Node) sitesAbroad() []placement.Site {
+// sitesAbroad are the pools of other cells, as offers and those cells tell of them, if
+// the rules are at a level, here and there.
+func (n *Node) sitesAbroad(need int) []placement.Site {
 	var sites []placement.Site
 	level := 0
 	n.cell.View(func() { level = n.state.Level() })
-	if level < levelAbroad {
+	if level < need {
 		return nil // not all peers of this cell know of trade across cells
 	}
 	rows := n.mesh.Offers()
 	for _, row := range rows {
 		if o := row.Offer; o.Cell != n.id.Mesh.Cell && o.Cell.Valid() && len(o.Pools) > 0 {
-			n.rooms.look(o.Cell, placeKey{}, 0)
+			n.rooms.look(o.Cell, placeKey{}, 0, need)
 		}
 	}
 	n.rooms.await()
@@ -181,7 +182,7 @@ func (n *Node) sitesAbroad() []placement.Site {
 			continue
 		}
 		for _, pool := range o.Pools {
-			p, why := n.rooms.look(o.Cell, placeKey{Peer: o.Peer, Pool: pool.ID}, o.Number)
+			p, why := n.rooms.look(o.Cell, placeKey{Peer: o.Peer, Pool: pool.ID}, o.Number, need)
 			sites = append(sites, placement.Site{
 				Peer: o.Peer, Name: o.Name, Account: o.Account, Cell: o.Cell, Labels: o.Labels, Rules: o.Rules, Credit: p.Credit,
 				Offer: o.Number, Pool: pool, Free: p.Free, Slots: p.Slots, Away: true, Avoid: why,

@@ -134,7 +134,11 @@ func (n *Node) clearEnded() {
 	now := n.cell.LogTime()
 	n.cell.View(func() {
 		for _, j := range n.state.Jobs() {
-			if j.EndedAt != 0 && len(j.Places) > 0 && j.Buyer == n.account && (j.Driver == n.self || now >= n.state.DriverSilentAt(j)) {
+			if j.EndedAt == 0 || len(j.Places) == 0 || j.Buyer != n.account {
+				continue
+			}
+			m, ok := n.state.Member(j.Driver)
+			if foreign := ok && m.Account != j.Buyer; foreign || j.Driver == n.self || now >= n.state.DriverSilentAt(j) {
 				jobs = append(jobs, ended{j.ID, j.Term})
 			}
 		}

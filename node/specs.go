@@ -361,7 +361,7 @@ func (s *specs) mayRead(from pcm.Passport, root pcm.Digest) bool {
 			job = t.Job
 		}
 		// The job of a trade abroad is not known here: the trade says whom it concerns.
-		concerned := ok && t.Abroad() && (from.Account == t.Buyer || from.Peer == t.Driver)
+		concerned := ok && t.Abroad() && (from.Account == t.Buyer || from.Peer == t.Driver || s.n.actsHere(from.Peer, &t))
 		if concerned || ok && !t.Abroad() && s.concerned(from, job) {
 			if !traded {
 				return true

@@ -79,6 +79,10 @@ func (n *Node) Submit(ctx context.Context, s api.Submission) (api.Job, error) {
 	for _, st := range spec.Steps {
 		op.Steps = append(op.Steps, st.Outline())
 	}
+	if op.Mandate, err = n.mandateFor(op); err != nil {
+		n.drivers.cancelPrepared(job)
+		return api.Job{}, err
+	}
 	result, err := n.must(ctx, pcm.Op{Submit: op})
 	if err != nil { // they wait for the job to be in the ledger
 		giveUp()

@@ -141,7 +141,7 @@ func (n *Node) Offers(ctx context.Context) ([]api.Offer, error) {
 	var list []api.Offer
 	rows := n.mesh.Offers()
 	abroad := map[ledger.PoolKey]placement.Site{}
-	for _, s := range n.sitesAbroad() {
+	for _, s := range n.sitesAbroad(levelAbroad) {
 		abroad[ledger.PoolKey{Peer: s.Peer, Pool: s.Pool.ID}] = s
 	}
 	n.cell.View(func() {
@@ -607,7 +607,11 @@ func (n *Node) explain(ctx context.Context, id pcm.JobID, h heldSpec, buyer pcm.
 		return api.Explanation{}, err
 	}
 	e := api.Explanation{ID: orElse(string(id), "dry-run")}
-	sites := n.freshSites(buyer)
+	abroad := 0
+	if buyer == n.account {
+		abroad = levelAbroad
+	}
+	sites := n.freshSites(buyer, abroad)
 	for s, st := range h.spec.Steps {
 		r, err := request(h, s, buyer, n.account, unit)
 		if err != nil {

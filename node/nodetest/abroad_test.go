@@ -325,3 +325,74 @@ func TestAbroadProof(t *testing.T) {
 	check("both, with the keys of one", 1, []string{"NOT good", "take those of that cell's voters"}, both, "--vkey", keys["home"])
 	check("both, with the keys of the other", 1, []string{"NOT good"}, both, "--vkey", keys["east"])
 }
+
+// The submitter of a job that runs in another cell is killed, and nobody else of its
+// account is there: a peer of another account, by the buyer's mandate, takes what
+// finished, has the rest run, there too, and pays. The submitter comes back and sees it.
+func TestAbroadMandate(t *testing.T) {
+	m := nodetest.Empty(t)
+	var voters []*nodetest.Peer
+	for i, name := range []string{"anna", "carl", "dora"} {
+		p := m.Add(nodetest.Spec{Name: name, Config: nodetest.Buyer})
+		if voters = append(voters, p); i == 0 {
+			p.Up()
+		} else {
+			p.Up("--join", voters[0].Token())
+		}
+	}
+	m.AwaitWhole()
+	anna, carl := voters[0], voters[1]
+	east := m.Add(nodetest.Spec{Name: "east", Config: nodetest.Bare("0.5", 2)})
+	east.Up("--join", anna.Token(), "--cell", "new:east")
+	proof, gate := filepath.Join(m.Dir, "ran"), filepath.Join(m.Dir, "gate")
+	spec := nodetest.Command(2, "echo $PCM_TASK_INDEX >> "+proof+"; while [ ! -e "+gate+" ]; do sleep 0.1; done; echo far")
+	later := nodetest.Command(1, "echo then >> "+proof+"; echo further").Steps[0]
+	later.Name, later.Needs = "later", []string{spec.Steps[0].Name}
+	spec.Steps = append(spec.Steps, later)
+	spec.Takeover, spec.Budget = pcm.TakeoverAny, "10"
+	nodetest.Eventually(t, "anna can buy in the other cell", func(ctx context.Context) error {
+		x, err := anna.ExplainSpec(ctx, api.Submission{Spec: spec})
+		if err == nil && !slices.ContainsFunc(x.Steps[0].Candidates, func(c api.CandidateView) bool { return c.OK }) {
+			err = fmt.Errorf("nobody fits: %+v", x.Steps[0].Candidates)
+		}
+		return err
+	})
+	j := anna.Send(spec, "")
+	nodetest.Eventually(t, "both tasks run in the other cell", func(ctx context.Context) error {
+		ran, err := os.ReadFile(proof)
+		if err == nil && strings.Count(string(ran), "\n") < 2 {
+			err = fmt.Errorf("there ran %q", ran)
+		}
+		return err
+	})
+	me := anna.PeerID()
+	anna.Kill()
+	driven := carl.AwaitJob(j.ID, "driven by another account", func(j api.Job) bool { return j.DriverTerm > 1 })
+	if driven.Driver == me {
+		t.Fatalf("it is driven by %s", driven.Driver)
+	}
+	if err := os.WriteFile(gate, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	carl.AwaitJob(j.ID, "done", func(j api.Job) bool { return j.State == pcm.JobDone })
+	if ran, err := os.ReadFile(proof); err != nil || len(ran) != len("0\n1\nthen\n") || !strings.HasSuffix(string(ran), "then\n") {
+		t.Errorf("there ran %q, %v", ran, err)
+	}
+	nodetest.Eventually(t, "all is paid while the buyer is away", func(ctx context.Context) error {
+		l, err := east.Balances(ctx)
+		if err == nil && (len(l.Items) != 1 || l.Items[0].Held != "0" || !strings.HasPrefix(l.Items[0].Owed, "1.5")) {
+			err = fmt.Errorf("the seller's cell has %+v", l.Items)
+		}
+		return err
+	})
+	anna.Up()
+	done := anna.Done(j.ID)
+	owed, err := east.Balances(t.Context())
+	if err != nil || len(owed.Items) != 1 || owed.Items[0].Owed != done.Paid {
+		t.Errorf("%+v is owed, %v; the job says that it cost %s", owed.Items, err, done.Paid)
+	}
+	if out, err := os.ReadFile(filepath.Join(anna.Get(j.ID), "later", "0", "stdout")); err != nil || string(out) != "further\n" {
+		t.Errorf("the results hold %q, %v", out, err)
+	}
+	sound(t, append(voters, east)...)
+}
