@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -414,4 +415,140 @@ func TestForeignDrivers(t *testing.T) {
 	if seen["clear true true"] > 0 || seen["clear true false"] == 0 {
 		t.Error("clear by drivers of other accounts")
 	}
+}
+
+// mandateOf signs a mandate of an actor's for a job that is at home elsewhere, with one attester.
+func (c *cell) mandateOf(a, attester *actor, name string) (pcm.Mandate, pcm.Signed) {
+	m := pcm.Mandate{
+		Mesh: c.genesis.Mesh, Home: pcm.CellID(idOf("cell-", "elsewhere")), Job: jobID(name), Spec: pcm.DigestOf([]byte(name)), Buyer: a.buyer,
+		Unit: pcm.DefaultUnit, Budget: 1_000_000, Passport: a.passport, Attesters: []pcm.PeerID{attester.peer}, NotAfter: c.wall + pcm.MandateFor.Milliseconds(),
+	}
+	return m, a.key.Seal(pcm.DomainMandate, m)
+}
+
+// succession is the operation by which an actor acts by a mandate in term 2.
+func (c *cell) succession(by, attester *actor, m pcm.Mandate, signed pcm.Signed, change func(*pcm.Attestation)) pcm.Op {
+	at := pcm.Attestation{Mesh: m.Mesh, Home: m.Home, Mandate: pcm.DigestOf(signed.Payload), Job: m.Job, Term: 2, Driver: by.peer, NotAfter: c.wall + 60_000}
+	if change != nil {
+		change(&at)
+	}
+	payload := pcm.MustMarshal(at)
+	return pcm.Op{Succeed: &pcm.Succeed{
+		Job: m.Job, Home: m.Home, Term: 2, Mandate: &signed,
+		Attest: &pcm.Attested{Payload: payload, Sigs: [][]byte{attester.key.Sign(pcm.DomainAttest, payload)}},
+	}}
+}
+
+// TestExtremeMandates puts extreme values into every place of a mandate and of what is
+// attested for it, all of it well signed: nothing panics, no invariant breaks, and what is
+// attested of another driver, job or time has no effect.
+func TestExtremeMandates(t *testing.T) {
+	c, anna := raised()
+	carl, dora := c.enrolled("carl", "carl"), c.enrolled("dora", "dora")
+	before, err := c.state.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tried, taken := 0, 0
+	try := func(what string, op pcm.Op) (ok bool) {
+		e := pcm.Entry{Version: pcm.EntryVersion, Stamp: c.stamp, Wall: c.wall, Commands: []pcm.Signed{carl.key.Seal(pcm.DomainCommand, c.command(carl, op))}}
+		if tried++; survives(t, what, c.genesis, before, e) {
+			taken++
+			return true
+		}
+		return false
+	}
+	good, signed := c.mandateOf(anna, dora, "far")
+	if !try("the mandate itself", c.succession(carl, dora, good, signed, nil)) {
+		t.Fatal("a good mandate is refused")
+	}
+	for n := range leavesOf("", reflect.ValueOf(&good)) {
+		for x := range 9 {
+			m := good
+			m.Attesters = slices.Clone(good.Attesters)
+			l := leavesOf("", reflect.ValueOf(&m))[n]
+			values := extremes(l.v)
+			if x >= len(values) {
+				break
+			}
+			l.v.Set(values[x])
+			try(fmt.Sprintf("a mandate with %s = %.40v", l.path, values[x]), c.succession(carl, dora, m, anna.key.Seal(pcm.DomainMandate, m), nil))
+		}
+	}
+	ofMandates := taken
+	at := pcm.Attestation{}
+	for n := range leavesOf("", reflect.ValueOf(&at)) {
+		for x := range 9 {
+			same := false
+			op := c.succession(carl, dora, good, signed, func(at *pcm.Attestation) {
+				l := leavesOf("", reflect.ValueOf(at))[n]
+				if values := extremes(l.v); x < len(values) {
+					was := l.v.Interface()
+					l.v.Set(values[x])
+					same = l.v.Interface() == was
+				} else {
+					same = true
+				}
+			})
+			if try("an attestation", op) && !same {
+				t.Errorf("an attestation was taken with another value in place %d", n)
+			}
+		}
+	}
+	t.Logf("%d values, of which %d mandates were taken", tried, ofMandates)
+	if tried < 100 || ofMandates > tried/4 {
+		t.Errorf("of %d extreme values %d mandates were taken: that is no good test", tried, ofMandates)
+	}
+}
+
+// TestManyMandates holds that a buyer's mandates are bounded, keep nobody else from
+// theirs, make room when they have expired, and never begin anew after that.
+func TestManyMandates(t *testing.T) {
+	c, anna := raised()
+	carl, dora, emil := c.enrolled("carl", "carl"), c.enrolled("dora", "dora"), c.enrolled("emil", "emil")
+	try := func(op pcm.Op) error {
+		r, _ := c.do(carl, op)
+		return r.First()
+	}
+	first, firstSigned := c.mandateOf(anna, dora, "job 0")
+	n := 0
+	for ; n < 1000; n++ {
+		m, signed := c.mandateOf(anna, dora, fmt.Sprint("job ", n))
+		err := try(c.succession(carl, dora, m, signed, nil))
+		if pcm.ErrorCode(err) == pcm.Busy {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n < 100 || n == 1000 {
+		t.Fatalf("one account can have %d mandates", n)
+	}
+	if m, signed := c.mandateOf(emil, dora, "another"); try(c.succession(carl, dora, m, signed, nil)) != nil {
+		t.Error("another account is kept from its mandate")
+	}
+	c.mustAudit(t)
+	now := c.wall
+	c.wall += (pcm.MandateFor + 3*pcm.Skew).Milliseconds()
+	for _, a := range []*actor{anna, carl, dora, emil} {
+		c.renewPassport(a)
+		if r, _ := c.do(a, pcm.Op{Enroll: &pcm.Enroll{Passport: a.passport}}); r.First() != nil {
+			t.Fatal(r.First())
+		}
+	}
+	full, _ := c.state.Snapshot()
+	m, signed := c.mandateOf(anna, dora, "later")
+	if err := try(c.succession(carl, dora, m, signed, nil)); err != nil {
+		t.Fatalf("what has expired makes no room: %v", err)
+	}
+	if left, _ := c.state.Snapshot(); len(left) > len(full)/2 {
+		t.Errorf("what has expired is remembered: %d bytes of %d", len(left), len(full))
+	}
+	c.mustAudit(t)
+	c.wall = now // the next leader's clock is behind
+	if err := try(c.succession(carl, dora, first, firstSigned, nil)); pcm.ErrorCode(err) != pcm.Refused {
+		t.Errorf("a mandate that was forgotten begins anew: %v", err)
+	}
+	c.mustAudit(t)
 }
