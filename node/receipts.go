@@ -155,6 +155,9 @@ func (d *driver) warrant(t *abroadTrade, ops []pcm.Op, now time.Time) []pcm.Op {
 			wanting = append(wanting, op)
 		}
 	}
+	if lasting {
+		w.since = time.Time{} // what comes next gets as long
+	}
 	if len(ready) > 0 || len(wanting) == 0 || now.Before(w.rest) {
 		return ready
 	}
