@@ -256,7 +256,7 @@ func (t *abroadTrade) left(j abroadJob, now time.Time) bool {
 	if t.over() || t.sellsItself() {
 		return true
 	}
-	return t.seen != nil && t.seen.Live == 0 && len(t.there(j, now)) == 0
+	return !j.unpaid && t.seen != nil && t.seen.Live == 0 && len(t.there(j, now)) == 0
 }
 
 // home is the command that is to be proposed in the job's cell now; silent says why

@@ -361,7 +361,10 @@ func (d *driver) load(ctx context.Context, index uint64) error {
 		snapshot = *j
 	})
 	if err == nil && d.deputy == nil && snapshot.ID != "" {
-		d.deputy, err = d.n.deputyFor(&snapshot, d.term)
+		var without error
+		if d.deputy, without = d.n.deputyFor(&snapshot, d.term); without != nil { // it drives on at home
+			d.n.log.Error("can't act in other cells for a job's buyer", "job", d.job, "error", without)
+		}
 	}
 	if err == nil {
 		d.fetchAll(ctx)

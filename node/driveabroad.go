@@ -269,6 +269,9 @@ func (d *driver) silent(t *abroadTrade, now time.Time) string {
 		return fmt.Sprintf("its cell, %s, has not ended it in the %s that the trade can take", pcm.Short(t.terms.Cell), most)
 	}
 	heard, barred := d.began, d.envoys[t.terms.Cell].barred()
+	if t.own != "" && d.deputy == nil {
+		barred = "the job's mandate is not here"
+	}
 	if away, err := d.n.aways.to(t.terms.Cell); err == nil && away.Heard().After(heard) && barred == "" {
 		heard = away.Heard()
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/ledger"
+	"github.com/jointcloud/pcm/mesh"
 )
 
 // protoAttest asks a voter of a job's cell to sign who drives the job, and what is placed.
@@ -22,12 +23,14 @@ const (
 )
 
 // mandateFor signs the mandate for a job that is about to be submitted; nil if it would be
-// of no use: nobody of another account may drive the job, or only this peer could attest it.
+// of no use: nobody of another account may drive the job, nothing is sold in other cells,
+// or only this peer could attest it.
 func (n *Node) mandateFor(op *pcm.Submit) (*pcm.Signed, error) {
 	level := 0
 	n.cell.View(func() { level = n.state.Level() })
 	voters := n.voters()
-	if op.Takeover != pcm.TakeoverAny || level < levelMandate || len(voters) < 2 || len(voters) > pcm.MaxAttesters {
+	away := slices.ContainsFunc(n.mesh.Offers(), func(row mesh.Row) bool { return row.Offer.Cell != n.id.Mesh.Cell })
+	if op.Takeover != pcm.TakeoverAny || !away || level < levelMandate || len(voters) < 2 || len(voters) > pcm.MaxAttesters {
 		return nil, nil
 	}
 	m, err := pcm.NewMandate(n.id.Peer, pcm.Mandate{
