@@ -17,14 +17,15 @@ LDFLAGS = -s -w -X main.version=$(VERSION)
 # What no task waits for, or waits for less than for the back end behind it, is compiled small, without inlining:
 # 1.9 MB less to carry to an edge box. Others' packages, then ours.
 SMALL = github.com/antlr4-go/... github.com/danielgtaylor/huma/... github.com/goccy/go-yaml/... \
-	github.com/google/cel-go/... github.com/huin/... github.com/libp2p/go-libp2p/p2p/discovery/... \
+	github.com/google/cel-go/... github.com/huin/... github.com/koron/... github.com/libp2p/go-libp2p-kad-dht/... github.com/libp2p/go-libp2p/p2p/discovery/... \
 	github.com/libp2p/go-libp2p/p2p/host/... github.com/libp2p/go-libp2p/p2p/protocol/... github.com/miekg/... \
 	github.com/moby/... github.com/prometheus/... github.com/spf13/... go.yaml.in/... k8s.io/... sigs.k8s.io/... \
 	github.com/jointcloud/pcm/adapters/adaptertest github.com/jointcloud/pcm/adapters/container \
 	github.com/jointcloud/pcm/adapters/generate github.com/jointcloud/pcm/adapters/kubernetes \
 	github.com/jointcloud/pcm/adapters/plugin/... github.com/jointcloud/pcm/adapters/rest/... \
 	github.com/jointcloud/pcm/adapters/slurm github.com/jointcloud/pcm/adapters/supervisor \
-	github.com/jointcloud/pcm/cmd/pcm github.com/jointcloud/pcm/node/api
+	github.com/jointcloud/pcm/cmd/pcm github.com/jointcloud/pcm/node github.com/jointcloud/pcm/node/api \
+	github.com/jointcloud/pcm/node/rules
 
 .PHONY: all build test test-backends backends-adapters backends-suites backends-peers test-plugins judge race lint verify generate bench chaos chaos-teeth demo demo-backends demo-describe clean
 
