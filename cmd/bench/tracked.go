@@ -60,18 +60,26 @@ func (b *bench) track(ctx context.Context, s *server.Slurm, n int) error {
 		return err
 	}
 	took := time.Since(begun)
-	daemon, err := usageOf(p.cmd.Process.Pid)
-	if err != nil {
-		return err
-	}
-	supervisor, err := usageOf(supervisorOf(p.data))
-	if err != nil {
-		return err
-	}
 	figure(fmt.Sprintf("%d tasks, from submit to Slurm's queue", n), fmt.Sprintf("%.1f s", took.Seconds()), "")
 	figure("  memory of the daemon, before", mib(before.rss), "")
-	figure("  memory of daemon and supervisor", mib(daemon.rss+supervisor.rss), "target < 150 MiB")
-	figure("  of these the supervisor", mib(supervisor.rss), "")
+	for _, at := range []struct {
+		when  string
+		after time.Duration
+	}{{"just then", 0}, {"a minute later", time.Minute}} {
+		if err := sleep(ctx, at.after); err != nil {
+			return err
+		}
+		daemon, err := usageOf(p.cmd.Process.Pid)
+		if err != nil {
+			return err
+		}
+		supervisor, err := usageOf(supervisorOf(p.data))
+		if err != nil {
+			return err
+		}
+		figure("  memory of daemon and supervisor, "+at.when, mib(daemon.rss+supervisor.rss), "target < 150 MiB")
+		figure("  of these the supervisor", mib(supervisor.rss), "")
+	}
 	_, err = p.c.Cancel(ctx, string(j.ID), "measured")
 	return err
 }

@@ -109,6 +109,7 @@ func (s supervised) serve(ctx context.Context) error {
 	}
 	runners = append(runners, describedRunners(s.Described, log)...)
 	runners = append(runners, pluginRunners(s.Plugins, s.Dir, log)...)
+	go settle(ctx, log)
 	return supervisor.Serve(ctx, supervisor.Config{
 		Dir: s.Dir, Runners: runners, Version: s.Version, OutputCap: limit,
 	})

@@ -195,6 +195,10 @@ func (a *app) up(ctx context.Context, cfg Config, own func() (rules.Set, error))
 		a.greet(serveCtx, cfg, d, addr)
 		return nil
 	})
+	g.Go(func() error {
+		settle(runCtx, log)
+		return nil
+	})
 	return g.Wait()
 }
 
