@@ -80,10 +80,10 @@ func (m *member) load(l loading) (r report, err error) {
 
 // commands signs n commands of all signers in turn.
 func (m *member) commands(ctx context.Context, n int) ([]pcm.Signed, error) {
-	if _, err := m.client.Locate(ctx); err != nil {
+	logTime, err := m.logTime(ctx)
+	if err != nil {
 		return nil, err
 	}
-	logTime := m.client.LogTime()
 	type signer struct {
 		key  pcm.Key
 		self pcm.PeerID

@@ -414,11 +414,12 @@ func (m *member) open() (err error) {
 }
 
 func (m *member) enrol(ctx context.Context) error {
-	if _, err := m.client.Locate(ctx); err != nil {
+	logTime, err := m.logTime(ctx)
+	if err != nil {
 		return err
 	}
 	for _, seed := range m.plan.Signers {
-		s, err := m.plan.enrol(keyOf(seed), m.client.LogTime())
+		s, err := m.plan.enrol(keyOf(seed), logTime)
 		if err != nil {
 			return err
 		}
@@ -431,4 +432,14 @@ func (m *member) enrol(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// logTime is the cell's log time, ms. Its leader knows none ahead of its first entry.
+func (m *member) logTime(ctx context.Context) (t int64, err error) {
+	err = until(ctx, time.Minute, 50*time.Millisecond, "the cell tells its log time", func() (bool, error) {
+		_, err := m.client.Locate(ctx)
+		t = m.client.LogTime()
+		return t > 0, err
+	})
+	return t, err
 }
