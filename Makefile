@@ -29,7 +29,7 @@ SMALL = github.com/antlr4-go/... github.com/dgraph-io/... github.com/danielgtayl
 	github.com/jointcloud/pcm/cmd/pcm github.com/jointcloud/pcm/node github.com/jointcloud/pcm/node/api \
 	github.com/jointcloud/pcm/node/rules
 
-.PHONY: all build test test-backends backends-adapters backends-suites backends-peers test-plugins judge race lint verify generate bench chaos chaos-teeth demo demo-backends demo-describe clean
+.PHONY: all build test test-backends backends-adapters backends-suites backends-peers backends-matrix test-plugins judge race lint verify generate bench chaos chaos-teeth demo demo-backends demo-describe clean
 
 all: build
 
@@ -59,15 +59,17 @@ test-backends:
 	@mkdir -p bin && rm -f bin/matrix.json
 	PCM_TEST_REQUIRE=bubblewrap,$(subst $(SPACE),$(COMMA),$(strip $(BACKENDS) $(LONG))) \
 	PCM_TEST_MATRIX=$(CURDIR)/bin/matrix.json $(MAKE) --no-print-directory -k -j3 backends-adapters backends-suites backends-peers; \
-	tests=$$?; $(GO) run ./adapters/adaptertest/matrix -run bin/matrix.json $(MATRIX) && exit $$tests
+	tests=$$?; $(MAKE) --no-print-directory backends-matrix && exit $$tests
 
-# The parts of test-backends, which runs them at once.
+# The parts of test-backends: the matrix last, the others at once.
 backends-adapters:
 	$(call gotest,-count=1 -timeout 20m -p 2 -parallel 3,$(SERVED))
 backends-suites:
 	$(call gotest,-count=1 -timeout 20m -p 1 -parallel 2 -run '^Test(Conformance|Keystone)',$(UNSERVED))
 backends-peers:
 	$(call gotest,-count=1 -timeout 20m -parallel 3 -run '^Test(Docker|Slurm|Kube)',./node/nodetest)
+backends-matrix:
+	$(GO) run ./adapters/adaptertest/matrix -run bin/matrix.json $(MATRIX)
 
 # Generated plug-ins in Python and TypeScript, by their own languages' tools: fetches some packages of theirs. One of them
 # is tested with a server of OpenSSH on loopback.
