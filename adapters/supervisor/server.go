@@ -160,11 +160,12 @@ func Serve(ctx context.Context, cfg Config) error {
 	return nil
 }
 
-// endAll ends what runs, when nothing more can begin.
+// endAll ends what runs; nothing more begins.
 func (s *Server) endAll(cancel context.CancelCauseFunc, v *verdict) {
-	cancel(v)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.retired = true
+	cancel(v)
 	for _, a := range s.live {
 		s.turns.wake(a.live, true)
 	}
@@ -369,21 +370,21 @@ func (s *Server) stop(key string, grace time.Duration, reason string) error {
 	if a.live == nil {
 		return nil
 	}
-	if a.force == 0 {
+	first := a.force == 0
+	if first {
 		a.stopped = cut(reason, maxReason)
 	}
 	force := adapters.Now().Add(max(grace, 0))
-	if a.force == 0 || force < a.force {
+	if first || force < a.force {
 		a.force = force
 	}
 	if grace <= 0 {
 		s.cancel(a.live, &verdict{pcm.OutcomeStopped, a.stopped, true})
 		return nil
 	}
-	select {
-	case a.live.stop <- Stop{}:
+	if first { // who was asked by TERM may take a second one for "at once"
+		a.live.stop <- Stop{}
 		s.turns.wake(a.live, false)
-	default: // asked before
 	}
 	s.alarm.by(a.force)
 	return nil

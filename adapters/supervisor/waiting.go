@@ -94,7 +94,8 @@ const (
 
 const (
 	fewWorkers = 8
-	stuckAfter = 50 * time.Millisecond // without progress, until there are more
+	lookAfter  = 50 * time.Millisecond // at how many steps were taken
+	quick      = 5 * time.Millisecond  // for a step; where they take longer on average there are more
 )
 
 func newTurns(take func(*handed)) *turns {
@@ -162,11 +163,11 @@ func (t *turns) enqueue(h *handed) {
 		go t.work()
 	} else if !t.looking {
 		t.looking, t.taken = true, 0
-		time.AfterFunc(stuckAfter, t.progress)
+		time.AfterFunc(lookAfter, t.progress)
 	}
 }
 
-// progress lets more work if most of those who do are held up.
+// progress lets more work if those who do are held up: by a disk, say, and not by the cores.
 func (t *turns) progress() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -175,14 +176,14 @@ func (t *turns) progress() {
 	if !t.looking {
 		return
 	}
-	if t.taken < (t.workers+1)/2 {
+	if t.taken < t.workers*int(lookAfter/quick) {
 		for range min(max(t.workers, 1), left) {
 			t.workers++
 			go t.work()
 		}
 	}
 	t.taken = 0
-	time.AfterFunc(stuckAfter, t.progress)
+	time.AfterFunc(lookAfter, t.progress)
 }
 
 func (t *turns) work() {

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/jointcloud/pcm"
@@ -22,6 +23,7 @@ type patient struct {
 	said  map[adapters.Key]bool // it has ended there
 	block chan struct{}         // who is to be held up waits for it
 	stuck atomic.Int64          // how many are
+	asked atomic.Int64          // how often a stubborn one was asked to stop
 }
 
 func newPatient() *patient {
@@ -45,7 +47,10 @@ func (p *patient) step(ctx context.Context, r *Run) Exit {
 	p.mu.Unlock()
 	select {
 	case <-r.Stopping:
-		return Exit{Outcome: pcm.OutcomeOK}
+		if r.Command[0] != "stubborn" {
+			return Exit{Outcome: pcm.OutcomeOK}
+		}
+		p.asked.Add(1)
 	default:
 	}
 	most := time.Duration(0)
@@ -141,6 +146,49 @@ func TestWaitsWithALease(t *testing.T) {
 	if st, err := folderOf(d.dir, k.String()).loadStatus(); err != nil || st.Outcome != pcm.OutcomeSeller || st.Reason != "supervisor was told to end" {
 		t.Errorf("%+v, %v", st, err)
 	}
+}
+
+// A peer that asks a second time, as after an answer that was lost, has the task asked once.
+func TestStopTwice(t *testing.T) {
+	d, p := servePatient(t)
+	k := d.start("stubborn")
+	d.wait(k, adapters.Running)
+	for range 2 {
+		if err := d.a.Stop(t.Context(), k, time.Hour, "enough"); err != nil {
+			t.Fatal(err)
+		}
+		d.await(func() bool { return p.asked.Load() > 0 })
+	}
+	p.tell(k)
+	d.wait(k, adapters.Ended)
+	if n := p.asked.Load(); n != 1 {
+		t.Errorf("it was asked to stop %d times", n)
+	}
+}
+
+// Thousands whose turn has come, each held up a little by a slow disk, don't wait for each other.
+func TestSlowSteps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n, each = 1000, 20 * time.Millisecond
+		var all sync.WaitGroup
+		all.Add(n)
+		var s *turns
+		s = newTurns(func(h *handed) {
+			time.Sleep(each)
+			s.over(h)
+			all.Done()
+		})
+		begun := time.Now()
+		for range n {
+			h := &handed{attempt: &attempt{}, ctx: t.Context()}
+			s.wait(h, nil, 0)
+			s.wake(h, false)
+		}
+		all.Wait()
+		if took := time.Since(begun); took > n*each/40 {
+			t.Errorf("%d steps of %s took %s", n, each, took)
+		}
+	})
 }
 
 // Steps that are held up hold up nobody else, nor the end of what is to be killed.
