@@ -92,10 +92,11 @@ func (s *Server) resume(w *task) error {
 		}
 	}
 	t.Deadline = adapters.Now().Add(reattach)
+	begun, startedN := f.loadBegin() // its time limit goes on
+	s.mu.Lock()                      // others that were taken up may end already
 	h := s.admit(w, s.runners[w.Runner], t, true)
-	s.mu.Lock()
 	s.live[h.key] = h.attempt
-	h.attempt.begun, h.status.StartedN = f.loadBegin() // its time limit goes on
+	h.attempt.begun, h.status.StartedN = begun, startedN
 	s.alarm.by(h.deadline)
 	h.starting = nil
 	s.mu.Unlock()

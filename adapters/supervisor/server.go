@@ -66,7 +66,7 @@ type Server struct {
 	attempts map[string]*attempt // all
 	live     map[string]*attempt // those that have not ended
 	running  int                 // len(live), and those being prepared
-	last     adapters.Task       // that was started: the next one shares with it what is the same
+	last     adapters.Task       // that was admitted: the next one shares with it what is the same
 	peers    map[*peer]bool
 	retired  bool
 	changed  chan struct{} // capacity 1: running or peers changed
@@ -260,8 +260,10 @@ func (s *Server) expire() {
 	}
 }
 
-// admit makes the attempt of a task known; it is not live yet.
+// admit makes the attempt of a task known; it is not live yet. s.mu is held.
 func (s *Server) admit(w *task, r Runner, t adapters.Task, again bool) *handed {
+	share(&t, &s.last)
+	s.last = t
 	a := &attempt{
 		key: w.Key, folder: folderOf(s.cfg.Dir, w.Key), starting: make(chan struct{}),
 		gpus: t.Resources.GPU, deadline: t.Deadline, limit: t.Limit,
@@ -315,8 +317,6 @@ func (s *Server) start(ctx context.Context, runner string, w *task) error {
 		return err
 	}
 	w.Runner, w.PreparedN = runner, time.Now().UnixNano()
-	share(&t, &s.last)
-	s.last = t
 	h := s.admit(w, r, t, false)
 	starting := h.starting
 	s.mu.Unlock()

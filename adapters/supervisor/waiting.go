@@ -93,9 +93,10 @@ const (
 )
 
 const (
-	fewWorkers = 8
-	lookAfter  = 50 * time.Millisecond // at how many steps were taken
-	quick      = 5 * time.Millisecond  // for a step; where they take longer on average there are more
+	fewWorkers  = 8
+	mostWorkers = 4096                  // a disk that hangs holds a thread of each, and Go has 10,000 at most
+	lookAfter   = 50 * time.Millisecond // at how many steps were taken
+	quick       = 5 * time.Millisecond  // for a step; where they take longer on average there are more
 )
 
 func newTurns(take func(*handed)) *turns {
@@ -177,7 +178,7 @@ func (t *turns) progress() {
 		return
 	}
 	if t.taken < t.workers*int(lookAfter/quick) {
-		for range min(max(t.workers, 1), left) {
+		for range min(max(t.workers, 1), left, mostWorkers-t.workers) {
 			t.workers++
 			go t.work()
 		}

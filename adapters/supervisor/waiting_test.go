@@ -191,6 +191,36 @@ func TestSlowSteps(t *testing.T) {
 	})
 }
 
+// Steps that hang are bounded, and those that wait for them get their turn later.
+func TestHungSteps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 2 * mostWorkers
+		var hung, done atomic.Int64
+		disk := make(chan struct{})
+		var s *turns
+		s = newTurns(func(h *handed) {
+			hung.Add(1)
+			<-disk
+			s.over(h)
+			done.Add(1)
+		})
+		for range n {
+			h := &handed{attempt: &attempt{}, ctx: t.Context()}
+			s.wait(h, nil, 0)
+			s.wake(h, false)
+		}
+		time.Sleep(time.Minute)
+		if got := hung.Load(); got != mostWorkers {
+			t.Errorf("%d hang at once; expected %d", got, mostWorkers)
+		}
+		close(disk)
+		synctest.Wait()
+		if got := done.Load(); got != n {
+			t.Errorf("%d of %d came to their turn", got, n)
+		}
+	})
+}
+
 // Steps that are held up hold up nobody else, nor the end of what is to be killed.
 func TestStuckSteps(t *testing.T) {
 	d, p := servePatient(t)
