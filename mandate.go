@@ -162,6 +162,7 @@ type Receipt struct {
 	Results []Result `cbor:"4,keyasint,omitempty"` // as the seller finished with them
 	Free    Spans    `cbor:"5,keyasint,omitempty"` // tasks for which nothing is, or will be, to be paid
 	Unsold  bool     `cbor:"6,keyasint,omitempty"` // with Free: the trade was never awarded, and never will be
+	Terms   Digest   `cbor:"7,keyasint,omitempty"` // with Unsold: of the encoded terms, as the trade's ID doesn't say until when it may be awarded
 }
 
 // Sign signs the receipt as its seller.
@@ -175,10 +176,10 @@ func (r Receipt) SignedBy(seller PeerID, sig []byte) error {
 	return nil
 }
 
-// ReceiptOf is the receipt that an operation of the job's cell rests on; false if it
-// needs none.
-func ReceiptOf(op Op, mesh MeshID, cell CellID) (Receipt, bool) {
-	r := Receipt{Mesh: mesh, Cell: cell}
+// ReceiptOf is the receipt that an operation of the job's cell on a trade with these terms
+// rests on; false if it needs none.
+func ReceiptOf(op Op, mesh MeshID, t *Terms) (Receipt, bool) {
+	r := Receipt{Mesh: mesh, Cell: t.Cell}
 	switch {
 	case op.Accept != nil:
 		r.Trade, r.Results = op.Accept.Trade, op.Accept.Results
@@ -186,6 +187,9 @@ func ReceiptOf(op Op, mesh MeshID, cell CellID) (Receipt, bool) {
 		r.Trade, r.Results = op.Abandon.Trade, op.Abandon.Results
 	case op.Abandon != nil && op.Abandon.Over:
 		r.Trade, r.Free, r.Unsold = op.Abandon.Trade, op.Abandon.Tasks, op.Abandon.Unsold
+		if r.Unsold {
+			r.Terms = DigestOf(MustMarshal(*t))
+		}
 	default:
 		return Receipt{}, false
 	}

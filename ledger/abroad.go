@@ -131,8 +131,8 @@ func (a *applying) barAgain(t *Trade) {
 // Barred tells whether an award on terms of a trade abroad, if there was none, is refused
 // from now on.
 func (s *State) Barred(t *pcm.Terms) bool {
-	_, void := s.voids[t.Trade()]
-	return void || t.AwardBy < s.stamp
+	until, void := s.voids[t.Trade()]
+	return void && until >= t.AwardBy || t.AwardBy < s.stamp
 }
 
 func (s *State) setVoid(id pcm.TradeID, until int64) {
@@ -164,7 +164,8 @@ func (a *applying) void(op *pcm.Void) (bool, error) {
 		return false, err
 	}
 	id := t.Trade()
-	_, known := a.voids[id]
+	until, known := a.voids[id]
+	known = known && (until >= t.AwardBy || a.Level() < 3) // else it is void for less long
 	switch {
 	case !t.Abroad() || t.Cell != a.genesis.Cell:
 		return false, pcm.Errorf(pcm.Invalid, "%s is not a trade of another cell's job in %s", id, a.genesis.Cell)

@@ -278,7 +278,7 @@ func (a *applying) checkMandate(op *pcm.Submit) (pcm.Digest, error) {
 // believes tells whether home takes a driver's word about a trade abroad: it takes
 // that of a peer of the buyer's account, and else the seller's.
 func (a *applying) believes(o *pcm.Op, j *Job, p *Placement, receipt []byte) error {
-	r, needed := pcm.ReceiptOf(*o, a.genesis.Mesh, p.Terms.Cell)
+	r, needed := pcm.ReceiptOf(*o, a.genesis.Mesh, p.Terms)
 	if !needed || a.by.Account == j.Buyer {
 		return nil
 	}

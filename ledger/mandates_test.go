@@ -331,7 +331,7 @@ func (w *foreignWorld) decide() {
 		{Abandon: over},
 		{Clear: &pcm.Clear{Job: w.job, Trade: p.Trade}},
 	}[w.r.IntN(4)]
-	if r, needed := pcm.ReceiptOf(op, w.home.genesis.Mesh, w.away.genesis.Cell); needed {
+	if r, needed := pcm.ReceiptOf(op, w.home.genesis.Mesh, p.Terms); needed {
 		same := len(r.Results) == 0 && ended == "rejected" || len(r.Results) == 1 && ended == string(pcm.MustMarshal(res))
 		signer := w.bert // whoever is asked, the seller of this trade must have signed
 		if cleo := p.Terms.Seller == w.cleo.peer; cleo || !same {

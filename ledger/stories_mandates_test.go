@@ -76,7 +76,7 @@ func (s *story) receipt(l line, op pcm.Op) []byte {
 		return nil
 	}
 	_, t := l.trade()
-	r, ok := pcm.ReceiptOf(op, s.genesis.Mesh, t.Cell)
+	r, ok := pcm.ReceiptOf(op, s.genesis.Mesh, &t)
 	if !ok {
 		l.t.Fatalf("%s: this needs no receipt", l.Pos)
 	}

@@ -364,7 +364,7 @@ func (w *twoCells) warranted(t *abroadTrade, ops []pcm.Op, silent string) (out [
 		return ops
 	}
 	for _, op := range ops {
-		r, needed := pcm.ReceiptOf(op, w.home.genesis.Mesh, t.terms.Cell)
+		r, needed := pcm.ReceiptOf(op, w.home.genesis.Mesh, &t.terms)
 		if needed {
 			var v *ledger.Trade
 			if open, ok := w.away.state.Trade(t.id); ok {

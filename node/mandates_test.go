@@ -62,16 +62,30 @@ func TestAttestsWhatIs(t *testing.T) {
 	}
 }
 
+func digest(t pcm.Terms) pcm.Digest { return pcm.DigestOf(pcm.MustMarshal(t)) }
+
 // A seller signs what its ledger says of a trade, and nothing else.
 func TestReceiptSaysWhatIs(t *testing.T) {
 	w, carl, terms := foreignTrade(t)
-	r := pcm.Receipt{Mesh: w.away.genesis.Mesh, Cell: w.away.genesis.Cell, Trade: terms.Trade(), Free: terms.Tasks, Unsold: true}
+	r := pcm.Receipt{Mesh: w.away.genesis.Mesh, Cell: w.away.genesis.Cell, Trade: terms.Trade(), Free: terms.Tasks, Unsold: true, Terms: digest(terms)}
 	told := func() *ledger.Trade { tr, _ := w.away.state.Trade(terms.Trade()); return tr }
+	early := terms // the same ID
+	early.AwardBy = 1
+	if trueReceipt(w.away.state, nil, &early, r) == nil {
+		t.Error("for terms whose time is over, it signs that those are not sold whose time is not")
+	}
 	signs := func(r pcm.Receipt) bool { return trueReceipt(w.away.state, told(), &terms, r) == nil }
 	if signs(r) {
 		t.Error("it signs that a trade was never sold that still can be")
 	}
 	w.must(w.away, carl, pcm.Op{Enroll: &pcm.Enroll{Passport: carl.passport}}, pcm.Op{Succeed: &pcm.Succeed{Job: w.job, Home: terms.Home, Term: 2, Mandate: &w.mandate, Attest: w.attest("")}})
+	soon := terms
+	soon.AwardBy = w.away.stamp + 1_000
+	w.must(w.away, carl, pcm.Op{Void: &pcm.Void{Terms: soon}})
+	if signs(r) {
+		t.Error("it signs that a trade is never to be sold that is void for a moment")
+	}
+	w.pass(1_001)
 	award := w.attested([]pcm.Op{{Award: &pcm.Award{Terms: terms}}})
 	w.must(w.away, carl, award...)
 	i := terms.Tasks[0].Lo
@@ -89,10 +103,21 @@ func TestReceiptSaysWhatIs(t *testing.T) {
 	if signs(of) {
 		t.Error("it signs another result than it finished with")
 	}
+	// Void for as long as the terms say, though it was for less long before.
+	third := terms
+	third.Fence, third.AwardBy = terms.Fence+2, w.away.stamp+30_000
+	brief := third
+	brief.AwardBy = w.away.stamp + 1_000
+	w.must(w.away, carl, pcm.Op{Void: &pcm.Void{Terms: brief}})
+	w.must(w.away, carl, pcm.Op{Void: &pcm.Void{Terms: third}})
+	w.pass(2_000)
+	if err := trueReceipt(w.away.state, nil, &third, pcm.Receipt{Trade: third.Trade(), Free: third.Tasks, Unsold: true, Terms: digest(third)}); err != nil {
+		t.Error(err)
+	}
 	// A trade that nobody bought, and its time is over: it can't be any more.
 	other := terms
 	other.Fence++
-	r.Trade = other.Trade()
+	r.Trade, r.Terms = other.Trade(), digest(other)
 	if trueReceipt(w.away.state, nil, &terms, r) == nil {
 		t.Error("it signs for terms of another trade")
 	}
@@ -120,7 +145,7 @@ func TestWithoutReceipt(t *testing.T) {
 		t.Fatalf("without a receipt for long there is %+v", got)
 	}
 	for _, op := range got {
-		if _, needed := pcm.ReceiptOf(op, "", ""); needed || op.Abandon.Fault != pcm.FaultSeller || op.Abandon.Term != 4 || op.Abandon.Reason == "" && op.Abandon.Tasks.Has(1) {
+		if _, needed := pcm.ReceiptOf(op, "", &pcm.Terms{}); needed || op.Abandon.Fault != pcm.FaultSeller || op.Abandon.Term != 4 || op.Abandon.Reason == "" && op.Abandon.Tasks.Has(1) {
 			t.Errorf("it still needs a receipt, or says nothing: %+v", op.Abandon)
 		}
 	}

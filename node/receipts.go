@@ -74,6 +74,8 @@ func trueReceipt(s *ledger.State, t *ledger.Trade, terms *pcm.Terms, r pcm.Recei
 		switch {
 		case !terms.Abroad() || terms.Trade() != r.Trade || terms.Cell != s.Genesis().Cell:
 			return pcm.Errorf(pcm.Invalid, "the terms are not those of %.40q", r.Trade)
+		case r.Unsold && r.Terms != pcm.DigestOf(pcm.MustMarshal(*terms)):
+			return pcm.Errorf(pcm.Invalid, "the receipt for %s is of other terms", r.Trade)
 		case !r.Unsold || len(r.Results) > 0:
 			return no("%s was never awarded", r.Trade)
 		case !s.Barred(terms):
@@ -147,7 +149,7 @@ func (d *driver) warrant(t *abroadTrade, ops []pcm.Op, now time.Time) []pcm.Op {
 	lasting := !w.since.IsZero() && now.Sub(w.since) > receiptGives
 	var ready, wanting []pcm.Op
 	for _, op := range ops {
-		if _, needed := pcm.ReceiptOf(op, d.n.id.Mesh.Mesh, t.terms.Cell); !needed {
+		if _, needed := pcm.ReceiptOf(op, d.n.id.Mesh.Mesh, &t.terms); !needed {
 			ready = append(ready, op)
 		} else if lasting {
 			ready = append(ready, unwarranted(op, w.last))
@@ -220,7 +222,7 @@ func (t *abroadTrade) takeWarrants(news warranted, now time.Time) {
 // those for which it has.
 func (n *Node) askReceipts(ctx context.Context, t pcm.Terms, ops []pcm.Op) (signed []pcm.Op, err error) {
 	for _, op := range ops {
-		r, _ := pcm.ReceiptOf(op, n.id.Mesh.Mesh, t.Cell)
+		r, _ := pcm.ReceiptOf(op, n.id.Mesh.Mesh, &t)
 		req := receiptRequest{Receipt: r}
 		if r.Unsold {
 			req.Terms = &t
