@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -73,7 +74,7 @@ func (n *Node) partingDir(p consensus.Parting) string {
 
 // keepParting writes the signed notice, and the heads of both sides' histories. What is there stays.
 func (n *Node) keepParting(dir string, p consensus.Parting, o consensus.Parted) error {
-	if all, err := os.ReadDir(filepath.Dir(dir)); err == nil && len(all) >= maxEvidence {
+	if all, err := os.ReadDir(filepath.Dir(dir)); err == nil && len(all) >= maxEvidence && !slices.ContainsFunc(all, func(e fs.DirEntry) bool { return e.Name() == filepath.Base(dir) }) {
 		return nil
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -148,15 +149,31 @@ type rejoining struct {
 	Moved     bool         `json:"moved"`     // the old folder is out of the way
 }
 
+// rejoinable is the recovery that a peer rejoins: the last of those for which it has
+// stopped; if there is none, of those that a voter whom it knows stands for; only then of
+// what anybody says. nil if there is none.
+func rejoinable(all []consensus.Parting) (best *consensus.Parting) {
+	trust := func(p consensus.Parting) int {
+		switch {
+		case p.Stopped:
+			return 2
+		case p.Believed && !p.Refused:
+			return 1
+		}
+		return 0
+	}
+	for _, p := range all {
+		if !p.Own && (best == nil || cmp.Or(cmp.Compare(trust(p), trust(*best)), cmp.Compare(p.Notice.At, best.Notice.At)) > 0) {
+			best = &p
+		}
+	}
+	return best
+}
+
 // RejoinCell has a peer that a recovery left behind put its folder of the cell aside,
 // restart, and be taken in by those who went on.
 func (n *Node) RejoinCell(ctx context.Context) (api.Ack, error) {
-	var last *consensus.Parting
-	for _, p := range n.cell.Partings() {
-		if !p.Own && (last == nil || p.Notice.At > last.Notice.At) {
-			last = &p
-		}
-	}
+	last := rejoinable(n.cell.Partings())
 	if last == nil {
 		return api.Ack{}, pcm.Errorf(pcm.Refused, "nobody has told this peer that %s was recovered without it: it has nothing to rejoin", n.id.Mesh.CellName)
 	}
@@ -168,7 +185,8 @@ func (n *Node) RejoinCell(ctx context.Context) (api.Ack, error) {
 	n.log.Warn("the operator gives the old cell up: this peer rejoins the recovered one", "survivors", r.Survivors)
 	n.rejoin.Store(true)
 	n.stop(ErrRejoin)
-	return api.Ack{ID: string(n.id.Mesh.Cell), Text: "this peer restarts without what it had of the cell, which is kept in " + n.oldCell(r)}, nil
+	by := orElse(n.names()[last.Notice.By], pcm.Short(last.Notice.By))
+	return api.Ack{ID: string(n.id.Mesh.Cell), Text: fmt.Sprintf("this peer rejoins the cell as %s recovered it, and restarts without what it had of the old one, which is kept in %s", by, n.oldCell(r))}, nil
 }
 
 func (n *Node) oldCell(r rejoining) string {
