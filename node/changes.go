@@ -168,6 +168,10 @@ func describeOp(e *pcm.Event) string {
 		return fmt.Sprintf("%s to stop: %s", many(op.Stop.Tasks.Len(), "task"), op.Stop.Reason)
 	case op.Clear != nil:
 		return "the trade is over in its cell, and has cost " + op.Clear.Paid.String()
+	case op.Succeed != nil && op.Succeed.Mandate != nil:
+		return fmt.Sprintf("a driver of another account acts for the buyer, in term %d", op.Succeed.Term)
+	case op.Succeed != nil:
+		return "a peer of the buyer's account acts for it again"
 	case op.Resolve != nil:
 		return "a dispute was resolved by both sides"
 	case op.Scale != nil:

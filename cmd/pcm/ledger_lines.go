@@ -86,6 +86,8 @@ func opLine(op pcm.Op) recordLine {
 		l.Job, l.Text = op.Cancel.Job, op.Cancel.Reason
 	case op.Void != nil:
 		terms(op.Void.Terms)
+	case op.Succeed != nil:
+		l.Job, l.Text = op.Succeed.Job, fmt.Sprintf("term %d", op.Succeed.Term)
 	case op.Clear != nil:
 		l.Job, l.Trade, l.Amount = op.Clear.Job, op.Clear.Trade, op.Clear.Paid.String()
 	case op.NoteKey != nil:

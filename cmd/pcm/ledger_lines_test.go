@@ -1,6 +1,10 @@
 package main
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/jointcloud/pcm"
+)
 
 func TestWhatFor(t *testing.T) {
 	for _, c := range []struct {
@@ -12,5 +16,13 @@ func TestWhatFor(t *testing.T) {
 		if got := whatFor(c.kinds); got != c.want {
 			t.Errorf("%q: %q, want %q", c.kinds, got, c.want)
 		}
+	}
+}
+
+// What is told of a driver's succession names the job.
+func TestSuccessionLine(t *testing.T) {
+	l := opLine(pcm.Op{Succeed: &pcm.Succeed{Job: "job-x", Term: 3}})
+	if l.Kind != "succeed" || l.Job != "job-x" || l.Text != "term 3" {
+		t.Errorf("%+v", l)
 	}
 }
