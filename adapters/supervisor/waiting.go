@@ -96,7 +96,7 @@ const (
 	fewWorkers  = 8
 	mostWorkers = 4096                  // a disk that hangs holds a thread of each, and Go has 10,000 at most
 	lookAfter   = 50 * time.Millisecond // at how many steps were taken
-	quick       = 5 * time.Millisecond  // for a step; where they take longer on average there are more
+	quick       = 10 * time.Millisecond // for a step; where they take longer on average there are more
 )
 
 func newTurns(take func(*handed)) *turns {
@@ -110,8 +110,13 @@ func newTurns(take func(*handed)) *turns {
 func (t *turns) wake(h *handed, urgent bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	sooner := urgent && !h.place.urgent
 	h.place.urgent = h.place.urgent || urgent
 	switch h.place.state {
+	case isReady:
+		if sooner { // it stands in both lines then
+			t.ready[0] = append(t.ready[0], h)
+		}
 	case atWork:
 		h.place.again = true
 	case waits:
@@ -156,7 +161,7 @@ func (t *turns) enqueue(h *handed) {
 	p.state, p.again, p.at = isReady, false, 0
 	line := 1
 	if p.urgent {
-		line, p.urgent = 0, false
+		line = 0
 	}
 	t.ready[line] = append(t.ready[line], h)
 	if t.workers < fewWorkers {
@@ -203,8 +208,12 @@ func (t *turns) work() {
 		h := t.ready[line][0]
 		t.ready[line][0] = nil
 		t.ready[line] = t.ready[line][1:]
+		if h.place.state != isReady { // it had its turn, from the other line
+			t.mu.Unlock()
+			continue
+		}
 		t.taken++
-		h.place.state = atWork
+		h.place.state, h.place.urgent = atWork, false
 		t.mu.Unlock()
 		t.take(h)
 	}

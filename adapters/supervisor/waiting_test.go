@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -187,6 +188,35 @@ func TestSlowSteps(t *testing.T) {
 		all.Wait()
 		if took := time.Since(begun); took > n*each/40 {
 			t.Errorf("%d steps of %s took %s", n, each, took)
+		}
+	})
+}
+
+// Who is to be ended by force comes before all who only wait for their turn, also if it has waited with them.
+func TestForceComesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var taken []*handed
+		var mu sync.Mutex
+		var s *turns
+		s = newTurns(func(h *handed) {
+			mu.Lock()
+			taken = append(taken, h)
+			mu.Unlock()
+			time.Sleep(time.Millisecond)
+			s.over(h)
+		})
+		var last *handed
+		const n = 1000
+		for range n {
+			last = &handed{attempt: &attempt{}, ctx: t.Context()}
+			s.wait(last, nil, 0)
+			s.wake(last, false)
+		}
+		s.wake(last, true)
+		s.wake(last, true)
+		time.Sleep(time.Minute)
+		if at := slices.Index(taken, last); at >= 2*fewWorkers || len(taken) != n {
+			t.Errorf("%d steps, its own after %d", len(taken), at)
 		}
 	})
 }
