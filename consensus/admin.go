@@ -196,9 +196,12 @@ func (c *Cell) administer(ctx context.Context, from pcm.PeerID, method string, r
 	var f raft.Future
 	switch method {
 	case "sync":
-		// What was acknowledged to anybody is applied here; that nobody else
-		// leads meanwhile is what the voters confirm.
-		index := c.Applied()
+		// What was acknowledged to anybody, or read by anybody, is committed here; that
+		// nobody else leads meanwhile is what the voters confirm.
+		index, err := c.lastCommitted()
+		if err != nil {
+			return 0, err
+		}
 		if err := c.confirm(ctx); err != nil {
 			return 0, err
 		}

@@ -147,3 +147,20 @@ func (c *Cell) leads() uint64 {
 	}
 	return term
 }
+
+// lastCommitted is the last entry that is committed as this leader knows and changes what
+// is read. It may not be applied here yet: followers that are quicker, as this peer
+// encodes a snapshot, say, have shown it to those who read from them, and what
+// is read later elsewhere must not be older.
+func (c *Cell) lastCommitted() (uint64, error) {
+	for i := c.raft.CommitIndex(); i > c.Applied(); i-- {
+		var l raft.Log
+		if err := c.cache.GetLog(i, &l); err != nil {
+			return 0, retryf("entry %d can't be read: %w", i, err)
+		}
+		if l.Type == raft.LogCommand || l.Type == raft.LogConfiguration { // of others the state machine doesn't hear
+			return i, nil
+		}
+	}
+	return c.Applied(), nil
+}

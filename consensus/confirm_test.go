@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"time"
 )
@@ -23,5 +24,39 @@ func TestReplicasConfirmNoLeader(t *testing.T) {
 	defer cancel()
 	if err := leader.confirm(short); err == nil {
 		t.Error("the leader was confirmed by a replica")
+	}
+}
+
+// What was read at a quick follower is read wherever somebody reads after that, though
+// the leader itself has not applied it yet.
+func TestSyncAheadOfLeader(t *testing.T) {
+	nodes := three(t, nil)
+	leader := leaderOf(t, nodes...)
+	follower := others(nodes, leader)[0]
+	leader.propose(t, leader.cfg.Self)
+	before := leader.Applied()
+	held, free := make(chan struct{}), make(chan struct{})
+	go leader.View(func() { // nothing is applied meanwhile
+		close(held)
+		<-free
+	})
+	<-held
+	t.Cleanup(sync.OnceFunc(func() { close(free) }))
+	_, s := leader.command(leader.cfg.Self)
+	answered := make(chan error, 1)
+	go func() {
+		_, err := leader.Propose(t.Context(), s)
+		answered <- err
+	}()
+	follower.await("the entry", func() bool { return follower.Applied() > before })
+	seen := follower.Applied()
+	index, err := leader.administer(t.Context(), leader.cfg.Self, "sync", adminRequest{})
+	if err != nil || index < seen {
+		t.Errorf("who reads now may see entry %d, and entry %d was read: %v", index, seen, err)
+	}
+	select {
+	case err := <-answered:
+		t.Errorf("the leader has applied it: %v", err)
+	default:
 	}
 }

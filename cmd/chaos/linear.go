@@ -1,8 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"math"
+	"slices"
+	"sort"
 	"time"
 
 	"github.com/anishathalye/porcupine"
@@ -49,7 +52,7 @@ func linearizable(history []operation, most time.Duration) (problem string, chec
 	for key, ops := range byKey {
 		switch porcupine.CheckOperationsTimeout(growing, ops, most) {
 		case porcupine.Illegal:
-			return fmt.Sprintf("the history of value %d is not linearizable (%d operations)", key, len(ops)), checked
+			return fmt.Sprintf("the history of value %d is not linearizable (%d operations)%s", key, len(ops), contradiction(ops)), checked
 		case porcupine.Ok:
 			checked += len(ops)
 		}
@@ -58,4 +61,42 @@ func linearizable(history []operation, most time.Duration) (problem string, chec
 		return fmt.Sprintf("of %d operations only %d could be checked in time", len(history), checked), checked
 	}
 	return "", checked
+}
+
+// contradiction tells of two operations that can't both be, for whoever looks for the
+// cause: what one has seen was there at its end, and another, begun later, saw less. "" if there are no such two.
+func contradiction(ops []porcupine.Operation) string {
+	var seen []operation // that the value was at least theirs, by their ends
+	for _, o := range ops {
+		if op := o.Input.(operation); !op.unknown && !op.refused {
+			seen = append(seen, op)
+		}
+	}
+	slices.SortFunc(seen, func(a, b operation) int { return cmp.Compare(a.ret, b.ret) })
+	high := make([]operation, len(seen)) // the highest that had ended
+	for i, op := range seen {
+		high[i] = op
+		if i > 0 && high[i-1].value > op.value {
+			high[i] = high[i-1]
+		}
+	}
+	for _, op := range seen {
+		i := sort.Search(len(seen), func(i int) bool { return seen[i].ret >= op.call })
+		if i == 0 {
+			continue
+		}
+		if was := high[i-1]; was.value > op.value || op.write && was.value == op.value {
+			return fmt.Sprintf(": %s after %s", op, was)
+		}
+	}
+	return ""
+}
+
+// String tells of the operation.
+func (op operation) String() string {
+	what := "read"
+	if op.write {
+		what = "write"
+	}
+	return fmt.Sprintf("client %d's %s of %d from %.3f to %.3f s", op.client, what, op.value, op.call.Seconds(), op.ret.Seconds())
 }
