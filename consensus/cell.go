@@ -222,6 +222,7 @@ type Cell struct {
 
 	raft    *raft.Raft
 	bolt    *raftboltdb.BoltStore // Raft's votes, and its log if that is not in wal
+	votes   *voteStore            // in bolt
 	wal     *wal.Log              // nil: it is in bolt
 	logs    raft.LogStore         // either of them
 	layer   *streamLayer
@@ -366,7 +367,10 @@ func (c *Cell) startRaft(logPath string) (err error) {
 	if term, err := c.bolt.GetUint64(keyCurrentTerm); last > 0 && (err != nil || term == 0) {
 		return c.votesLost(c.cfg.Dir, last)
 	}
-	exists, err := raft.HasExistingState(cache, c.bolt, snaps)
+	if err := c.openVotes(logPath, cache, snaps); err != nil {
+		return err
+	}
+	exists, err := raft.HasExistingState(cache, c.votes, snaps)
 	if err != nil {
 		return pcm.Errorf(pcm.Internal, "can't read %s: %w: %s", logPath, err, boltAdvice)
 	}
@@ -374,7 +378,7 @@ func (c *Cell) startRaft(logPath string) (err error) {
 		return err
 	}
 	cache.replace, c.cache, c.snaps = c.mayReplace, cache, snaps
-	if err := c.recover(cache, c.bolt, snaps); err != nil {
+	if err := c.recover(cache, c.votes, snaps); err != nil {
 		return err
 	}
 	if err := c.notices.open(rc.HeartbeatTimeout); err != nil {
@@ -389,12 +393,12 @@ func (c *Cell) startRaft(logPath string) (err error) {
 		c.start(func() { forward(c.ctx) })
 	}
 	if !exists && c.cfg.Bootstrap {
-		err = raft.BootstrapCluster(rc, cache, c.bolt, snaps, trans, raft.Configuration{Servers: []raft.Server{{
+		err = raft.BootstrapCluster(rc, cache, c.votes, snaps, trans, raft.Configuration{Servers: []raft.Server{{
 			Suffrage: raft.Voter, ID: rc.LocalID, Address: raft.ServerAddress(c.cfg.Self),
 		}}})
 	}
 	if err == nil {
-		c.raft, err = raft.NewRaft(rc, c.fsm, cache, c.bolt, snaps, voting)
+		c.raft, err = raft.NewRaft(rc, c.fsm, cache, c.votes, snaps, voting)
 	}
 	if err != nil {
 		trans.Close()

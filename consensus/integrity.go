@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -65,6 +66,7 @@ var le = binary.LittleEndian
 func (b *boltFile) check() error {
 	var root, tx uint64
 	at := uint64(0)
+	spoilt := false
 	for range 2 {
 		var page [boltPageHeader + 64]byte
 		if _, err := b.f.ReadAt(page[:], int64(at)); err != nil {
@@ -75,6 +77,7 @@ func (b *boltFile) check() error {
 		sum := fnv.New64a()
 		sum.Write(meta[:56])
 		if le.Uint32(meta) != boltMagic || sum.Sum64() != le.Uint64(meta[56:]) {
+			spoilt = spoilt || page != [len(page)]byte{}
 			continue
 		}
 		at = uint64(le.Uint32(meta[8:]))
@@ -85,15 +88,21 @@ func (b *boltFile) check() error {
 	if b.pageSize < 512 {
 		return errors.New("neither of its meta pages is valid")
 	}
+	// The first sector of a page is written whole or not at all. bbolt would go by the
+	// other page, of the transaction before: one vote would be forgotten.
+	if spoilt {
+		return errors.New("one of its meta pages is not what was written")
+	}
 	if want := b.pageSize * b.pages; b.size < want {
 		return fmt.Errorf("it is cut short: %d bytes of %d", b.size, want)
 	}
-	return b.walk(root, 0)
+	return b.walk(root, 0, nil)
 }
 
-// walk checks a page and all below it. A file that another process writes to
-// meanwhile may look damaged; its lock is checked first where it matters.
-func (b *boltFile) walk(id uint64, depth int) error {
+// walk checks a page of a bucket (nil: of the one of all buckets) and all below it. A file
+// that another process writes to meanwhile may look damaged; its lock is checked first where
+// it matters.
+func (b *boltFile) walk(id uint64, depth int, bucket []byte) error {
 	if id < 2 || id >= b.pages || depth > boltMaxDepth || b.seen[id] {
 		return fmt.Errorf("page %d is out of place", id)
 	}
@@ -110,10 +119,10 @@ func (b *boltFile) walk(id uint64, depth int) error {
 	if _, err := b.f.ReadAt(page, int64(id*b.pageSize)); err != nil {
 		return fmt.Errorf("page %d can't be read: %w", id, err)
 	}
-	return b.walkPage(id, page, depth)
+	return b.walkPage(id, page, depth, bucket)
 }
 
-func (b *boltFile) walkPage(id uint64, page []byte, depth int) error {
+func (b *boltFile) walkPage(id uint64, page []byte, depth int, bucket []byte) error {
 	flags, count := le.Uint16(page[8:]), uint64(le.Uint16(page[10:]))
 	size := uint64(len(page))
 	if flags != boltBranch && flags != boltLeaf || boltPageHeader+count*boltElement > size {
@@ -126,7 +135,7 @@ func (b *boltFile) walkPage(id uint64, page []byte, depth int) error {
 			if at+uint64(le.Uint32(e))+uint64(le.Uint32(e[4:])) > size {
 				return fmt.Errorf("page %d has a key out of bounds", id)
 			}
-			if err := b.walk(le.Uint64(e[8:]), depth+1); err != nil {
+			if err := b.walk(le.Uint64(e[8:]), depth+1, bucket); err != nil {
 				return err
 			}
 			continue
@@ -137,22 +146,39 @@ func (b *boltFile) walkPage(id uint64, page []byte, depth int) error {
 		if end > size {
 			return fmt.Errorf("page %d has a value out of bounds", id)
 		}
-		if le.Uint32(e)&boltBucket == 0 {
+		name, within := page[key:value], page[value:end]
+		if !boltKnows(bucket, name, le.Uint32(e)&boltBucket != 0) {
+			return fmt.Errorf("page %d has a key %q that nobody wrote", id, name)
+		}
+		if bucket != nil {
 			continue
 		}
-		bucket := page[value:end]
-		if len(bucket) < 16 {
+		if len(within) < 16 {
 			return fmt.Errorf("page %d has a bucket without a head", id)
 		}
-		if root := le.Uint64(bucket); root != 0 {
-			if err := b.walk(root, depth+1); err != nil {
+		if root := le.Uint64(within); root != 0 {
+			if err := b.walk(root, depth+1, name); err != nil {
 				return err
 			}
-		} else if inline := bucket[16:]; len(inline) < boltPageHeader || b.walkPage(id, inline, depth+1) != nil {
+		} else if inline := within[16:]; len(inline) < boltPageHeader {
 			return fmt.Errorf("page %d has a damaged inline bucket", id)
+		} else if err := b.walkPage(id, inline, depth+1, name); err != nil {
+			return fmt.Errorf("an inline bucket: %w", err)
 		}
 	}
 	return nil
+}
+
+// boltKnows tells whether a key can be one of Raft's store in bbolt (raft-boltdb), or of
+// ours. Of a vote whose key has changed Raft would find nothing, and vote again.
+func boltKnows(bucket, key []byte, isBucket bool) bool {
+	switch string(bucket) {
+	case "":
+		return isBucket && (string(key) == "logs" || string(key) == "conf")
+	case "logs":
+		return !isBucket && len(key) == 8
+	}
+	return !isBucket && (bytes.Equal(key, keyCurrentTerm) || bytes.Equal(key, keyLastVoteTerm) || bytes.Equal(key, keyLastVoteCand) || bytes.HasPrefix(key, []byte("pcm/")))
 }
 
 // checkTables checks the tables of a Badger folder: each ends with its index,

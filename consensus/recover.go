@@ -261,8 +261,6 @@ func (c *Cell) recover(logs raft.LogStore, stable raft.StableStore, snaps raft.S
 	return nil
 }
 
-var keyCurrentTerm = []byte("CurrentTerm") // hashicorp/raft's own
-
 // endOf is the last entry of a log, or of the snapshot where that ends later, with its term.
 func endOf(logs raft.LogStore, snaps raft.SnapshotStore) (index, term uint64, err error) {
 	if index, err = logs.LastIndex(); err != nil {
