@@ -100,6 +100,26 @@ func (s *segment) scan(from uint64) error {
 	return nil
 }
 
+// again reads the file of a sealed segment anew, which must have the same records. Those that
+// it is without may be there all the same, if a crash came before they were erased.
+func (s *segment) again() (_ *segment, err error) {
+	n := *s
+	n.file = nil
+	if err = n.scan(s.base); err == nil {
+		if n.base < s.base && s.base < n.end {
+			n.base, n.offsets = s.base, n.offsets[s.base-n.base:]
+		}
+		if n.base != s.base || n.end != s.end {
+			err = n.damaged(n.end)
+		}
+	}
+	if err != nil {
+		n.close()
+		return nil, err
+	}
+	return &n, nil
+}
+
 // take takes in what a file holds.
 func (s *segment) take(data []byte, from uint64) {
 	s.base, s.end, s.size, s.why = s.first, s.first, frames.HeaderSize, ""

@@ -146,15 +146,11 @@ func (f *Files) reindex(s *segment) error {
 	if f.closed {
 		return ErrClosed
 	}
-	n := *s
-	n.file = nil
-	if err := n.scan(s.base); err != nil {
+	n, err := s.again()
+	if err != nil {
 		return err
 	}
 	defer n.close()
-	if n.base != s.base || n.end != s.end {
-		return n.damaged(n.end)
-	}
 	return n.writeIndex()
 }
 

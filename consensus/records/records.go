@@ -59,6 +59,7 @@ type segment struct {
 	path  string
 	first uint64 // names the file
 	base  uint64 // more than first once records were erased
+	bare  bool   // this process has made zeros of those below base
 	end   uint64
 	size  int64 // bytes of the file, up to the end of the last record that was written
 	dirty bool  // not durable yet
@@ -338,20 +339,15 @@ func (s *segment) unseal() error {
 	if !s.sealed {
 		return nil
 	}
-	n := *s
-	if err := n.scan(s.base); err != nil {
+	n, err := s.again()
+	if err != nil {
 		return err
 	}
-	if n.base != s.base || n.end != s.end {
-		n.close()
-		return n.damaged(n.end)
-	}
-	err := removeIndex(s.path)
-	if err == nil {
+	if err = removeIndex(s.path); err == nil {
 		err = s.close()
 	}
 	n.sealed = false
-	*s = n
+	*s = *n
 	return err
 }
 
@@ -387,8 +383,8 @@ func (f *Files) erase(below uint64) error {
 				return err
 			}
 			gone++
-		case s.base < below:
-			if err := f.eraseHead(s, below); err != nil {
+		case s.base < below, s.first < s.base && !s.bare: // its index says so ahead of a crash, perhaps
+			if err := f.eraseHead(s, max(s.base, below)); err != nil {
 				return err
 			}
 		}
@@ -409,15 +405,13 @@ func (f *Files) eraseHead(s *segment, below uint64) error {
 	if s.sealed {
 		var err error
 		if offsets, err = s.readIndex(); err != nil {
-			n := *s
-			if err := n.scan(below); err != nil {
+			s.base = below // those ahead of it may be erased already
+			n, err := s.again()
+			if err != nil {
 				return err
 			}
 			defer n.close()
-			if n.end != s.end || n.base > below {
-				return n.damaged(n.end)
-			}
-			s.base, offsets = n.base, n.offsets
+			offsets = n.offsets
 		}
 	}
 	at := int64(offsets[below-s.base])
@@ -433,6 +427,7 @@ func (f *Files) eraseHead(s *segment, below uint64) error {
 	if err == nil {
 		err = frames.Datasync(file)
 	}
+	s.bare = err == nil
 	return errors.Join(err, file.Close())
 }
 

@@ -450,6 +450,64 @@ func TestErasedIsGone(t *testing.T) {
 	f.Close()
 }
 
+// A crash may come when the index says that records are gone, and before they are. They can go
+// then, and the others can be read without that index, and cut off.
+func TestErasedAfterCrash(t *testing.T) {
+	dir := t.TempDir()
+	f := small(t, dir)
+	fill(t, f, 0, 60)
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	const below = 7
+	path := segments(t, dir)[0]
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = errors.Join(f.Erase(below), f.Close(), os.WriteFile(path, before, 0o600)) // as if it had crashed in between
+	if err != nil {
+		t.Fatal(err)
+	}
+	spans := []Span{{To: below, Holes: true}, {From: below, To: 60, Durable: 60}}
+
+	g := small(t, copied(t, dir), spans...)
+	defer g.Close()
+	if err := g.Erase(below); err != nil {
+		t.Fatal(err)
+	}
+	after, err := os.ReadFile(segments(t, g.dir)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range uint64(below) {
+		if r := record(n); len(r) > 0 && bytes.Contains(after, r) {
+			t.Errorf("record %d is still on the disk", n)
+		}
+	}
+	if got := readable(t, g, 60); len(got) != 60-below {
+		t.Errorf("%d records can be read, erased below %d", len(got), below)
+	}
+
+	g = small(t, copied(t, dir), spans...)
+	defer g.Close()
+	if err := removeIndex(segments(t, g.dir)[0]); err != nil {
+		t.Fatal(err)
+	}
+	if got := readable(t, g, 60); len(got) != 60-below {
+		t.Errorf("%d records can be read by an index that is made again, erased below %d", len(got), below)
+	}
+
+	g = small(t, copied(t, dir), spans...)
+	defer g.Close()
+	if err := g.Drop(below+1, 60); err != nil {
+		t.Fatal(err)
+	}
+	if got := readable(t, g, 60); len(got) != 1 {
+		t.Errorf("%d records can be read where all but one were dropped", len(got))
+	}
+}
+
 // On a full disk nothing that was durable is lost, and nothing more is written.
 func TestFullDisk(t *testing.T) {
 	dir := t.TempDir()
