@@ -114,7 +114,7 @@ func (c *Cell) speaksRaft(id pcm.PeerID) bool {
 	if c.notices.stopped() != nil {
 		return false
 	}
-	return c.isMember(id) || c.members.trusted(id) || !slices.Contains(c.voters(), c.cfg.Self)
+	return c.isMember(id) || c.members.trusted(id) || !c.isVoter(c.cfg.Self)
 }
 
 // Trust adds a peer to those whose Raft messages are taken though this peer's

@@ -85,8 +85,9 @@ type lastWord struct {
 // Bounds and timing of notices.
 const (
 	fileNotices = "notices.cbor"
-	maxNotices  = 8    // of each kind
-	maxTellers  = 8    // of each notice
+	maxNotices  = 8 // of each kind
+	maxTellers  = 8 // of each notice
+	maxWords    = 2 * MaxMembers
 	maxHead     = 8192 // bytes
 
 	// In heartbeat timeouts: 1 s in a LAN, 5 s in a WAN.
@@ -243,12 +244,29 @@ func leftBehind(cell pcm.CellID, o pcm.Notice) error {
 // believed tells whether a notice that was heard stops this peer where there is no leader: a
 // voter whom it knows stands for it, and it denies nothing that this peer knows. It needs the lock.
 func (n *notices) believed(i int) bool {
-	o, h := n.heard[i], n.kept.Heard[i]
-	voters := n.c.voters()
-	if h.Refused > 0 || n.c.forgot() || !slices.ContainsFunc(append(slices.Clone(h.From), o.By), func(id pcm.PeerID) bool { return slices.Contains(voters, id) }) {
+	return n.kept.Heard[i].Refused == 0 && n.credible(n.heard[i], n.kept.Heard[i].From)
+}
+
+func (n *notices) credible(o pcm.Notice, from []pcm.PeerID) bool {
+	return !n.c.forgot() && (slices.ContainsFunc(from, n.c.isVoter) || n.c.isVoter(o.By)) && !n.c.denies(o.Recovered)
+}
+
+func (c *Cell) isVoter(id pcm.PeerID) bool { return slices.Contains(c.voters(), id) }
+
+// tell notes that a peer has told it, which is news or not. One of the few that are noted is a
+// voter, if any has: it is by that that a notice is believed.
+func (h *heardNotice) tell(from pcm.PeerID, isVoter func(pcm.PeerID) bool) bool {
+	switch {
+	case slices.Contains(h.From, from):
+		return false
+	case len(h.From) < maxTellers:
+		h.From = append(h.From, from)
+	case isVoter(from) && !slices.ContainsFunc(h.From, isVoter):
+		h.From[maxTellers-1] = from
+	default:
 		return false
 	}
-	return !n.c.denies(o.Recovered)
+	return true
 }
 
 // denies tells whether a recovery is of another history than the one that this peer
@@ -450,9 +468,7 @@ func (n *notices) hear(from pcm.PeerID, w word) {
 			continue
 		}
 		if k := slices.IndexFunc(n.kept.Heard, func(h heardNotice) bool { return h.Notice.Equal(s) }); k >= 0 && from != leader {
-			if h := &n.kept.Heard[k]; !slices.Contains(h.From, from) && len(h.From) < maxTellers {
-				h.From, news = append(h.From, from), true
-			}
+			news = n.kept.Heard[k].tell(from, n.c.isVoter) || news
 			continue
 		}
 		o, err := n.read(s)
@@ -473,7 +489,15 @@ func (n *notices) hear(from pcm.PeerID, w word) {
 			h := n.kept.Heard[i]
 			return n.heard[i].By == o.By && n.heard[i].At < o.At && h.Stopped == 0 && h.Refused == 0
 		})
-		if len(n.heard) >= maxNotices || slices.ContainsFunc(n.heard, func(k pcm.Notice) bool { return k.By == o.By }) && !slices.Contains(n.c.voters(), o.By) {
+		if len(n.heard) >= maxNotices && n.credible(o, []pcm.PeerID{from}) { // those whom nobody stands for don't keep it out
+			for i, h := range n.kept.Heard {
+				if h.Stopped == 0 && h.Refused == 0 && !n.believed(i) {
+					n.drop(func(k int) bool { return k == i })
+					break
+				}
+			}
+		}
+		if len(n.heard) >= maxNotices || slices.ContainsFunc(n.heard, func(k pcm.Notice) bool { return k.By == o.By }) && !n.c.isVoter(o.By) {
 			continue
 		}
 		n.heard, n.kept.Heard = append(n.heard, o), append(n.kept.Heard, heardNotice{Notice: s, From: []pcm.PeerID{from}, At: n.c.cfg.Now().UnixMilli()})
@@ -489,7 +513,7 @@ func (n *notices) hear(from pcm.PeerID, w word) {
 		default:
 		}
 	}
-	if _, known := n.words[from]; known || len(n.words) < maxVouched {
+	if n.words[from] != nil || len(n.words) < maxWords && (from == leader || n.c.isMember(from) || slices.Contains(n.partedLocked(), from)) {
 		n.words[from] = &lastWord{w, time.Now()}
 	}
 }

@@ -177,10 +177,14 @@ func TestOneVoterStopsNobody(t *testing.T) {
 	follower.await("its leader", func() bool { l, _ := follower.watch.current(); return l != "" })
 	follower.propose(t, follower.cfg.Self)
 	lead.propose(t, lead.cfg.Self)
+	if err := lead.TransferLeadership(t.Context(), follower.cfg.Self); err != nil { // by chance it might be the liar, whom they would then follow
+		t.Fatal(err)
+	}
+	follower.await("leadership", func() bool { return follower.leads() > 0 })
 	lead.kill()
 	lead.back()
-	next := leaderOf(t, nodes...)
-	next.propose(t, next.cfg.Self)
+	lead.await("the next leader", func() bool { l, _ := lead.watch.current(); return l == follower.cfg.Self })
+	lead.propose(t, lead.cfg.Self)
 	for _, n := range honest {
 		n.await("the alarm", func() bool { return alarmed(n) })
 	}
@@ -236,6 +240,53 @@ func TestWhoIsBelieved(t *testing.T) {
 			t.Errorf("%s: %+v", c.what, p)
 		}
 	}
+	// Those whom this peer knows not as voters can't keep it from hearing a voter, or from noting one that agrees with them.
+	forget := func() {
+		me.notices.mu.Lock()
+		defer me.notices.mu.Unlock()
+		me.notices.heard, me.notices.kept = nil, keptNotices{}
+	}
+	believed := func() bool {
+		return slices.ContainsFunc(me.Partings(), func(p Parting) bool { return p.Believed })
+	}
+	forget()
+	for range 2 * maxNotices {
+		k := pcm.NewKey()
+		made := k.Seal(pcm.DomainNotice, pcm.Notice{Mesh: testMesh, Cell: testCell, By: k.Peer(), At: 1, Recovered: good})
+		me.notices.hear(replica.cfg.Self, word{Notices: []pcm.Signed{made}})
+	}
+	if n := len(me.Partings()); n != maxNotices || believed() {
+		t.Errorf("%d notices that a replica made up, believed: %t", n, believed())
+	}
+	me.notices.hear(voter.cfg.Self, word{Notices: []pcm.Signed{notice(voter, good)}})
+	if n := len(me.Partings()); n != maxNotices || !believed() {
+		t.Errorf("a voter's notice after them: %d notices, believed: %t", n, believed())
+	}
+	forget()
+	for range 2 * maxTellers {
+		me.notices.hear(pcm.NewKey().Peer(), word{Notices: []pcm.Signed{notice(replica, good)}})
+	}
+	if believed() {
+		t.Error("what strangers tell is believed")
+	}
+	me.notices.hear(voter.cfg.Self, word{Notices: []pcm.Signed{notice(replica, good)}})
+	if !believed() || len(me.notices.kept.Heard[0].From) > maxTellers {
+		t.Errorf("a voter tells it after them, believed: %t", believed())
+	}
+	forget()
+	me.notices.mu.Lock()
+	clear(me.notices.words)
+	me.notices.mu.Unlock()
+	for range 2 * MaxMembers {
+		me.notices.hear(pcm.NewKey().Peer(), word{Last: 1})
+	}
+	me.notices.hear(replica.cfg.Self, word{Last: 1})
+	me.notices.mu.Lock()
+	if n := len(me.notices.words); n > len(nodes)+1 || me.notices.words[replica.cfg.Self] == nil {
+		t.Errorf("after many strangers, %d words are kept, that of the replica among them: %t", n, me.notices.words[replica.cfg.Self] != nil)
+	}
+	me.notices.mu.Unlock()
+
 	// From its own leader, it is told that it is on the recovered side.
 	me.notices.hear(voter.cfg.Self, word{Notices: []pcm.Signed{notice(voter, good)}})
 	me.notices.hear(lead.cfg.Self, word{Notices: []pcm.Signed{notice(voter, good)}})
