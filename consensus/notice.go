@@ -236,6 +236,10 @@ func (n *notices) stoppedLocked() error {
 	return nil
 }
 
+// LeftBehind is why this peer takes no part in the cell any more, when it was recovered without
+// this peer; else nil.
+func (c *Cell) LeftBehind() error { return c.notices.stopped() }
+
 func leftBehind(cell pcm.CellID, o pcm.Notice) error {
 	return pcm.Errorf(pcm.Refused, "%s was recovered without this peer on %s by %s (%q), and this peer takes no part in it any more: 'pcm cell rejoin' puts this folder aside and joins the recovered cell; if that peer was wrong, 'pcm cell recover --refuse' goes on with what is here",
 		pcm.Short(cell), time.UnixMilli(o.At).UTC().Format("2006-01-02 15:04 MST"), pcm.Short(o.By), pcm.Clean(o.Recovered.Reason, 80))

@@ -52,6 +52,9 @@ func (c *Cell) Health(ctx context.Context) (Health, error) {
 	leader, changed := c.watch.current()
 	switch leader {
 	case "":
+		if err := c.notices.stopped(); err != nil {
+			return Health{}, err
+		}
 		return Health{}, pcm.Errorf(pcm.Unavailable, "%s has no leader now: too few of its voters can reach each other", pcm.Short(c.cfg.Cell))
 	case c.cfg.Self:
 		if c.leads() == 0 {

@@ -226,6 +226,9 @@ func TestStrikes(t *testing.T) {
 			t.Fatalf("%v for %s of %v", err, paid, all)
 		}
 		if err != nil {
+			if paid == 0 && strings.Contains(err.Error(), "--paid") != (left > 0) { // where nothing is owed, nothing was paid
+				t.Fatalf("%s and %s are owed: %v", ab, ba, err)
+			}
 			return
 		}
 		var byA, byB pcm.Micro

@@ -77,6 +77,9 @@ func (n *Node) checkCell() api.Finding {
 	case st.Role == consensus.RoleNone:
 		f.Status = api.CheckFail
 		f.Hint = "a voter's operator takes it in by 'pcm cell add " + n.cfg.Name + "'; to go elsewhere, start with a new data folder and --join"
+	case n.cell.LeftBehind() != nil:
+		f.Status, f.Text = api.CheckFail, "the cell was recovered without this peer, which takes no part in it any more"
+		f.Hint = "'pcm cell rejoin' joins the recovered cell; if that was a mistake: 'pcm cell recover --refuse'"
 	case st.Leader == "":
 		f.Status, f.Text = api.CheckFail, "the cell has no leader: nothing is decided; "+f.Text
 		f.Hint = "bring the voters back that can't be reached"

@@ -235,7 +235,10 @@ func strikes(all []debts, paid pcm.Micro, everything bool) ([]pcm.NettingLine, e
 	} else {
 		byB += paid
 	}
-	if byA+byB == 0 {
+	switch {
+	case max(ab, ba) == 0:
+		return nil, pcm.Errorf(pcm.Refused, "neither account owes the other anything")
+	case byA+byB == 0:
 		return nil, pcm.Errorf(pcm.Refused, "nothing can be set off: this account owes %s, and is owed %s; say with --paid what was paid outside", ab, ba)
 	}
 	var lines []pcm.NettingLine

@@ -157,7 +157,7 @@ func (r *retention) finding() (api.Finding, bool) {
 	r.mu.Lock()
 	due, problem := r.due, r.problem
 	r.mu.Unlock()
-	f := api.Finding{Check: "retention", Status: api.CheckOK, Text: fmt.Sprintf("records are kept for %s; %d were removed here", keep, r.n.cell.Pruned())}
+	f := api.Finding{Check: "retention", Status: api.CheckOK, Text: fmt.Sprintf("records are kept for %s; %d were removed here, %d at a time", keep, r.n.cell.Pruned(), tlog.Width)}
 	switch {
 	case r.archive == nil:
 		f.Status = api.CheckWarn

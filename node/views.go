@@ -393,7 +393,7 @@ func (n *Node) Job(ctx context.Context, id pcm.JobID) (api.Job, error) {
 
 // names are the names of the peers that the cell knows.
 func (n *Node) names() map[pcm.PeerID]string {
-	names := map[pcm.PeerID]string{}
+	names := map[pcm.PeerID]string{n.self: n.cfg.Name}
 	n.cell.View(func() {
 		for _, m := range n.state.Members() {
 			names[m.Peer] = m.Name

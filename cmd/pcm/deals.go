@@ -254,8 +254,12 @@ func (a *app) nextOfTrade(t *table, tr api.Trade) {
 
 func (a *app) tradeActCommand(act, short string, reasoned bool) *cobra.Command {
 	var r api.TasksRequest
+	use := act + " TRADE"
+	if reasoned {
+		use += " --reason WHY"
+	}
 	c := &cobra.Command{
-		Use: act + " TRADE", Short: short, Args: exactly(1, "a TRADE of 'pcm trades'"),
+		Use: use, Short: short, Args: exactly(1, "a TRADE of 'pcm trades'"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if reasoned && r.Reason == "" {
 				return pcm.Errorf(pcm.Invalid, "say why: --reason 'the outputs are empty'")

@@ -83,7 +83,7 @@ func (a *app) jobRunCommand() *cobra.Command {
 				return err
 			}
 			if a.human() && job.State == pcm.JobDone {
-				if _, err := fmt.Fprintf(a.out, "%s done: %s, paid %s %s\n", job.ID, plural(job.Counts.Done, "task"), job.Paid, job.Unit); err != nil {
+				if _, err := fmt.Fprintln(a.out, drawDone(job)); err != nil {
 					return written(err)
 				}
 			}
@@ -291,6 +291,28 @@ func stateNow(k api.Task, v api.Live) (state, reason string) {
 	return state, or(reason, or(v.Reason, prefixed("health check: ", v.Check)))
 }
 
+// drawCost says what a job has cost, and what of that is paid. With pay_after a cost is known
+// before anything is paid, and the trades hold it.
+func drawCost(j api.Job) string {
+	budget := prefixed(", budget ", j.Budget)
+	if !j.Settled && !j.PayAt.IsZero() {
+		return fmt.Sprintf("%s %s%s; what of it isn't paid yet is paid after %s UTC, but for what is disputed: 'pcm trade dispute TRADE'", j.Paid, j.Unit, budget, j.PayAt.UTC().Format(time.DateTime))
+	}
+	settled := "not yet settled"
+	if j.Settled {
+		settled = "settled"
+	}
+	return fmt.Sprintf("%s paid, %s held, in %s%s; %s", j.Paid, j.Held, j.Unit, budget, settled)
+}
+
+// drawDone is the line that ends a job that was waited for.
+func drawDone(j api.Job) string {
+	if !j.Settled && !j.PayAt.IsZero() {
+		return fmt.Sprintf("%s done: %s, to be paid after %s UTC: %s %s", j.ID, plural(j.Counts.Done, "task"), j.PayAt.UTC().Format(time.DateTime), j.Paid, j.Unit)
+	}
+	return fmt.Sprintf("%s done: %s, paid %s %s", j.ID, plural(j.Counts.Done, "task"), j.Paid, j.Unit)
+}
+
 func drawJob(t *table, j api.Job, tasks []api.Task, trades api.List[api.Trade], live map[string]api.Live) {
 	t.pair("Job", "%s", j.ID)
 	t.pair("Name", "%s", j.Name)
@@ -302,18 +324,7 @@ func drawJob(t *table, j api.Job, tasks []api.Task, trades api.List[api.Trade], 
 		t.pair("Took", "%s", j.EndedAt.Sub(j.SubmittedAt).Round(time.Millisecond))
 	}
 	t.pair("Driver", "%s, term %d; takeover by %s", id(t, j.Driver), j.DriverTerm, j.Takeover)
-	settled := "not yet settled"
-	switch {
-	case j.Settled:
-		settled = "settled"
-	case !j.PayAt.IsZero():
-		settled = "paid after " + j.PayAt.UTC().Format(time.DateTime) + " UTC, but for what is disputed: 'pcm trade dispute TRADE'"
-	}
-	budget := ""
-	if j.Budget != "" {
-		budget = ", budget " + j.Budget
-	}
-	t.pair("Cost", "%s paid, %s held, in %s%s; %s", j.Paid, j.Held, j.Unit, budget, settled)
+	t.pair("Cost", "%s", drawCost(j))
 	n := j.Counts
 	t.pair("Tasks", "%d: %d waiting, %d placed, %d done, %d failed, %d cancelled", n.Total, n.Waiting, n.Placed, n.Done, n.Failed, n.Cancelled)
 	for _, s := range j.Services {

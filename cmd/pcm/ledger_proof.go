@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"sort"
@@ -246,8 +248,8 @@ func tellsOf(v api.RecordView, id pcm.TradeID) bool {
 func (a *app) verifyProofCommand() *cobra.Command {
 	var vkeys []string
 	c := &cobra.Command{
-		Use: "verify-proof FILE", Short: "Check a proof without any network", Args: exactly(1, "a file"),
-		Long: `Checks that the records in FILE are in the log whose signed checkpoint stands
+		Use: "verify-proof FILE…", Short: "Check a proof without any network", Args: between(1, math.MaxInt, "a file"),
+		Long: `Checks that the records in FILE, or in several, are in the log whose signed checkpoint stands
 there, and that a majority of the keys that you give have signed it. Take the
 keys from somebody you trust, not from whoever gave you the proof.`,
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -255,17 +257,13 @@ keys from somebody you trust, not from whoever gave you the proof.`,
 			if err != nil {
 				return err
 			}
-			f, err := openKind(args[0], "pcm ledger verify-proof")
-			if err != nil {
-				return err
-			}
-			defer f.Close()
-			raw, err := io.ReadAll(io.LimitReader(f, tlog.MaxProofFile+1))
-			if err != nil {
-				return pcm.Errorf(pcm.Invalid, "can't read the proof: %w", err)
-			}
-			if len(raw) > tlog.MaxProofFile {
-				return pcm.Errorf(pcm.Invalid, "%s has over %s: that is no proof", args[0], pcm.Bytes(tlog.MaxProofFile))
+			var raw []byte
+			for _, name := range args {
+				one, err := readProof(name)
+				if err != nil {
+					return err
+				}
+				raw = append(raw, one...)
 			}
 			v, err := checkProofs(raw, keys)
 			if err != nil {
@@ -284,13 +282,36 @@ keys from somebody you trust, not from whoever gave you the proof.`,
 	return c
 }
 
+// readProof reads a file of proofs; several, one after the other, are a file of proofs as well.
+func readProof(name string) ([]byte, error) {
+	f, err := openKind(name, "pcm ledger verify-proof")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, tlog.MaxProofFile+1))
+	if err != nil {
+		return nil, pcm.Errorf(pcm.Invalid, "can't read the proof: %w", err)
+	}
+	if len(raw) > tlog.MaxProofFile {
+		return nil, pcm.Errorf(pcm.Invalid, "%s has over %s: that is no proof", name, pcm.Bytes(tlog.MaxProofFile))
+	}
+	return raw, nil
+}
+
 // proofVerdict is what verify-proof found.
 type proofVerdict struct {
-	ID      string           `json:"id"` // the origin of the log, of the first if there are two
-	OK      bool             `json:"ok"`
-	Logs    []provenLog      `json:"logs"`
-	Problem string           `json:"problem,omitempty"`
-	Records []api.RecordView `json:"records"`
+	ID      string         `json:"id"` // the origin of the log, of the first if there are two
+	OK      bool           `json:"ok"`
+	Logs    []provenLog    `json:"logs"`
+	Problem string         `json:"problem,omitempty"`
+	Records []provenRecord `json:"records"`
+}
+
+// provenRecord is a record, and the log in which it is.
+type provenRecord struct {
+	Log string `json:"log"` // its origin
+	api.RecordView
 }
 
 // provenLog is what was found of one log.
@@ -308,7 +329,7 @@ func checkProofs(raw []byte, keys []tlog.Key) (v proofVerdict, err error) {
 	if err != nil {
 		return v, err
 	}
-	v.Logs, v.Records = []provenLog{}, []api.RecordView{}
+	v.Logs, v.Records = []provenLog{}, []provenRecord{}
 	for i, p := range proofs {
 		bad := func(why any) (proofVerdict, error) {
 			v.Problem = fmt.Sprintf("proof %d: %v", i+1, why)
@@ -333,7 +354,7 @@ func checkProofs(raw []byte, keys []tlog.Key) (v proofVerdict, err error) {
 		if err != nil {
 			return bad(err)
 		}
-		v.Records = append(v.Records, view)
+		v.Records = append(v.Records, provenRecord{c.Origin, view})
 	}
 	v.ID = v.Logs[0].Origin
 	for i := range v.Logs {
@@ -401,8 +422,8 @@ func drawProof(t *table, v proofVerdict) {
 			t.text("The proof is good: %s in the log %s at %s, signed by %s.", plural(l.Records, "record"), l.Origin, plural(int(l.Size), "record"), plural(len(l.Signers), "key"))
 		}
 	}
-	t.row("RECORD", "TIME", "BY", "WHAT", "HASH")
+	t.row("LOG", "RECORD", "TIME", "BY", "WHAT", "HASH")
 	for _, r := range v.Records {
-		t.row(fmt.Sprint(r.Number), r.Time.UTC().Format(time.RFC3339), or(id(t, r.By), "time"), whatFor(r.Kinds), r.Hash[:12])
+		t.row(id(t, pcm.CellID(path.Base(r.Log))), fmt.Sprint(r.Number), r.Time.UTC().Format(time.RFC3339), or(id(t, r.By), "time"), whatFor(r.Kinds), r.Hash[:12])
 	}
 }

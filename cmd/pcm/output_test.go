@@ -273,3 +273,26 @@ func TestCopyWritesWhatWasAsked(t *testing.T) {
 		}
 	}
 }
+
+// TestDrawCost: what is to be paid later is not called paid.
+func TestDrawCost(t *testing.T) {
+	at := time.Date(2026, 12, 1, 12, 47, 50, 0, time.UTC)
+	for _, c := range []struct {
+		name       string
+		job        api.Job
+		cost, done string
+	}{
+		{"at once", api.Job{Settled: true}, "0.5 paid, 0 held, in credit; settled", "done: 2 tasks, paid 0.5 credit"},
+		{"not yet", api.Job{Budget: "5"}, "0.5 paid, 0 held, in credit, budget 5; not yet settled", "done: 2 tasks, paid 0.5 credit"},
+		{"later", api.Job{Budget: "5", PayAt: at}, "0.5 credit, budget 5; what of it isn't paid yet is paid after 2026-12-01 12:47:50 UTC", "done: 2 tasks, to be paid after 2026-12-01 12:47:50 UTC: 0.5 credit"},
+		{"later, and was", api.Job{Settled: true, PayAt: at}, "0.5 paid, 0 held, in credit; settled", "done: 2 tasks, paid 0.5 credit"},
+	} {
+		c.job.Paid, c.job.Held, c.job.Unit, c.job.Counts.Done = "0.5", "0", "credit", 2
+		if got := drawCost(c.job); !strings.HasPrefix(got, c.cost) {
+			t.Errorf("%s: it cost %q, want %q", c.name, got, c.cost)
+		}
+		if got := drawDone(c.job); !strings.HasSuffix(got, c.done) {
+			t.Errorf("%s: it is %q, want %q", c.name, got, c.done)
+		}
+	}
+}

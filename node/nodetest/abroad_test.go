@@ -298,7 +298,7 @@ func TestAbroadProof(t *testing.T) {
 	}
 	trade := string(trades.Items[0].ID)
 	dir := t.TempDir()
-	half, both, keys := filepath.Join(dir, "half"), filepath.Join(dir, "both"), map[string]string{}
+	half, other, both, keys := filepath.Join(dir, "half"), filepath.Join(dir, "other"), filepath.Join(dir, "both"), map[string]string{}
 	for _, p := range m.Peers {
 		keys[p.Name] = filepath.Join(dir, p.Name+".keys")
 		if err := os.WriteFile(keys[p.Name], []byte(p.PCM("ledger", "vkeys").Stdout), 0o600); err != nil {
@@ -311,6 +311,9 @@ func TestAbroadProof(t *testing.T) {
 	if r := home.PCM("ledger", "proof", trade, "-f", both, "--from", logURL(t, east)); r.Code != 0 || !strings.Contains(r.Stderr, "the keys of both") {
 		t.Errorf("a proof of both cells' records: %+v", r)
 	}
+	if r := east.PCM("ledger", "proof", trade, "-f", other); r.Code != 0 {
+		t.Errorf("a proof of east's records: %+v", r)
+	}
 	check := func(what string, code int, wants []string, args ...string) {
 		t.Helper()
 		r := home.PCM(append([]string{"ledger", "verify-proof"}, args...)...)
@@ -322,6 +325,8 @@ func TestAbroadProof(t *testing.T) {
 	}
 	check("home's half", 0, []string{"place", "accept", "clear"}, half, "--vkey", keys["home"])
 	check("both", 0, []string{"place", "clear", "award", "settle", string(cellOf(t, home)), string(cellOf(t, east))}, both, "--vkey", keys["home"], "--vkey", keys["east"])
+	check("both, in two files", 0, []string{"place", "award", pcm.Short(cellOf(t, home)) + "   ", pcm.Short(cellOf(t, east)) + "   "}, half, other, "--vkey", keys["home"], "--vkey", keys["east"])
+	check("both, in two files, with the keys of one", 1, []string{"NOT good"}, half, other, "--vkey", keys["home"])
 	check("both, with the keys of one", 1, []string{"NOT good", "take those of that cell's voters"}, both, "--vkey", keys["home"])
 	check("both, with the keys of the other", 1, []string{"NOT good"}, both, "--vkey", keys["east"])
 }

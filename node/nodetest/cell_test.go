@@ -113,6 +113,12 @@ func TestLeftBehindByRecovery(t *testing.T) {
 				if r := p.PCM("cell", "set", "max_members", "9"); r.Code == 0 || !strings.Contains(r.Stderr, "pcm cell rejoin") {
 					t.Errorf("a command at %s: %+v", p.Name, r)
 				}
+				if r := p.PCM("cell", "members"); !strings.Contains(r.Stdout, "pcm cell rejoin") || strings.Contains(r.Stdout, "too few") || !strings.Contains(r.Stdout, p.Name+" ") {
+					t.Errorf("the members, as %s sees them: %+v", p.Name, r)
+				}
+				if r := p.PCM("doctor"); r.Code == 0 || !strings.Contains(r.Stdout, "the cell was recovered without this peer") || strings.Contains(r.Stdout, "bring the voters back") {
+					t.Errorf("doctor at %s: %+v", p.Name, r)
+				}
 				if r := p.PCM("cell", "recover", "--yes"); r.Code != 3 || !strings.Contains(r.Stderr, "--refuse") {
 					t.Errorf("another recovery at %s: %+v", p.Name, r)
 				}
