@@ -48,7 +48,7 @@ func drawStatus(t *table, s api.Status) {
 	t.pair("State", "%s", ready)
 	t.pair("Peer", "%s", s.ID)
 	t.pair("Account", "%s", s.Account)
-	t.pair("Mesh", "%s, %s", s.Mesh, plural(s.Peers, "peer"))
+	t.pair("Mesh", "%s, %s connected", s.Mesh, plural(s.Peers, "peer"))
 	leader := ""
 	if s.Leader != "" && s.Leader != s.ID {
 		leader = ", led by " + pcm.Short(s.Leader)
