@@ -9,9 +9,9 @@ import (
 	"hash/fnv"
 	"io/fs"
 	"os"
-	"path/filepath"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/consensus/frames"
 )
 
 // bbolt and Badger map their files into memory and, on a damaged one, panic on
@@ -185,7 +185,7 @@ func boltKnows(bucket, key []byte, isBucket bool) bool {
 // the index's length (4 bytes, big-endian), a checksum of the index and that
 // one's length.
 func checkTables(dir string) error {
-	files, err := filepath.Glob(filepath.Join(dir, "*.sst"))
+	files, err := frames.Glob(dir, "*.sst")
 	if err != nil {
 		return err
 	}
@@ -203,7 +203,7 @@ func checkTables(dir string) error {
 func dropEmpty(dir string) error {
 	var files []string
 	for _, pattern := range []string{"*.mem", "*.vlog"} {
-		list, err := filepath.Glob(filepath.Join(dir, pattern))
+		list, err := frames.Glob(dir, pattern)
 		if err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/jointcloud/pcm"
+	"github.com/jointcloud/pcm/consensus/frames"
 	"github.com/jointcloud/pcm/consensus/records"
 )
 
@@ -172,7 +173,7 @@ func roomToMove(dir string) error {
 		return nil // the write itself will tell
 	}
 	need := int64(minRoom)
-	tables, err := filepath.Glob(filepath.Join(dir, "*.sst"))
+	tables, err := frames.Glob(dir, "*.sst")
 	if err != nil {
 		return err
 	}

@@ -151,7 +151,7 @@ func newSnapshots(dir string, keep int, log *raftLogger) (raft.SnapshotStore, er
 // check holds what Raft says of each snapshot against its checksum. Snapshots of older
 // releases have none.
 func (s *summedSnapshots) check() error {
-	sums, err := filepath.Glob(filepath.Join(s.dir, "*", fileSum))
+	sums, err := frames.Glob(s.dir, "*/"+fileSum)
 	if err != nil {
 		return err
 	}

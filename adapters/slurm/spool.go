@@ -330,8 +330,9 @@ func (s spool) leftovers(ctx context.Context) []string {
 
 // tidyArrays removes what leads to folders that are no more.
 func (s spool) tidyArrays() {
-	names, _ := filepath.Glob(filepath.Join(s.array("*"), "*"))
+	names, _ := fs.Glob(os.DirFS(string(s)), "arrays/*/*") // the pattern is good
 	for _, name := range names {
+		name = filepath.Join(string(s), name)
 		if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
 			os.Remove(name)
 			s.forgetArray(filepath.Base(filepath.Dir(name)))

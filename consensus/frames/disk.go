@@ -3,6 +3,7 @@ package frames
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -119,6 +120,15 @@ func Create(path string, header []byte) (_ *os.File, err error) {
 // Path is where the segment with a number is.
 func Path(dir string, n uint64, suffix string) string {
 	return filepath.Join(dir, fmt.Sprintf("%016x%s", n, suffix))
+}
+
+// Glob tells the paths of what matches a pattern in a folder, whatever the folder's own path looks like.
+func Glob(dir, pattern string) ([]string, error) {
+	list, err := fs.Glob(os.DirFS(dir), pattern)
+	for i, name := range list {
+		list[i] = filepath.Join(dir, name)
+	}
+	return list, err
 }
 
 // List tells the numbers of a folder's segments, in their order.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 
 	"github.com/jointcloud/pcm/consensus/frames"
 )
@@ -44,7 +43,7 @@ func Open(dir string, spans []Span) (_ *Files, err error) {
 	if err := f.fit(spans); err != nil {
 		return nil, err
 	}
-	left, err := filepath.Glob(filepath.Join(dir, "*.new"))
+	left, err := frames.Glob(dir, "*.new")
 	for _, path := range left {
 		if err == nil {
 			err = os.Remove(path)
