@@ -85,15 +85,35 @@ func dropTasks[V any](m map[int]V, tasks pcm.Spans) {
 	}
 }
 
+// debt is what is unpaid of a trade.
+type debt struct {
+	trade  pcm.TradeID
+	tasks  []int
+	amount pcm.Micro
+}
+
 // settleEnded pays what is unpaid of jobs that have ended and that nobody
-// drives any more: a driver may have died between Accept and Settle.
+// drives any more: a driver may have died between Accept and Settle. The ledger lets
+// the buyer's account pay what it has disputed, so this peer looks once more when it
+// has all that was decided: what a person has just disputed is not paid.
 func (n *Node) settleEnded(ctx context.Context) {
-	type debt struct {
-		trade  pcm.TradeID
-		tasks  []int
-		amount pcm.Micro
+	if len(n.debtsOfEnded()) == 0 {
+		return
 	}
-	var debts []debt
+	try, cancel := context.WithTimeout(ctx, commandValidity)
+	defer cancel()
+	if err := n.cell.Sync(try); err != nil {
+		return // it looks again soon
+	}
+	for _, b := range n.debtsOfEnded() {
+		if _, err := n.must(ctx, pcm.Op{Settle: &pcm.Settle{Trade: b.trade, Tasks: pcm.SpansOf(b.tasks), Amount: b.amount}}); err != nil && ctx.Err() == nil {
+			n.log.Info("can't settle a trade of an ended job yet", "trade", b.trade, "reason", err)
+		}
+	}
+}
+
+// debtsOfEnded is what this peer is to pay of ended jobs' trades in this cell.
+func (n *Node) debtsOfEnded() (debts []debt) {
 	n.cell.View(func() {
 		for _, j := range n.state.Jobs() {
 			if j.EndedAt == 0 || n.untilPay(j) > 0 || j.Buyer != n.account && j.Driver != n.self || n.drivers.has(j.ID) {
@@ -116,11 +136,7 @@ func (n *Node) settleEnded(ctx context.Context) {
 			}
 		}
 	})
-	for _, b := range debts {
-		if _, err := n.must(ctx, pcm.Op{Settle: &pcm.Settle{Trade: b.trade, Tasks: pcm.SpansOf(b.tasks), Amount: b.amount}}); err != nil && ctx.Err() == nil {
-			n.log.Info("can't settle a trade of an ended job yet", "trade", b.trade, "reason", err)
-		}
-	}
+	return debts
 }
 
 // clearEnded looks after trades in other cells of jobs that have ended and that
