@@ -4,9 +4,12 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -148,31 +151,51 @@ func newSnapshots(dir string, keep int, log *raftLogger) (raft.SnapshotStore, er
 	return s, s.check()
 }
 
-// check holds what Raft says of each snapshot against its checksum. Snapshots of older
-// releases have none.
+// check holds what Raft says of each snapshot against its checksum. Those without one, of
+// an older release or of before a crash, get it now. One that Raft was removing goes.
 func (s *summedSnapshots) check() error {
-	sums, err := frames.Glob(s.dir, "*/"+fileSum)
+	list, err := frames.Glob(s.dir, "*-*-*")
 	if err != nil {
 		return err
 	}
-	for _, path := range sums {
-		want, err := os.ReadFile(path)
-		if err != nil {
-			return err
+	list = slices.DeleteFunc(list, func(dir string) bool { return strings.HasSuffix(dir, ".tmp") }) // Raft takes those for none
+	newest := uint64(0)
+	for _, dir := range list {
+		if _, err := os.Stat(filepath.Join(dir, fileMeta)); err == nil {
+			newest = max(newest, snapshotIndex(dir))
 		}
-		meta := filepath.Join(filepath.Dir(path), fileMeta)
+	}
+	for _, dir := range list {
+		meta, sum := filepath.Join(dir, fileMeta), filepath.Join(dir, fileSum)
+		want, wantErr := os.ReadFile(sum)
 		have, err := sumOf(meta)
-		if errors.Is(err, fs.ErrNotExist) {
-			return frames.Damaged(meta, "the file is gone")
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && snapshotIndex(dir) < newest: // Raft keeps the newest
+			err = os.RemoveAll(dir)
+		case errors.Is(err, fs.ErrNotExist) && errors.Is(wantErr, fs.ErrNotExist):
+			err = nil // no snapshot, as Raft sees it
+		case errors.Is(err, fs.ErrNotExist):
+			err = frames.Damaged(meta, "the file is gone")
+		case err != nil:
+		case errors.Is(wantErr, fs.ErrNotExist):
+			err = writeFile(sum, have)
+		case wantErr != nil:
+			err = wantErr
+		case string(want) != string(have):
+			err = frames.Damaged(meta, "its checksum is not that of its content")
 		}
 		if err != nil {
 			return err
-		}
-		if string(want) != string(have) {
-			return frames.Damaged(meta, "its checksum is not that of its content")
 		}
 	}
 	return nil
+}
+
+// snapshotIndex is the index that the name of a snapshot's folder tells: term, index and time.
+func snapshotIndex(dir string) uint64 {
+	var term, index, at uint64
+	fmt.Sscanf(filepath.Base(dir), "%d-%d-%d", &term, &index, &at)
+	return index
 }
 
 func sumOf(path string) ([]byte, error) {
@@ -194,7 +217,7 @@ type summedSink struct {
 	dir string
 }
 
-// Close implements io.Closer: the snapshot is whole. It has no checksum if a crash comes now.
+// Close implements io.Closer: the snapshot is whole. If a crash comes now it gets its checksum at the next start.
 func (k *summedSink) Close() error {
 	if err := k.SnapshotSink.Close(); err != nil {
 		return err

@@ -2,6 +2,9 @@ package consensus
 
 import (
 	"bytes"
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -160,9 +163,26 @@ func TestChangedMeta(t *testing.T) {
 	if err := os.WriteFile(path, whole, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	sum := filepath.Join(filepath.Dir(path), fileSum)
+	if err := os.Remove(sum); err != nil { // an older release wrote none
+		t.Fatal(err)
+	}
+	half := filepath.Join(n.dir, dirSnapshots, "1-2-1700000000000") // it was being removed
+	if err := os.Mkdir(half, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(half, fileSum), []byte("rest"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	n.connect()
 	n.open()
 	if got := n.count(); got != 12 {
 		t.Errorf("%d records", got)
+	}
+	if have, err := os.ReadFile(sum); err != nil || crc32.Checksum(whole, crc32.MakeTable(crc32.Castagnoli)) != binary.LittleEndian.Uint32(have) {
+		t.Errorf("the checksum is %x: %v", have, err)
+	}
+	if _, err := os.Stat(half); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("half a snapshot is still there: %v", err)
 	}
 }
