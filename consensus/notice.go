@@ -339,7 +339,7 @@ func (n *notices) inquire(changed <-chan struct{}) {
 			continue
 		}
 		wg.Go(func() {
-			for n.ask(ctx, id) != nil && !again {
+			for n.askSoon(ctx, id) != nil && !again {
 				select {
 				case <-time.After(n.beat / noticeRetries):
 				case <-ctx.Done():
@@ -363,6 +363,18 @@ func (n *notices) inquire(changed <-chan struct{}) {
 	for i := range n.heard {
 		n.asked = n.asked && !n.believed(i)
 	}
+}
+
+// askSoon asks a peer, and while there is no connection waits for one for half a heartbeat timeout only: an
+// old address may lead nowhere for long, and whoever waits for it doesn't see the connection that
+// the peer has opened meanwhile.
+func (n *notices) askSoon(ctx context.Context, id pcm.PeerID) error {
+	if len(n.c.connections([]pcm.PeerID{id})) == 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, n.beat/2)
+		defer cancel()
+	}
+	return n.ask(ctx, id)
 }
 
 // look asks peers with which there is a connection: this peer's leader, the voters, and those whom
