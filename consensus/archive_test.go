@@ -1,9 +1,13 @@
 package consensus
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -98,5 +102,23 @@ func TestFetchedDocumentsAreOlder(t *testing.T) {
 		if want := []string{"entry 100", "entry 120"}[i]; err != nil || len(page) != 1 || string(page[0].Value) != want {
 			t.Errorf("%+v (%v) is stored, the newest is of %s", page, err, want)
 		}
+	}
+}
+
+// A table that Badger had begun to write when the process was killed is no damage.
+func TestTableHalfWritten(t *testing.T) {
+	n := found(t, &book{}, nil)
+	n.propose(t, n.cfg.Self)
+	if err := n.close(); err != nil {
+		t.Fatal(err)
+	}
+	half := filepath.Join(n.dir, dirHistory, "009999.sst")
+	if err := os.WriteFile(half, make([]byte, 7), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.open()
+	n.propose(t, n.cfg.Self)
+	if _, err := os.Stat(half); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the table is there still: %v", err)
 	}
 }

@@ -9,6 +9,10 @@ import (
 	"hash/fnv"
 	"io/fs"
 	"os"
+	"path/filepath"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/table"
 
 	"github.com/jointcloud/pcm"
 	"github.com/jointcloud/pcm/consensus/frames"
@@ -183,13 +187,28 @@ func boltKnows(bucket, key []byte, isBucket bool) bool {
 
 // checkTables checks the tables of a Badger folder: each ends with its index,
 // the index's length (4 bytes, big-endian), a checksum of the index and that
-// one's length.
+// one's length. A table that the manifest doesn't list yet was begun when the process was
+// killed; Badger removes it.
 func checkTables(dir string) error {
 	files, err := frames.Glob(dir, "*.sst")
+	if err != nil || len(files) == 0 {
+		return err
+	}
+	manifest, err := os.Open(filepath.Join(dir, badger.ManifestFilename))
 	if err != nil {
 		return err
 	}
+	defer manifest.Close()
+	listed, _, err := badger.ReplayManifestFile(manifest, 0, badger.DefaultOptions(dir).WithLogger(nil))
+	if err != nil {
+		return fmt.Errorf("%s is damaged: %w", manifest.Name(), err)
+	}
 	for _, path := range files {
+		if id, ok := table.ParseFileID(path); ok {
+			if _, ok := listed.Tables[id]; !ok {
+				continue
+			}
+		}
 		if err := checkTable(path); err != nil {
 			return fmt.Errorf("%s is damaged: %w", path, err)
 		}
