@@ -242,6 +242,17 @@ func (n *node) open() *node {
 
 func (n *node) close() error { return n.closeWithin(patience) }
 
+// closeSnapshotted closes the node with a snapshot of all it has applied.
+func (n *node) closeSnapshotted(t testing.TB) {
+	t.Helper()
+	if err := n.raft.Snapshot().Error(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (n *node) closeWithin(d time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	defer cancel()

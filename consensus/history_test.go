@@ -56,12 +56,7 @@ func TestNewReplicaPullsAndChecksHistory(t *testing.T) {
 		}
 	}
 	// The history survives a restart of the replica, from its own snapshot.
-	if err := r.raft.Snapshot().Error(); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.close(); err != nil {
-		t.Fatal(err)
-	}
+	r.closeSnapshotted(t)
 	r.open()
 	if complete, _, _ := r.History(); !complete {
 		t.Error("the history is incomplete after a restart")
@@ -137,12 +132,7 @@ func TestLostHistoryIsFetchedAgain(t *testing.T) {
 		}
 	}
 	r.await("the records", func() bool { return r.count() == 20 })
-	if err := r.raft.Snapshot().Error(); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.close(); err != nil {
-		t.Fatal(err)
-	}
+	r.closeSnapshotted(t)
 	if err := os.RemoveAll(filepath.Join(r.dir, dirHistory)); err != nil {
 		t.Fatal(err)
 	}
@@ -452,12 +442,7 @@ func TestLostVotesBehindSnapshot(t *testing.T) {
 		t.Run(store, func(t *testing.T) {
 			n := found(t, &book{}, func(c *Config) { c.LogStore = store })
 			n.propose(t, n.cfg.Self)
-			if err := n.raft.Snapshot().Error(); err != nil {
-				t.Fatal(err)
-			}
-			if err := n.close(); err != nil {
-				t.Fatal(err)
-			}
+			n.closeSnapshotted(t)
 			if err := errors.Join(os.Remove(filepath.Join(n.dir, fileLog)), os.RemoveAll(filepath.Join(n.dir, dirLog))); err != nil {
 				t.Fatal(err)
 			}
@@ -481,12 +466,7 @@ func TestLogAheadOfSnapshotIsDropped(t *testing.T) {
 	for range 3 {
 		n.propose(t, n.cfg.Self)
 	}
-	if err := n.raft.Snapshot().Error(); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.close(); err != nil {
-		t.Fatal(err)
-	}
+	n.closeSnapshotted(t)
 	log, err := wal.Open(filepath.Join(n.dir, dirLog))
 	if err != nil {
 		t.Fatal(err)

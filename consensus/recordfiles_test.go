@@ -324,12 +324,7 @@ func TestDamagedRecords(t *testing.T) {
 	for range 100 {
 		n.propose(t, n.cfg.Self)
 	}
-	if err := n.raft.Snapshot().Error(); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.close(); err != nil {
-		t.Fatal(err)
-	}
+	n.closeSnapshotted(t)
 	file := func(t *testing.T, dir string) string {
 		return largest(t, filepath.Join(dir, dirHistory, dirRecords, "*.rec"))
 	}

@@ -128,12 +128,7 @@ func TestChangedMeta(t *testing.T) {
 	for range 12 {
 		n.propose(t, n.cfg.Self)
 	}
-	if err := n.raft.Snapshot().Error(); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.close(); err != nil {
-		t.Fatal(err)
-	}
+	n.closeSnapshotted(t)
 	path := largest(t, filepath.Join(n.dir, dirSnapshots, "*", fileMeta))
 	whole, err := os.ReadFile(path)
 	if err != nil {

@@ -24,17 +24,7 @@ func TestCellRecoveredFromLostQuorum(t *testing.T) {
 	if r := anna.PCM("cell", "recover", "--yes"); r.Code != 3 || !strings.Contains(r.Stderr, "nothing to recover") {
 		t.Fatalf("a cell that is well: %+v", r)
 	}
-	bert.Kill()
-	carl.Kill()
-	nodetest.Eventually(t, "anna may go on alone", func(context.Context) error {
-		if r := anna.PCM("cell", "recover", "--dry-run"); !strings.Contains(r.Stdout, "Goes on") {
-			return errors.New(r.Stdout + r.Stderr)
-		}
-		return nil
-	})
-	if r := anna.PCM("cell", "recover", "--yes", "--reason", "both halls burnt"); r.Code != 0 {
-		t.Fatalf("recover: %+v", r)
-	}
+	goOnAlone(t, anna, bert, carl)
 	anna.Done(anna.Send(nodetest.Command(1, "true"), "").ID)
 
 	nodetest.Eventually(t, "the recovery stands in the ledger", func(context.Context) error {
@@ -75,17 +65,7 @@ func TestLeftBehindByRecovery(t *testing.T) {
 			m, anna, bert, carl := three(t)
 			anna.Done(anna.Send(nodetest.Command(1, "true"), "").ID)
 			threeVote(t, anna)
-			bert.Kill()
-			carl.Kill()
-			nodetest.Eventually(t, "anna may go on alone", func(context.Context) error {
-				if r := anna.PCM("cell", "recover", "--dry-run"); !strings.Contains(r.Stdout, "Goes on") {
-					return errors.New(r.Stdout + r.Stderr)
-				}
-				return nil
-			})
-			if r := anna.PCM("cell", "recover", "--yes", "--reason", "both halls burnt"); r.Code != 0 {
-				t.Fatalf("recover: %+v", r)
-			}
+			goOnAlone(t, anna, bert, carl)
 			since := anna.Done(anna.Send(nodetest.Command(1, "true"), "").ID)
 
 			stopped := func(p *nodetest.Peer) {
@@ -167,6 +147,23 @@ func TestLeftBehindByRecovery(t *testing.T) {
 			}
 			m.Verify()
 		})
+	}
+}
+
+// goOnAlone kills two of three voters, and has the third recover the cell.
+func goOnAlone(t *testing.T, p *nodetest.Peer, lost ...*nodetest.Peer) {
+	t.Helper()
+	for _, l := range lost {
+		l.Kill()
+	}
+	nodetest.Eventually(t, p.Name+" may go on alone", func(context.Context) error {
+		if r := p.PCM("cell", "recover", "--dry-run"); !strings.Contains(r.Stdout, "Goes on") {
+			return errors.New(r.Stdout + r.Stderr)
+		}
+		return nil
+	})
+	if r := p.PCM("cell", "recover", "--yes", "--reason", "both halls burnt"); r.Code != 0 {
+		t.Fatalf("recover: %+v", r)
 	}
 }
 
